@@ -1,0 +1,21 @@
+# uv looks where pip looks; nothing changes where PIP_FIND_LINKS is not set.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+
+demo: .venv/.ok
+	.venv/bin/dhbe demo --out runs/demo
+
+test: .venv/.ok
+	.venv/bin/python -m pytest -m "not slow"
+
+check: .venv/.ok
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+	.venv/bin/lint-imports
+
+.venv/.ok: pyproject.toml constraints.txt
+	python3 -m venv .venv && .venv/bin/python -m pip install -q uv
+	.venv/bin/uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev]"
+	touch $@
+
+.PHONY: demo test check

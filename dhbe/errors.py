@@ -1,0 +1,9 @@
+"""The two ways in which this package says no."""
+
+
+class Refused(ValueError):
+    """Input that cannot be used: one line that says what is wrong and how to mend it (exit code 2)."""
+
+
+class Failed(RuntimeError):
+    """A run that began rightly and could not be finished: a full disk, a diverged model (exit code 4)."""
