@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from dhbe.errors import Failed, Refused
@@ -31,7 +32,8 @@ def write(path: Path, content: bytes | str) -> None:
                 os.fsync(file.fileno())
             beside.replace(path)
         except BaseException:  # an interruption too: the temporary goes in every case
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink()
             raise
         _sync_folder(path.parent)
     except OSError as error:

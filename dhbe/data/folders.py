@@ -1,0 +1,117 @@
+"""Image folders: one sub-folder a class."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dhbe.data.images import LIMIT, Images, Shape, check_size
+from dhbe.errors import Refused
+
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""Formats that are decoded. Pillow knows more, and hands some of them (EPS) to other programs."""
+
+EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
+"""Pillow's modes that convert to 8-bit grey or RGB without loss of range."""
+
+Split = Literal["train", "test", "all"]
+
+
+def own_splits(root: Path) -> dict[str, Path] | None:
+    """The folders `train` and `test` (or `val`) of a data set that is split already; None if it is not.
+
+    A folder with classes called train and test would look the same; then rename one.
+    """
+    names = {path.name for path in _visible(root)}
+    if names not in ({"train", "test"}, {"train", "val"}, {"train", "val", "test"}):
+        return None
+    return {"train": root / "train", "test": root / ("test" if "test" in names else "val")}
+
+
+def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT) -> Images:
+    """Images from a folder with one sub-folder a class; classes and files in the order of their names.
+
+    Args:
+        root: The folder. Hidden files are passed over; anything else that is no image is refused.
+        shape: Images of other sizes are resized (bilinear), and made grey or RGB as its channels say. None keeps
+            their size, which must be one and the same; they are grey if all of them are.
+        limit: Bytes that the pixels may take.
+
+    Raises:
+        Refused: No classes, an empty class, a file that is no image, a broken or huge image, mixed sizes.
+    """
+    folders = _visible(root)
+    if stray := next((path for path in folders if not path.is_dir()), None):
+        raise Refused(f"{stray} lies beside the class folders: an image folder holds one sub-folder a class, no files")
+    if not folders:
+        raise Refused(f"{root} holds no classes: an image folder holds one sub-folder a class")
+    files = [_visible(folder) for folder in folders]
+    if empty := next((folder for folder, inside in zip(folders, files, strict=True) if not inside), None):
+        raise Refused(f"{empty} is empty: put images of this class there or remove the folder")
+    paths = [path for inside in files for path in inside]
+    labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(inside) for inside in files]))
+    shape = shape or _common_shape(paths)
+    check_size(len(paths), shape, root, limit)
+    pixels = torch.empty(len(paths), *shape, dtype=torch.uint8)
+    for number, path in enumerate(paths):
+        pixels[number] = _decode(path, shape)
+    return Images(pixels, labels, tuple(folder.name for folder in folders))
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise Refused(f"cannot read the folder {folder}: {(error.strerror or 'unreadable').lower()}") from error
+
+
+def _common_shape(paths: Sequence[Path]) -> Shape:
+    first, grey = None, True
+    for path in paths:
+        with _open(path) as image:
+            first = first or (path, image.size)
+            if image.size != first[1]:
+                (a, b), (c, d) = first[1], image.size
+                raise Refused(f"mixed sizes: {first[0]} is {a} x {b}, {path} {c} x {d}: resize, or give --input CxHxW")
+            grey = grey and image.mode in ("1", "L")
+    assert first is not None
+    width, height = first[1]
+    return (1 if grey else 3), height, width
+
+
+def _open(path: Path) -> Image.Image:
+    """The image with its header read and judged, its pixels not yet."""
+    if not path.is_file():
+        raise Refused(f"{path} is no image: a class folder holds image files only")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(path, formats=FORMATS)
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise Refused(f"{path} declares more than {Image.MAX_IMAGE_PIXELS} pixels: remove or shrink it") from error
+        except Exception as error:  # decoders raise whatever a broken header leads them to
+            raise Refused(f"{path} is no image that can be read ({', '.join(FORMATS)}): remove or mend it") from error
+    if image.mode not in EIGHT_BITS:
+        image.close()
+        raise Refused(f"{path} has more than 8 bits a channel (mode {image.mode}): save it with 8")
+    return image
+
+
+def _decode(path: Path, shape: Shape) -> torch.Tensor:
+    channels, height, width = shape
+    if channels not in (1, 3):
+        raise Refused(f"image files have 1 or 3 channels, the classifier takes {channels}: use an .npz")
+    with _open(path) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks on palettes and metadata
+        try:
+            plain = image.convert("L" if channels == 1 else "RGB")
+        except Exception as error:  # as above
+            raise Refused(f"{path} is broken and cannot be decoded: remove or mend it") from error
+    if plain.size != (width, height):
+        plain = plain.resize((width, height), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(plain)).view(height, width, channels).permute(2, 0, 1)

@@ -1,0 +1,178 @@
+"""The one contract of all defences: a frozen dataclass of hyperparameters and one `run`."""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, final
+
+import torch
+from torch import Tensor, nn
+
+from dhbe.classifier import Classifier
+from dhbe.data import Images
+from dhbe.errors import Refused
+
+Round = dict[str, Tensor]
+"""What one round came to: scalars by name. They stay on the device until somebody looks."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """All that a defender may look at besides the model: nothing, unless the defence says it needs more."""
+
+    clean: Images | None = None
+    """Clean images with their labels, for a defence that needs them."""
+    target: int | None = None
+    """The target class, for a defence that needs it."""
+
+
+class Stateful(Protocol):
+    """Whatever can be saved and restored: a module, an optimiser."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+class Ledger:
+    """What an interrupted run needs in order to go on: its parts, its round and the random states.
+
+    Args:
+        saved: What `state` returned in the run to be continued; None for a fresh run.
+    """
+
+    def __init__(self, saved: dict[str, Any] | None = None) -> None:
+        self._saved = saved
+        self._parts: dict[str, Stateful] = {}
+        self._random: dict[str, Tensor] = {}
+        self.round = 0
+
+    def keep(self, **parts: Stateful) -> int:
+        """Registers the parts of a run, restores them if the run goes on, and returns the rounds already done."""
+        self._parts = parts
+        if self._saved is not None:
+            for name, part in parts.items():
+                part.load_state_dict(self._saved["parts"][name])
+            self.round = self._saved["round"]
+            torch.set_rng_state(self._saved["random"]["cpu"])
+            if "cuda" in self._saved["random"]:
+                torch.cuda.set_rng_state(self._saved["random"]["cuda"])
+        return self.round
+
+    def advance(self) -> None:
+        """Closes a round. The random states are noted here, before anybody looks and draws."""
+        self.round += 1
+        self._random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            self._random["cuda"] = torch.cuda.get_rng_state()
+
+    def state(self) -> dict[str, Any]:
+        """Everything as plain containers and tensors, to be saved with `torch.save`."""
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {"round": self.round, "parts": parts, "random": self._random}
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What a watcher sees after a round."""
+
+    number: int
+    """Rounds done, from 1."""
+    total: int
+    """Rounds that the defence will take."""
+    round: Round
+    model: Classifier
+    """The model at this moment, in eval mode. Looking does not change the run."""
+    ledger: Ledger
+
+
+Watch = Callable[[Glimpse], None]
+
+
+def ignore(glimpse: Glimpse) -> None:
+    """The watcher that does not look."""
+
+
+@dataclass(frozen=True)
+class Defense(ABC):
+    """Turns a classifier that may be backdoored into one that should not be.
+
+    A subclass is a frozen dataclass whose fields are its hyperparameters, and one method, `run`.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Literal["clean images", "target class"]]]
+    """What it must be handed besides the model; it is never handed more."""
+
+    @property
+    @abstractmethod
+    def rounds(self) -> int:
+        """How many rounds `run` takes."""
+
+    @abstractmethod
+    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+        """Cleans `model`, which is in training mode, in place, and yields what each round came to.
+
+        It calls `ledger.keep` once, with all that changes between rounds, and starts at the round this returns.
+        """
+
+    @final
+    def __call__(
+        self,
+        victim: Classifier,
+        known: Known = Known(),  # noqa: B008 (frozen, hence safe to share)
+        *,
+        seed: int = 0,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        watch: Watch = ignore,
+        saved: dict[str, Any] | None = None,
+    ) -> Classifier:
+        """Returns a cleaned copy in eval mode; `victim` and the caller's random state stay as they were.
+
+        Args:
+            victim: The suspect classifier.
+            known: What the defender holds. It must hold what the defence needs; the rest is withheld.
+            seed: Seed of everything random.
+            precision: bf16 runs the networks under autocast.
+            watch: Called after every round.
+            saved: The state of an interrupted run of the same settings, to go on from.
+
+        Raises:
+            Refused: The defence needs something that `known` lacks.
+        """
+        lent = {"clean images": known.clean, "target class": known.target}
+        for need in sorted(self.needs):
+            if lent[need] is None:
+                raise Refused(f"{self.name} needs {need}, and none were given")
+        known = Known(
+            clean=known.clean if "clean images" in self.needs else None,
+            target=known.target if "target class" in self.needs else None,
+        )
+        model, ledger = copy.deepcopy(victim), Ledger(saved)
+        device = model.mean.device
+        with secluded(device), torch.device(device):
+            torch.manual_seed(seed)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                for round in self.run(model.train(), known, ledger):
+                    ledger.advance()
+                    with evaluating(model), secluded(device), torch.autocast(device.type, enabled=False):
+                        watch(Glimpse(ledger.round, self.rounds, round, model, ledger))
+        return model.eval()
+
+
+def secluded(device: torch.device) -> AbstractContextManager[None]:
+    """Gives the caller's random states back afterwards."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is in the mode it was in (a defence may hold some of them apart)."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

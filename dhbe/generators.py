@@ -1,0 +1,117 @@
+"""The two generators of the paper (appendix B.2, tables 10 to 13): images, and the triggers laid on them.
+
+`ImageGenerator` draws normalised images (zero mean, unit variance per channel); `TriggerGenerator` draws patches in
+(-1, 1). Both start from a small grid of 64 or 128 features and double it: nearest-neighbour x2, 3 x 3 convolution,
+BatchNorm, LeakyReLU(0.2).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NOISE = 256
+"""Length of the noise vector z ~ N(0, I)."""
+
+SLOPE = 0.2
+
+
+class Doubling(nn.Conv2d):
+    """Nearest-neighbour x2 followed by a 3 x 3 convolution, as one transposed convolution.
+
+    Repeating each pixel twice and convolving with a 3 x 3 kernel equals a transposed convolution of stride 2 whose
+    4 x 4 kernel is the 3 x 3 one convolved with a 2 x 2 box: 16 multiplications a pixel of the small grid, not 36.
+    The parameters are those of the 3 x 3 convolution.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__(channels_in, channels_out, kernel_size=3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [n, channels_in, h, w] to [n, channels_out, 2 h, 2 w]."""
+        out, into = self.weight.shape[:2]
+        # A transposed convolution runs the kernel backwards, hence the flip.
+        box = F.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
+        kernel = box[..., :-1, :-1] + box[..., :-1, 1:] + box[..., 1:, :-1] + box[..., 1:, 1:]
+        kernel = kernel.transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        assert kernel.shape == (into, out, 4, 4)
+        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+
+
+def start(side: int, largest: int) -> tuple[int, int]:
+    """The side to start from, at most `largest`, and the number of doublings that reach `side` pixels or just more.
+
+    >>> start(32, 8), start(28, 8), start(64, 8), start(30, 8)
+    ((8, 2), (7, 2), (8, 3), (8, 2))
+    """
+    doublings = 0
+    while -(-side // 2**doublings) > largest:
+        doublings += 1
+    return -(-side // 2**doublings), doublings
+
+
+class ImageGenerator(nn.Module):
+    """G of the paper: noise to normalised images (table 13).
+
+    Args:
+        side: Height and width of the images in pixels, at least 8. It doubles from 5, 6, 7 or 8 px; a side that no doubling
+            reaches is made by the next larger one, resized bilinearly.
+        channels: Channels of the images.
+    """
+
+    def __init__(self, side: int, channels: int) -> None:
+        super().__init__()
+        self.side = side
+        self.first, doublings = start(side, 8)
+        self.project = nn.Linear(NOISE, 128 * self.first**2)
+        self.norm = nn.BatchNorm2d(128)
+        widths = [128, *(128 if i < doublings - 1 else 64 for i in range(doublings))]
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(Doubling(a, b), nn.BatchNorm2d(b), nn.LeakyReLU(SLOPE, inplace=True))
+                for a, b in zip(widths[:-1], widths[1:], strict=True)
+            )
+        )
+        self.to_image = nn.Conv2d(widths[-1], channels, kernel_size=3, padding=1)
+        self.standardise = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Noise [n, 256] to normalised images [n, channels, side, side]."""
+        x = self.project(noise).view(-1, 128, self.first, self.first)
+        x = self.norm(x.contiguous(memory_format=torch.channels_last))
+        x = torch.tanh(self.to_image(self.blocks(x)))
+        if x.shape[-1] != self.side:
+            x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", align_corners=False, antialias=True)
+        return self.standardise(x)
+
+
+class TriggerGenerator(nn.Module):
+    """R of the paper: noise to patches in (-1, 1) (tables 10 to 12).
+
+    Args:
+        side: Height and width of the patches in pixels, at least 1. Up to 9 px they are made at full size; larger ones
+            double from 5 to 9 px.
+        channels: Channels of the images that the patches are laid on.
+    """
+
+    def __init__(self, side: int, channels: int) -> None:
+        super().__init__()
+        self.side = side
+        self.first, doublings = start(side, 9)
+        self.project = nn.Linear(NOISE, 64 * self.first**2)
+        self.norm = nn.BatchNorm2d(64)
+        self.blocks = nn.Sequential(
+            *(
+                nn.Sequential(Doubling(64, 64), nn.BatchNorm2d(64), nn.LeakyReLU(SLOPE, inplace=True))
+                for _ in range(doublings)
+            )
+        )
+        self.to_patch = nn.Conv2d(64, channels, kernel_size=3, padding=1)
+        self.standardise = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Noise [n, 256] to patches [n, channels, side, side] in (-1, 1)."""
+        x = self.project(noise).view(-1, 64, self.first, self.first)
+        x = self.to_patch(self.blocks(self.norm(x)))
+        if x.shape[-1] != self.side:
+            x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", align_corners=False, antialias=True)
+        return torch.tanh(self.standardise(x))

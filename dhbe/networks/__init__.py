@@ -1,0 +1,125 @@
+"""Networks: a small zoo, other people's architectures, and what the shapes of weights tell."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from dhbe.classifier import last
+from dhbe.errors import Refused
+from dhbe.networks.external import from_code, from_timm, from_torchvision, guarded
+from dhbe.networks.resnet import ResNet
+from dhbe.networks.wide_resnet import WideResNet
+
+COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it
+
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    "resnet8": partial(ResNet, (1, 1, 1), 16),
+    "resnet20": partial(ResNet, (3, 3, 3), 16),
+    "resnet18": partial(ResNet, (2, 2, 2, 2), 64),
+    "resnet34": partial(ResNet, (3, 4, 6, 3), 64),
+    "resnet18-w16": partial(ResNet, (2, 2, 2, 2), 16),
+    "resnet18-w32": partial(ResNet, (2, 2, 2, 2), 32),
+    "resnet18-64": partial(ResNet, (2, 2, 2, 2), 64, pool=True),
+    "resnet34-64": partial(ResNet, (3, 4, 6, 3), 64, pool=True),
+    "wrn16-1": partial(WideResNet, 16, 1),
+    "wrn16-2": partial(WideResNet, 16, 2),
+    "wrn40-1": partial(WideResNet, 40, 1),
+    "wrn40-2": partial(WideResNet, 40, 2),
+}
+"""Each takes ``(classes, channels=3)`` and returns an untrained network for normalised images; ``-64`` is for 64 px."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What the keys and shapes of weights tell without doubt; None where they do not."""
+
+    arch: str | None
+    classes: int | None
+
+
+def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+    """An untrained network.
+
+    Args:
+        arch: A name of `ZOO`, ``torchvision:NAME``, ``timm:NAME``, or the vendor's code as ``path/to/file.py:function``
+            or ``package.module:function``, which is run.
+        classes: Number of classes.
+        shape: Image shape (channels, height, width).
+
+    Raises:
+        Refused: There is no such network, or it cannot be built.
+    """
+    if classes < 2 or min(shape) < 1:
+        raise Refused(f"a classifier needs 2 classes and images of 1x1x1 at least, not {classes} and {shape}")
+    if arch in ZOO:
+        return ZOO[arch](classes, shape[0])
+    place, _, name = arch.rpartition(":")
+    if not (place and name):
+        raise Refused(
+            f"unknown architecture {arch!r}: give one of {', '.join(ZOO)}, "
+            "or torchvision:NAME, timm:NAME, path/to/file.py:function, package.module:function"
+        )
+    if place == "torchvision":
+        return from_torchvision(name, classes, shape[0])
+    if arch.startswith("timm:"):
+        return from_timm(arch.removeprefix("timm:"), classes, shape)
+    return from_code(place, name, classes)
+
+
+def infer(tensors: Mapping[str, Tensor], shape: tuple[int, int, int] = (3, 32, 32)) -> Guess:
+    """Tells architecture and number of classes from the keys and shapes of a state dict (without wrappers' prefixes).
+
+    ``resnet18`` and ``resnet18-64`` have the same tensors. Images of 64 px or more come with both, so that the weights
+    leave a doubt; smaller ones do not come with the latter.
+
+    Args:
+        tensors: The state dict.
+        shape: Image shape (channels, height, width).
+    """
+    found = {key: tuple(tensor.shape) for key, tensor in tensors.items() if not key.endswith(COUNTER)}
+    matrices = [shape for key, shape in found.items() if key.endswith("weight") and len(shape) == 2]
+    # The last matrix is the classifier, unless the file is sorted by name and its order says nothing.
+    told = len(matrices) == 1 or (matrices and list(found) != sorted(found))
+    classes = matrices[-1][0] if told else None
+    stem = found.get("conv1.weight", ())
+    if not classes or len(stem) != 4 or "fc.weight" not in found:
+        return Guess(None, classes)
+    likely = [name for name in ZOO if shape[1] >= 64 or not name.endswith("-64")]
+    fits = [name for name in likely if found == _shapes(name, classes, stem[1])]
+    return Guess(fits[0] if len(fits) == 1 else None, classes)
+
+
+def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> bool:
+    """Tries `network` on four images of noise; leaves it in eval mode.
+
+    Args:
+        network: It takes normalised images [n, c, h, w].
+        shape: Image shape (channels, height, width).
+        classes: Number of classes that the outputs must have.
+
+    Returns:
+        Whether the outputs are probabilities (not negative, each row sums to 1) instead of logits.
+
+    Raises:
+        Refused: The network fails on such images, or returns no finite logits [4, classes].
+    """
+    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    size = "x".join(map(str, shape))
+    with guarded(f"running the network on images of --input {size}"), torch.no_grad():
+        output = last(network.eval()(images)).float()
+    if output.shape != (4, classes):
+        raise Refused(f"for 4 images the network returns {list(output.shape)}, not [4, {classes}]: check --classes")
+    if not output.isfinite().all():
+        raise Refused(f"the network returns NaN or infinite logits for noise of --input {size}")
+    sums = output.sum(1)
+    return classes > 1 and bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
+def _shapes(arch: str, classes: int, channels: int) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        state = ZOO[arch](classes, channels).state_dict()
+    return {key: tuple(tensor.shape) for key, tensor in state.items() if not key.endswith(COUNTER)}

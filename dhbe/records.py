@@ -1,0 +1,200 @@
+"""The record of a run, `record.json`: all that tables, figures and reports are drawn from."""
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dhbe import files
+from dhbe.errors import Failed, Refused
+
+LARGEST = 64 * 2**20
+"""Bytes; a curve of 15,000 rounds takes about a twentieth of it."""
+
+
+def _encodable(value: object) -> object:
+    # A file name that is not UTF-8 reaches Python with lone surrogates, which no JSON file can hold.
+    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+
+
+def _settings(value: Any) -> Any:
+    try:
+        # What a file would give back: lists for tuples, no lone surrogates.
+        settings = json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode(errors="replace"))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"not plain JSON: {error}") from error
+    if settings is not None and not (isinstance(settings, dict) and isinstance(settings.get("name"), str)):
+        raise ValueError('needs a "name"')
+    return settings
+
+
+def _point(point: dict[str, float]) -> dict[str, float]:
+    iteration = point.get("iteration", -1.0)
+    if iteration < 0 or not iteration.is_integer():
+        raise ValueError('needs an "iteration", a whole number')
+    return {**point, "iteration": int(iteration)}
+
+
+def _utc(time: str) -> str:
+    if datetime.fromisoformat(time).utcoffset() != timedelta(0):
+        raise ValueError("not a time in UTC")
+    return time
+
+
+Text = Annotated[str, BeforeValidator(_encodable)]
+Settings = Annotated[dict[str, Any] | None, BeforeValidator(_settings)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0, lt=2**64)]
+Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Point = Annotated[dict[Text, float], AfterValidator(_point)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ModelInfo(_Part):
+    """The model that a run was given (erase, score) or made (attack), and how it was read."""
+
+    path: Text | None
+    """The file as the user named it; None for a model that came as an object."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+    """Of that file's content."""
+    arch: Text
+    """Name of the architecture."""
+    classes: Positive
+    input: tuple[Positive, Positive, Positive]
+    """Channels, height and width of the images."""
+    mean: tuple[float, ...]
+    """Of each channel (or one for all), pixels in [0, 1]."""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """The same of the standard deviation."""
+    softmax: bool = False
+    """The network returns probabilities; their logarithms were used as logits."""
+    code: Text | None = None
+    """The vendor's code that the user chose to run, `file.py:function`; None if none was."""
+
+
+class Measures(_Part):
+    """What was measured on one model. Rates are fractions 0..1; None: not measured, or no such form."""
+
+    acc: Fraction | None = None
+    """Among all test images."""
+    asr: Fraction | None = None
+    """Among non-target images that this very model gets right without the trigger."""
+    asr_x4: Fraction | None = None
+    """`asr` with the patch also in the four corners."""
+    asr_x9: Fraction | None = None
+    """`asr_x4` with the patch also in the centre and at the four edge midpoints."""
+    asr_victim: Fraction | None = None
+    """Among non-target images that the backdoored model gets right."""
+    asr_all: Fraction | None = None
+    """Among all non-target images."""
+    n: Positive | None = None
+    """Test images: the denominator of `acc`."""
+    asr_n: Positive | None = None
+    """The denominator of `asr`, `asr_x4` and `asr_x9`."""
+    signs: dict[Text, float] = {}
+    """The data-free signs by name."""
+
+
+class Record(_Part):
+    """One finished run, whole: enough to draw its report and to repeat it.
+
+    Raises:
+        pydantic.ValidationError: A field that is missing, unknown, out of range or not finite.
+    """
+
+    format: Literal[1] = 1
+    kind: Literal["erase", "attack", "score"]
+    model: ModelInfo
+    defense: Settings = None
+    """`name` and every hyperparameter; an erase has one."""
+    attack: Settings = None
+    """`name` and every hyperparameter; an attack has one."""
+    data: Text | None = None
+    trigger: Text | None = None
+    target: Count | None = None
+    """The class that the trigger leads to."""
+    before: Measures | None = None
+    """Of `model`: the suspect one, the one scored, or the one that an attack made."""
+    after: Measures | None = None
+    """Of the cleaned model; an erase has one."""
+    seconds: Annotated[float, Field(ge=0)]
+    iterations: Count = 0
+    device: Text
+    precision: Text
+    versions: dict[Text, Text] = {}
+    seed: Count
+    curve: list[Point] = []
+    """What each round came to, by name; every point has its `iteration`."""
+    warnings: list[Text] = []
+    finished: Annotated[str, AfterValidator(_utc)]
+    """When the run ended: ISO 8601, UTC."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.kind == "erase" and (self.defense is None or self.before is None or self.after is None):
+            raise ValueError("an erase needs defense, before and after")
+        if self.kind == "attack" and self.attack is None:
+            raise ValueError("an attack needs attack")
+        if self.target is not None and self.target >= self.model.classes:
+            raise ValueError(f"there is no target {self.target} among {self.model.classes} classes")
+        return self
+
+    def to_json(self) -> str:
+        """The content of `record.json`, keys in the order of the fields; equal records give equal text.
+
+        Raises:
+            Failed: A number is not finite any more (a dict was changed after it was validated).
+        """
+        try:
+            return json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        except ValueError as error:
+            raise Failed("the record holds a number that is not finite; it was not written") from error
+
+
+def write(path: Path, record: Record) -> None:
+    """Writes a record, whole or not at all.
+
+    Raises:
+        Failed: The file cannot be written or a number is not finite.
+    """
+    files.write(path, record.to_json())
+
+
+def read(path: Path) -> Record:
+    """Reads a record that may come from anywhere.
+
+    Raises:
+        Refused: The file cannot be read, is too large, is no JSON, has another format or breaks its rules.
+    """
+    try:
+        if not path.is_file():
+            raise Refused(f"{path} is not a file: give the record.json of a run")
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except OSError as error:
+        raise Refused(f"cannot read {path}: {(error.strerror or 'failed').lower()}") from error
+    if len(content) > LARGEST:
+        raise Refused(f"{path} is larger than {LARGEST >> 20} MiB: no record of ours is")
+    try:
+        record = Record.model_validate_json(content, strict=True)
+    except ValidationError as error:
+        raise Refused(f"{path} is no record of dhbe: {_first(error)}") from error
+    if "format" not in record.model_fields_set:
+        raise Refused(f"{path} is no record of dhbe: it states no format")
+    return record
+
+
+def _first(error: ValidationError) -> str:
+    """The first complaint as one printable line; what it quotes comes from the file."""
+    complaint = error.errors(include_url=False, include_context=False)[0]
+    if complaint["loc"] == ("format",):
+        line = f"its format is {complaint['input']!r:.40}, this version reads format 1"
+    else:
+        message = complaint["msg"].removeprefix("Value error, ")
+        line = ": ".join(filter(None, (".".join(map(str, complaint["loc"])), message)))
+    return "".join(c if c.isprintable() else "?" for c in line)[:200]

@@ -1,0 +1,187 @@
+"""Supervised training and prediction. The whole data set lies on the device; an epoch is a permutation of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dhbe.classifier import Classifier
+from dhbe.data import Images
+from dhbe.errors import Failed, Refused
+
+Schedule = Literal["one-cycle", "steps"]
+
+WARM_UP = 0.25
+"""Share of a one-cycle schedule in which the learning rate rises."""
+
+
+def ignore(epoch: dict[str, float]) -> None:
+    """The watcher that does not look."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Trains a classifier by SGD with Nesterov momentum; the defaults train a ResNet on CIFAR-10.
+
+    Random choices come from torch's global generator on the CPU, which the caller seeds.
+    """
+
+    epochs: int
+    """Passes over the images."""
+    batch: int = 128
+    """Images a step. An incomplete last batch is left out; the next permutation takes others."""
+    lr: float = 0.1
+    """Largest learning rate."""
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "one-cycle"
+    """one-cycle: linear rise, then linear fall to 0. steps: x0.1 after a half and again after three quarters."""
+    crop: int = 4
+    """Zeros padded to each side before a random crop back to size, in pixels; 0 crops nothing."""
+    flip: bool = True
+    """Whether half of the images are mirrored left to right."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    bf16: bool = False
+    """Whether to compute in bfloat16 on CUDA; elsewhere it is always float32."""
+
+    def __call__(
+        self, classifier: Classifier, images: Images, watch: Callable[[dict[str, float]], None] = ignore
+    ) -> Classifier:
+        """Trains `classifier` in place, where it lies, and returns it in eval mode.
+
+        Args:
+            classifier: What to train.
+            images: Training images; they are copied to the classifier's device.
+            watch: Called after each epoch with `epoch` (from 1), `epochs`, `loss` and `acc` (means over the augmented
+                images of the epoch) and `lr`.
+
+        Raises:
+            Refused: The settings make no sense, or the images do not fit the classifier.
+            Failed: The loss is no longer finite.
+        """
+        self._check(classifier, images)
+        device = classifier.mean.device
+        images = images.to(device)
+        classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (missing in torch's stub)
+        optimizer = torch.optim.SGD(
+            classifier.parameters(),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.momentum > 0,
+        )
+        for epoch in range(self.epochs):
+            classifier.train()  # again each time: a watcher may have looked
+            loss, right, seen = self._epoch(classifier, images, optimizer, epoch)
+            if not math.isfinite(loss):
+                raise Failed(
+                    f"training diverged in epoch {epoch + 1} of {self.epochs}: lower the learning rate {self.lr:g}"
+                )
+            lr = optimizer.param_groups[0]["lr"]
+            watch({"epoch": epoch + 1, "epochs": self.epochs, "loss": loss, "acc": right / seen, "lr": lr})
+        return classifier.eval()
+
+    def rate(self, share: float) -> float:
+        """Learning rate after a share in [0, 1] of all steps."""
+        if self.schedule == "one-cycle":
+            return self.lr * min(share / WARM_UP, (1 - share) / (1 - WARM_UP))
+        return self.lr * 0.1 ** ((share >= 0.5) + (share >= 0.75))
+
+    def _epoch(
+        self, classifier: Classifier, images: Images, optimizer: torch.optim.Optimizer, epoch: int
+    ) -> tuple[float, int, int]:
+        """One pass: mean loss, images classified right, images seen."""
+        device = images.pixels.device
+        steps = max(1, len(images) // self.batch)
+        total = torch.zeros((), device=device)
+        right = torch.zeros((), device=device, dtype=torch.int64)
+        batches = torch.randperm(len(images)).to(device).split(self.batch)[:steps]
+        for step, index in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate((epoch * steps + step + 0.5) / (self.epochs * steps))
+            pixels, labels = self._augment(images.pixels[index]), images.labels[index]
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and device.type == "cuda"):
+                logits = classifier(pixels)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.detach()
+            right += (logits.argmax(1) == labels).sum()
+        return total.item() / steps, int(right), sum(len(index) for index in batches)
+
+    def _augment(self, pixels: Tensor) -> Tensor:
+        n = len(pixels)
+        offsets = torch.randint(2 * self.crop + 1, (2, n))
+        flip = torch.rand(n) < (0.5 if self.flip else 0.0)
+        moved = crop_and_flip(pixels, self.crop, offsets.to(pixels.device), flip.to(pixels.device))
+        return moved.float() / 255
+
+    def _check(self, classifier: Classifier, images: Images) -> None:
+        if not (self.epochs >= 1 and self.batch >= 1 and self.lr > 0 and self.crop >= 0):  # NaN fails too
+            raise Refused("training needs at least 1 epoch, batches of at least 1, lr above 0 and a crop of at least 0")
+        if self.schedule not in get_args(Schedule):
+            raise Refused(f"no schedule {self.schedule!r}; there are {', '.join(get_args(Schedule))}")
+        if images.shape != classifier.shape:
+            raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
+        if len(images) == 0 or int(images.labels.max()) >= classifier.classes:
+            raise Refused(f"the training set must hold images, with labels below {classifier.classes}")
+
+
+def crop_and_flip(pixels: Tensor, pad: int, offsets: Tensor, flip: Tensor) -> Tensor:
+    """Crops each image to its size out of its zero-padded self, then mirrors some.
+
+    Args:
+        pixels: [n, c, h, w], any type.
+        pad: Zeros on each side, in pixels.
+        offsets: Row and column, from 0 to 2 pad, where each crop begins in the padded image; int64 [2, n].
+        flip: Which images to mirror left to right; bool [n].
+
+    Returns:
+        The crops [n, c, h, w], in channels-last memory order.
+    """
+    n, _, h, w = pixels.shape
+    device = pixels.device
+    rows = offsets[0, :, None] + torch.arange(h, device=device)
+    columns = offsets[1, :, None] + torch.arange(w, device=device)
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    padded = F.pad(pixels, (pad, pad, pad, pad))
+    # A slice between indices sends the channels to the end: the result is channels-last without a copy.
+    picked = padded[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+@torch.inference_mode()
+def predict(
+    classifier: Classifier, images: Images, transform: Callable[[Tensor], Tensor] | None = None, batch: int = 512
+) -> Tensor:
+    """Predicted classes, int64 [n], on the device of the images' labels.
+
+    Args:
+        classifier: Evaluated in eval mode; the modes of its modules are restored.
+        images: What to classify, in this order.
+        transform: Applied to the pixels [n, c, h, w] in [0, 1] before, such as a trigger.
+        batch: Images at a time.
+
+    Raises:
+        Refused: The images do not fit the classifier.
+    """
+    if images.shape != classifier.shape:
+        raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
+    device = classifier.mean.device
+    modes = {module: module.training for module in classifier.modules()}
+    classifier.eval()
+    try:
+        parts = [
+            classifier(transform(pixels) if transform else pixels).argmax(1)
+            for pixels, _ in ((p.to(device), y) for p, y in images.batches(batch))
+        ]
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return torch.cat(parts or [torch.empty(0, dtype=torch.int64)]).to(images.labels.device)

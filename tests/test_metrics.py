@@ -1,0 +1,79 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import accuracy_score
+
+from dhbe.errors import Refused
+from dhbe.metrics import accuracy, attack_success, der, robust_accuracy, wilson
+
+CASES = st.lists(st.tuples(*[st.integers(0, 2)] * 4), min_size=1, max_size=30)
+
+
+def columns(cases):
+    return [torch.tensor(column) for column in zip(*cases, strict=True)]
+
+
+@given(CASES)
+def test_accuracy_agrees_with_scikit_learn(cases):
+    predicted, labels, *_ = columns(cases)
+    assert accuracy(predicted, labels) == pytest.approx(accuracy_score(labels, predicted))
+
+
+@given(CASES, st.sampled_from(["model", "victim", "all"]), st.randoms())
+def test_attack_success_agrees_with_counting_by_hand(cases, among, shuffler):
+    counted = []
+    for label, clean, triggered, base in cases:
+        right = {"model": clean == label, "victim": base == label, "all": True}[among]
+        if label != 1 and right:
+            counted.append(triggered == 1)
+    shuffled = list(cases)
+    shuffler.shuffle(shuffled)
+    labels, clean, triggered, base = columns(shuffled)
+    if counted:
+        assert attack_success(clean, triggered, labels, 1, base, among) == sum(counted) / len(counted)
+    else:
+        with pytest.raises(Refused, match="no image outside class 1"):
+            attack_success(clean, triggered, labels, 1, base, among)
+
+
+def test_robust_accuracy_leaves_the_target_class_out():
+    labels = torch.tensor([0, 1, 2, 2])
+    assert robust_accuracy(torch.tensor([1, 1, 2, 1]), labels, target=1) == 1 / 3
+
+
+@pytest.mark.parametrize(
+    ("change", "rating"),
+    [
+        ((0.9, 0.9, 1.0, 0.0), 1.0),
+        ((0.9, 0.9, 1.0, 1.0), 0.5),
+        ((0.9, 0.8, 1.0, 0.5), 0.7),
+        ((0.8, 0.9, 0.5, 1.0), 0.5),
+        ((1.0, 0.0, 0.0, 0.0), 0.0),
+    ],
+)
+def test_der(change, rating):
+    assert der(*change) == pytest.approx(rating)
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1), st.sampled_from([0.9, 0.95, 0.99]))
+def test_wilson_agrees_with_scipy(total, share, confidence):
+    count = round(share * total)
+    expected = binomtest(count, total).proportion_ci(confidence, method="wilson")
+    assert wilson(count, total, confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_what_cannot_be_counted_is_refused():
+    one, two, none = torch.zeros(1).long(), torch.zeros(2).long(), torch.zeros(0).long()
+    with pytest.raises(Refused, match="data set is empty"):
+        accuracy(none, none)
+    with pytest.raises(Refused, match="one length"):
+        accuracy(one, two)
+    with pytest.raises(Refused, match="one length"):
+        accuracy(one, torch.zeros(1, 1).long())
+    with pytest.raises(Refused, match="needs the victim's predictions"):
+        attack_success(one, one, one, 1, among="victim")
+    for count, total in ((0, 0), (3, 2), (-1, 2)):
+        with pytest.raises(Refused, match="no share"):
+            wilson(count, total)

@@ -1,0 +1,166 @@
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dhbe import records
+from dhbe.errors import Failed, Refused
+from dhbe.records import Measures, ModelInfo, Record
+
+
+def example(**changes) -> Record:
+    fields = {
+        "kind": "erase",
+        "model": ModelInfo(
+            path="victim.pt",
+            sha256="0" * 64,
+            arch="resnet8",
+            classes=10,
+            input=(3, 32, 32),
+            mean=(0.5,),
+            std=(0.25,),
+        ),
+        "defense": {"name": "dhbe", "alpha": 0.5, "places": "sample", "dropout": False},
+        "before": Measures(acc=0.99, asr=1.0, n=360, asr_n=320, signs={"reaction": 18.0}),
+        "after": Measures(acc=0.98, asr=0.0, n=360, asr_n=316, signs={"agreement": 0.97}),
+        "seconds": 12.5,
+        "device": "cpu",
+        "precision": "fp32",
+        "seed": 0,
+        "curve": [{"iteration": 0, "familiarity": 3.5}, {"iteration": 1, "distillation": 0.25}],
+        "finished": "2025-01-31T12:00:00+00:00",
+    }
+    return Record(**(fields | changes))
+
+
+def broken(content: dict, *path, value) -> str:
+    *folders, last = path
+    inner = content
+    for key in folders:
+        inner = inner[key]
+    inner[last] = value
+    return json.dumps(content)
+
+
+text = st.text(st.characters(), max_size=20)  # lone surrogates too: file names hold them
+number = st.floats(allow_nan=False, allow_infinity=False)
+fraction = st.none() | st.floats(0, 1)
+plain = st.recursive(st.none() | st.booleans() | st.integers(-(2**60), 2**60) | number | text, st.lists, max_leaves=5)
+measures = st.builds(
+    Measures,
+    acc=fraction, asr=fraction, asr_x4=fraction, asr_x9=fraction, asr_victim=fraction, asr_all=fraction,
+    n=st.none() | st.integers(1, 10**9), signs=st.dictionaries(text, number, max_size=3),
+)  # fmt: skip
+changes = st.fixed_dictionaries(
+    {},
+    optional={
+        "defense": st.builds(lambda settings: settings | {"name": "dhbe"}, st.dictionaries(text, plain, max_size=4)),
+        "data": st.none() | text,
+        "before": measures,
+        "after": measures,
+        "seconds": st.floats(0, 1e9),
+        "curve": st.lists(
+            st.builds(lambda point, i: point | {"iteration": i}, st.dictionaries(text, number), st.integers(0, 10**6)),
+            max_size=3,
+        ),
+        "warnings": st.lists(text, max_size=3),
+    },
+)
+
+
+@given(changes)
+def test_what_is_written_is_read(tmp_path_factory, changes):
+    record = example(**changes)
+    path = tmp_path_factory.mktemp("run") / "record.json"
+    records.write(path, record)
+    assert records.read(path) == record
+    assert records.read(path).to_json() == record.to_json() == path.read_text()
+
+
+def test_keys_come_in_the_order_of_the_fields():
+    content = json.loads(example().to_json())
+    assert list(content) == list(Record.model_fields)
+    assert list(content["defense"]) == ["name", "alpha", "places", "dropout"]
+    assert content["curve"][1] == {"iteration": 1, "distillation": 0.25}
+
+
+def test_tuples_in_settings_equal_the_lists_that_come_back():
+    assert example(attack={"name": "badnets", "place": (1, 2)}).attack == {"name": "badnets", "place": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        (["format"], 2, "its format is 2, this version reads format 1"),
+        (["kind"], "scan", "kind: Input should be 'erase'"),
+        (["seed"], -1, "seed: "),
+        (["seconds"], "12", "seconds: Input should be a valid number"),
+        (["seconds"], math.nan, "finite"),
+        (["extra"], 1, "extra: Extra inputs are not permitted"),
+        (["before", "acc"], 1.01, "before.acc: .*less than or equal to 1"),
+        (["after", "asr_x9"], -1e-9, "after.asr_x9: "),
+        (["after"], None, "an erase needs defense, before and after"),
+        (["defense"], None, "an erase needs defense, before and after"),
+        (["defense"], {"alpha": 1}, 'defense: needs a "name"'),
+        (["defense", "alpha"], math.inf, "defense: .*not JSON compliant"),
+        (["before", "signs"], {"agreement": math.nan}, "before.signs.agreement: .*finite"),
+        (["curve", 0, "familiarity"], -math.inf, "curve.0.familiarity: .*finite"),
+        (["curve", 0], {"loss": 1.0}, 'curve.0: needs an "iteration"'),
+        (["curve", 0, "iteration"], 0.5, 'curve.0: needs an "iteration"'),
+        (["model", "sha256"], "../../etc", "model.sha256: "),
+        (["model", "input"], [3, 32], "model.input"),
+        (["finished"], "2025-01-31T12:00:00", "finished: not a time in UTC"),
+        (["target"], 10, "there is no target 10 among 10 classes"),
+        (["finished"], "yesterday\nevening", "finished: "),
+    ],
+)
+def test_a_broken_record_is_one_line(tmp_path, path, value, says):
+    file = tmp_path / "record.json"
+    file.write_text(broken(json.loads(example().to_json()), *path, value=value))
+    with pytest.raises(Refused, match=says) as caught:
+        records.read(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 5000, b"PK\x03\x04", b"9" * 10_000],
+)
+def test_what_is_no_record_is_one_line(tmp_path, content):
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(Refused, match="is no record of dhbe") as caught:
+        records.read(tmp_path / "record.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_number_too_large_for_a_float_is_refused(tmp_path):
+    (tmp_path / "record.json").write_text(example().to_json().replace("12.5", "1e999"))
+    with pytest.raises(Refused, match="finite"):
+        records.read(tmp_path / "record.json")
+
+
+def test_a_record_must_state_its_format(tmp_path):
+    (tmp_path / "record.json").write_text(example().to_json().replace('"format": 1,', ""))
+    with pytest.raises(Refused, match="states no format"):
+        records.read(tmp_path / "record.json")
+
+
+def test_missing_folders_and_huge_files_are_refused(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(Refused, match="is not a file"):
+            records.read(path)
+    with (tmp_path / "record.json").open("wb") as file:
+        file.truncate(records.LARGEST + 1)  # sparse
+    with pytest.raises(Refused, match="larger than 64 MiB"):
+        records.read(tmp_path / "record.json")
+
+
+def test_a_number_that_became_infinite_is_not_written(tmp_path):
+    record = example()
+    record.after.signs["agreement"] = math.nan
+    with pytest.raises(Failed, match="not finite"):
+        records.write(tmp_path / "record.json", record)
+    assert not list(tmp_path.iterdir())
