@@ -11,6 +11,7 @@ import math
 import pickletools
 import re
 import stat
+import sys
 import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from dhbe import files
 from dhbe.errors import Failed, Refused
+from dhbe.networks.external import guarded
 
 PLACES = ("state_dict", "model", "net", "model_state_dict")  # where training scripts put the state dict
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and the like
@@ -116,7 +118,8 @@ def load_into(network: nn.Module, state: State) -> None:
     """Gives `network` the weights of `state`, in float32; names match with or without the wrappers' prefix.
 
     Raises:
-        Refused: Tensors are missing, left over or of another shape. BatchNorm's batch counters may be missing.
+        Refused: Tensors are missing, left over or of another shape, or code of the vendor's class raises. BatchNorm's
+            batch counters may be missing.
     """
     wanted = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     cut = _cut(state, wanted)
@@ -133,7 +136,8 @@ def load_into(network: nn.Module, state: State) -> None:
     if any(faults.values()):
         listed = "; ".join(f"{fault}: {_some(map(told, keys))}" for fault, keys in faults.items() if keys)
         raise Refused(f"the checkpoint does not fit the network ({listed}): check --arch and --classes")
-    network.float().load_state_dict(given, strict=False)
+    with guarded("loading the weights into the network"):  # a vendor's class may have its own way
+        network.float().load_state_dict(given, strict=False)
 
 
 def save(path: Path, network_state: Mapping[str, Tensor], like: State, metadata: Mapping[str, str]) -> None:
@@ -183,15 +187,21 @@ def _load(file: Path, size: int) -> tuple[str, Mapping[str, Tensor]]:
 
 def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:
     """The pickle inside what ``torch.save`` wrote: a zip whose members are stored as they are."""
-    names = [member.filename.partition("/")[2] for member in archive.infolist()]
+    members = archive.infolist()
+    names = [member.filename.partition("/")[2].lower() for member in members]  # torch does not mind the case
     if "constants.pkl" in names:
         raise Refused(f"is a TorchScript archive, which is a program: {MEND}")
     if names.count("data.pkl") != 1:
-        raise Refused(f"is a zip archive, but not of torch.save (there is no data.pkl): {MEND}")
-    unpacked = sum(member.file_size for member in archive.infolist())
+        raise Refused(f"is a zip archive, but not of torch.save (it needs one data.pkl): {MEND}")
+    unpacked = sum(member.file_size for member in members)
     if unpacked > size:
         raise Refused(f"has {size} bytes and would unpack to {unpacked}: it is refused as a zip bomb")
-    return archive.read(archive.infolist()[names.index("data.pkl")])
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise Refused(f"was packed by another program than torch.save, whose files are not compressed: {MEND}")
+    orders = {archive.read(member) for member, name in zip(members, names, strict=True) if name == "byteorder"}
+    if orders - {sys.byteorder.encode()}:  # torch would swap bytes in the mapped file, and crash
+        raise Refused(f"has the byte order of another machine: {MEND}")
+    return archive.read(members[names.index("data.pkl")])
 
 
 def _refuse_strangers(stream: IO[bytes], pickles: int) -> None:

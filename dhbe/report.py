@@ -97,7 +97,8 @@ class Rate:
         """Its 95 % Wilson interval in words, or nothing."""
         if self.value is None or self.n is None:
             return ""
-        low, high = wilson(round(self.value * self.n), self.n)
+        hits = min(round(self.value * self.n), self.n)  # a float beyond 2**53 may round above n
+        low, high = wilson(hits, self.n)
         return f"{100 * low:.1f} to {100 * high:.1f}%"
 
 
@@ -177,11 +178,11 @@ def _measured(kind: str, state: Measures) -> Verdict:
 
 
 def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
-    if after.acc is None:
+    if after.acc is None and after.asr is None:
         yield UNKNOWN
     else:
         yield from _accuracy(before, after)
-        yield "No trigger was given: the attack success rate (ASR) is unknown."
+        yield "The attack success rate (ASR) was not measured both before and after."
     if "agreement" in after.signs:
         agreement = percent(after.signs["agreement"])
         yield f"On generated images the cleaned model chooses the suspect model's class in {agreement} of cases."

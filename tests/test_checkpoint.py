@@ -63,6 +63,15 @@ def zipped(*members, compression=zipfile.ZIP_STORED):
     return stream.getvalue()
 
 
+def rewritten(compression=zipfile.ZIP_STORED, **changed):
+    """What torch.save writes, with members changed or added; long enough that compression is not a bomb."""
+    with zipfile.ZipFile(io.BytesIO(saved(WEIGHTS))) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members |= {f"archive/{name}": content for name, content in changed.items()}
+    content = zipped(*members.items(), compression=compression)
+    return content[:-2] + struct.pack("<H", 9999) + bytes(9999)  # a comment
+
+
 def tensors_file(header, data=b""):
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -92,6 +101,10 @@ HOSTILE = {
     "torchscript": (lambda: zipped(("m/data.pkl", b""), ("m/constants.pkl", b"")), "TorchScript"),
     "pt2": (lambda: zipped(("archive_format", b"pt2"), ("models/model.json", b"{}")), "not of torch.save"),
     "zip bomb": (lambda: zipped(*BOMB, compression=zipfile.ZIP_DEFLATED), "would unpack to 1000001: .* zip bomb"),
+    "compressed": (lambda: rewritten(compression=zipfile.ZIP_DEFLATED), "not compressed"),
+    "other byte order": (lambda: rewritten(byteorder=b"big"), "byte order of another machine"),
+    "other byte order, hidden": (lambda: rewritten(BYTEORDER=b"big"), "byte order of another machine"),
+    "two pickles": (lambda: rewritten(**{"DATA.PKL": b"."}), "it needs one data.pkl"),
     "expanded": (lambda: saved({"a": torch.zeros(1).expand(10**12)}), "claim 4000000000000"),
     "expanded, legacy": (lambda: legacy({"a": torch.zeros(1).expand(10**12)}), "claim 4000000000000"),
     "tied too often": (lambda: saved(dict.fromkeys("abcdefgh", torch.ones(10**4))), "refused as a bomb"),
@@ -292,6 +305,13 @@ def test_damage_anywhere_is_refused_or_harmless(tmp_path, write, hits):
     with suppress(Refused):
         state = checkpoint.read(tmp_path / "in")
         assert all(tensor.float().isfinite().all() for tensor in state.tensors.values())
+
+
+def test_a_vendors_loading_code_that_raises_is_one_line():
+    network = Net()
+    network.register_load_state_dict_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(Refused, match="loading the weights into the network fails: ZeroDivisionError"):
+        checkpoint.load_into(network, checkpoint.State(Net().state_dict(), "", "", ""))
 
 
 def test_misfits_are_listed_by_name_and_shape():

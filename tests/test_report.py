@@ -126,6 +126,17 @@ def test_the_headline_follows_the_strongest_trigger(before, after, tone):
     assert verdict("erase", [Measures(**before), Measures(**after)]).tone == tone
 
 
+def test_a_missing_rate_is_not_called_missing_data():
+    said = " ".join(verdict("erase", [Measures(acc=0.9), Measures(acc=0.9, asr=0.0)]).sentences)
+    assert "No data" not in said
+    assert "was not measured both before and after" in said
+
+
+def test_an_absurd_number_of_images_has_an_interval():
+    text = Page(render(record(before=Measures(acc=1.0, n=2**63 - 1)))).text
+    assert "100.0% 100.0 to 100.0%" in text
+
+
 def test_a_score_shows_one_column():
     text = Page(render(record(kind="score", defense=None, after=None))).text
     assert "Measured: accuracy 99.2%, attack success rate 99.4%" in text
