@@ -1,4 +1,4 @@
-"""The two ways in which this package says no."""
+"""The ways in which this package says no."""
 
 
 class Refused(ValueError):
@@ -7,3 +7,7 @@ class Refused(ValueError):
 
 class Failed(RuntimeError):
     """A run that began rightly and could not be finished: a full disk, a diverged model (exit code 4)."""
+
+
+class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
+    """Somebody asked a run to stop; its state is saved (exit code 130)."""

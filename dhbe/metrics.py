@@ -2,7 +2,7 @@
 
 import math
 from statistics import NormalDist
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ def attack_success(
     Raises:
         Refused: No image counts, the lengths differ, or `base` is missing.
     """
+    if among not in get_args(Among):
+        raise Refused(f"no ASR among {among!r}; there are {', '.join(get_args(Among))}")
     _check(clean, triggered, labels)
     counted = labels != target
     if among == "model":

@@ -84,6 +84,7 @@ class Fit:
                 )
             lr = optimizer.param_groups[0]["lr"]
             watch({"epoch": epoch + 1, "epochs": self.epochs, "loss": loss, "acc": right / seen, "lr": lr})
+        classifier.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] (as above)
         return classifier.eval()
 
     def rate(self, share: float) -> float:
@@ -123,14 +124,16 @@ class Fit:
         return moved.float() / 255
 
     def _check(self, classifier: Classifier, images: Images) -> None:
-        if not (self.epochs >= 1 and self.batch >= 1 and self.lr > 0 and self.crop >= 0):  # NaN fails too
-            raise Refused("training needs at least 1 epoch, batches of at least 1, lr above 0 and a crop of at least 0")
+        if not (self.epochs >= 1 and self.batch >= 2 and self.lr > 0 and self.crop >= 0):  # NaN fails too
+            raise Refused("training needs at least 1 epoch, batches of at least 2, lr above 0 and a crop of at least 0")
+        if not (self.momentum >= 0 and self.weight_decay >= 0 and 0 <= self.label_smoothing <= 1):
+            raise Refused("training needs momentum and weight_decay of at least 0 and label_smoothing from 0 to 1")
         if self.schedule not in get_args(Schedule):
             raise Refused(f"no schedule {self.schedule!r}; there are {', '.join(get_args(Schedule))}")
         if images.shape != classifier.shape:
             raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
-        if len(images) == 0 or int(images.labels.max()) >= classifier.classes:
-            raise Refused(f"the training set must hold images, with labels below {classifier.classes}")
+        if len(images) < 2 or int(images.labels.max()) >= classifier.classes:  # BatchNorm needs two
+            raise Refused(f"the training set must hold at least 2 images, with labels below {classifier.classes}")
 
 
 def crop_and_flip(pixels: Tensor, pad: int, offsets: Tensor, flip: Tensor) -> Tensor:
@@ -156,7 +159,6 @@ def crop_and_flip(pixels: Tensor, pad: int, offsets: Tensor, flip: Tensor) -> Te
     return picked.permute(0, 3, 1, 2)
 
 
-@torch.inference_mode()
 def predict(
     classifier: Classifier, images: Images, transform: Callable[[Tensor], Tensor] | None = None, batch: int = 512
 ) -> Tensor:
@@ -170,6 +172,7 @@ def predict(
 
     Raises:
         Refused: The images do not fit the classifier.
+        Failed: The logits are not finite, so there is no class to tell.
     """
     if images.shape != classifier.shape:
         raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
@@ -177,11 +180,14 @@ def predict(
     modes = {module: module.training for module in classifier.modules()}
     classifier.eval()
     try:
-        parts = [
-            classifier(transform(pixels) if transform else pixels).argmax(1)
-            for pixels, _ in ((p.to(device), y) for p, y in images.batches(batch))
-        ]
+        with torch.inference_mode():
+            shown = (pixels.to(device) for pixels, _ in images.batches(batch))
+            parts = [classifier(transform(pixels) if transform else pixels) for pixels in shown]
     finally:
         for module, training in modes.items():
             module.training = training
-    return torch.cat(parts or [torch.empty(0, dtype=torch.int64)]).to(images.labels.device)
+    # Outside inference mode: its tensors cannot serve as labels of a loss.
+    logits = torch.cat(parts or [torch.empty(0, classifier.classes, device=device)])
+    if not logits.isfinite().all():
+        raise Failed("the model's logits are not finite numbers: it has diverged or is damaged")
+    return logits.argmax(1).to(images.labels.device)

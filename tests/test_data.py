@@ -1,9 +1,9 @@
 import contextlib
-import hashlib
 import io
 import struct
 import tarfile
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from dhbe.data import Images, cifar, load, read_pack, to_uint8
 from dhbe.data.folders import load_folder
 from dhbe.data.packs import load_pack
 from dhbe.errors import Failed, Refused
+from dhbe.files import sha256
 
 GENERATOR = np.random.default_rng(0)
 
@@ -116,6 +117,8 @@ def test_unknown_data_is_refused_with_what_exists(tmp_path):
         load(str(tmp_path / "missing.npz"))
     with pytest.raises(Refused, match="3x32x32, the classifier takes 1x28x28"):
         load("digits", shape=(1, 28, 28))
+    with pytest.raises(Refused, match="no split 'validation'; there are train, test, all"):
+        load("digits16", "validation")  # pyright: ignore[reportArgumentType]
 
 
 # .npz files
@@ -212,6 +215,30 @@ def test_the_limit_counts_all_arrays(tmp_path):
         read_pack(tmp_path / "data.npz", tuple(arrays), limit=size - 1)
 
 
+@pytest.mark.parametrize(
+    "header", [b"(", b"{'descr': '|u1', 'shape': (4, 4", b"  x\n y", b"{{}: 1}", b"01", b"[" * 5000]
+)
+def test_headers_that_are_no_python_are_refused(tmp_path, header):
+    pack_of(tmp_path / "data.npz", header)
+    with pytest.raises(Refused, match="not a whole") as caught:
+        load(str(tmp_path / "data.npz"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_compression_of_any_kind_is_refused(tmp_path, method):
+    array = io.BytesIO()
+    np.save(array, random_pixels(2, 3, 3, 3))
+    with zipfile.ZipFile(tmp_path / "data.npz", "w", method) as archive:
+        for name in ("images.npy", "labels.npy"):
+            archive.writestr(name, array.getvalue())
+    whole = (tmp_path / "data.npz").read_bytes()
+    for place in range(0, len(whole) // 2):
+        (tmp_path / "data.npz").write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        with pytest.raises(Refused):  # at the latest because the labels are images
+            load_pack(tmp_path / "data.npz")
+
+
 def test_damage_anywhere_in_a_pack_is_refused_or_harmless(tmp_path):
     path = tmp_path / "data.npz"
     np.savez_compressed(path, images=random_pixels(2, 3, 3, 3), labels=np.array([0, 1]))
@@ -232,6 +259,7 @@ def test_damage_anywhere_in_a_pack_is_refused_or_harmless(tmp_path):
 
 def test_a_folder_is_read_by_sorted_names(folder):
     (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "ant" / "Thumbs.db").write_bytes(b"x")
     (folder / "cat" / ".hidden").write_bytes(b"x")
     images = load(str(folder))
     assert images.names == ("ant", "cat")
@@ -267,9 +295,11 @@ def test_folders_with_their_own_splits(folder, tmp_path):
     for name in ("ant", "cat"):
         Image.fromarray(random_pixels(4, 5, 3)).save(root / "val" / name / "x.png")
     assert [len(load(str(root), split)) for split in ("train", "test", "all")] == [6, 2, 8]
-    (root / "val" / "ant").rename(root / "val" / "bee")
-    with pytest.raises(Refused, match="differ in their classes"):
-        load(str(root))
+    (root / "val" / "ant" / "x.png").unlink()
+    (root / "val" / "ant").rmdir()
+    for split in ("train", "test", "all"):  # cat would be class 1 in one part and 0 in the other
+        with pytest.raises(Refused, match="differ in their classes"):
+            load(str(root), split)
 
 
 def spoil(folder, what):
@@ -354,9 +384,7 @@ def test_cifar_is_read_from_its_bytes(archive, tmp_path, monkeypatch):
     with pytest.raises(Refused, match="not the archive that"):
         load("cifar100")
     path = tmp_path / "cifar-100-binary.tar.gz"
-    md5 = hashlib.md5(path.read_bytes()).hexdigest()
-    official = cifar.ARCHIVES["cifar100"]
-    changed = cifar.Archive(official.file, md5, official.train, official.test, official.names, official.label_bytes)
+    changed = replace(cifar.ARCHIVES["cifar100"], sha256=sha256(path))
     monkeypatch.setitem(cifar.ARCHIVES, "cifar100", changed)
     images = load("cifar100", "test")
     assert images.names == ("ant", "bee", "cat")

@@ -94,6 +94,7 @@ def test_fewer_images_than_a_batch_still_make_a_step():
     before = tiny()
     after = Fit(epochs=1, batch=128)(copy.deepcopy(before), halves(10))
     assert not torch.equal(after.network[0].weight, before.network[0].weight)
+    assert all(parameter.is_contiguous() for parameter in after.parameters())
 
 
 def test_predict_is_batched_argmax_and_restores_modes():
@@ -108,6 +109,7 @@ def test_predict_is_batched_argmax_and_restores_modes():
         expected = classifier.eval()(1 - images.float()).argmax(1)
     assert torch.equal(predicted, expected)
     assert predicted.dtype == torch.int64
+    assert not predicted.is_inference()
     assert len(predict(classifier, images.subset(slice(0, 0)))) == 0
 
 
@@ -115,7 +117,9 @@ def test_predict_is_batched_argmax_and_restores_modes():
     ("settings", "message"),
     [
         ({"epochs": 0}, "at least 1 epoch"),
-        ({"batch": 0}, "batches of at least 1"),
+        ({"batch": 1}, "batches of at least 2"),
+        ({"label_smoothing": 2.0}, "label_smoothing from 0 to 1"),
+        ({"momentum": -1.0}, "momentum"),
         ({"lr": 0.0}, "lr above 0"),
         ({"lr": float("nan")}, "lr above 0"),
         ({"crop": -1}, "crop of at least 0"),
@@ -134,7 +138,7 @@ def test_images_that_do_not_fit_are_refused():
     for data, message in (
         (wide, "the classifier takes"),
         (third, "labels below 2"),
-        (images.subset(slice(0, 0)), "hold images"),
+        (images.subset(slice(0, 1)), "at least 2 images"),
     ):
         with pytest.raises(Refused, match=message):
             Fit(epochs=1)(tiny(), data)
@@ -145,3 +149,10 @@ def test_images_that_do_not_fit_are_refused():
 def test_divergence_is_a_failure():
     with pytest.raises(Failed, match=r"diverged in epoch \d of 3: lower the learning rate 1e\+30"):
         Fit(epochs=3, batch=16, lr=1e30)(tiny(), halves())
+
+
+def test_a_model_without_finite_logits_has_no_predictions():
+    classifier = tiny()
+    torch.nn.init.constant_(classifier.network[6].weight, float("nan"))
+    with pytest.raises(Failed, match="not finite"):
+        predict(classifier, halves())

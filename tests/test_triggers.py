@@ -153,6 +153,13 @@ def test_a_name_gives_the_same_patch_again(patch):
     assert parse(patch.name, SHAPE).to_json() == patch.to_json()
 
 
+def test_a_mask_of_whole_numbers_is_a_mask(tmp_path):
+    mask = np.zeros((12, 10), int)
+    mask[3:5, 2] = 1
+    np.savez(tmp_path / "mine.npz", pattern=np.full((12, 10, 3), 255, np.uint8), mask=mask)
+    assert parse(str(tmp_path / "mine.npz"), SHAPE).mask.sum() == 6
+
+
 @pytest.mark.parametrize("mask", [np.full((12, 10), 0.5), np.full((12, 10, 3), 0.5), np.full((12, 10, 1), 0.5)])
 def test_a_pack_is_a_trigger(mask, tmp_path):
     pattern = np.random.default_rng(0).integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -168,7 +175,7 @@ def test_a_pack_is_a_trigger(mask, tmp_path):
     [
         ({"pattern": np.zeros((5, 5, 3), np.uint8)}, r"as large as the image, not uint8 \[5, 5, 3\]"),
         ({"pattern": np.zeros((12, 10, 3))}, "must be uint8"),
-        ({"mask": np.full((12, 10), 255, np.uint8)}, r"mask must lie in \[0, 1\]"),
+        ({"mask": np.full((12, 10), 255, np.uint8)}, r"bad.npz: .*mask must lie in \[0, 1\].*divide 0..255 by 255"),
         ({"mask": np.full((12, 10), np.nan)}, r"mask must lie in \[0, 1\]"),
         ({"mask": np.zeros((12, 10))}, "show something"),
         ({"mask": np.ones((10, 12))}, "the mask must be numbers"),

@@ -94,7 +94,7 @@ class Patch(Trigger):
         if not ((self.pattern >= lowest) & (self.pattern <= 1)).all():
             raise Refused(f"trigger {self.name}: the pattern must lie in [{lowest}, 1]")
         if not ((self.mask >= 0) & (self.mask <= 1)).all() or not self.mask.any():
-            raise Refused(f"trigger {self.name}: the mask must lie in [0, 1] and show something")
+            raise Refused(f"trigger {self.name}: the mask must lie in [0, 1] and show something; divide 0..255 by 255")
         mask = self.mask.float()
         object.__setattr__(self, "mask", mask)
         object.__setattr__(self, "pattern", self.pattern.float() * (mask > 0))
@@ -288,7 +288,7 @@ def _from_pack(path: Path, shape: Shape) -> Patch:
         )
     if mask.ndim == 2:
         mask = mask[..., None]
-    if mask.dtype.kind not in "buf" or mask.shape[:2] != (height, width) or mask.shape[2:] not in ((1,), (channels,)):
+    if mask.dtype.kind not in "buif" or mask.shape[:2] != (height, width) or mask.shape[2:] not in ((1,), (channels,)):
         found = f"{mask.dtype} {list(mask.shape)}"
         raise Refused(
             f"{path}: the mask must be numbers in 0..1, {[height, width]} or {list(pattern.shape)}, not {found}"
@@ -298,4 +298,7 @@ def _from_pack(path: Path, shape: Shape) -> Patch:
         for part in (pattern, mask)
     ]
     mode: Any = str(arrays["mode"]) if "mode" in arrays else "replace"  # Patch refuses others
-    return Patch(planes[0] / 255, planes[1], mode, path.stem)
+    try:
+        return Patch(planes[0] / 255, planes[1], mode, path.stem)
+    except Refused as error:
+        raise Refused(f"{path}: {error}") from error

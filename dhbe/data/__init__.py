@@ -1,13 +1,14 @@
 """Data sets as whole tensors: `load` finds them, `Images` holds them."""
 
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dhbe.data.cifar import ARCHIVES, load_cifar
-from dhbe.data.folders import Split, load_folder, own_splits
+from dhbe.data.folders import Split, class_names, load_folder, own_splits
 from dhbe.data.images import Images, Shape, to_uint8
 from dhbe.data.packs import load_pack, read_pack
 from dhbe.errors import Refused
@@ -39,6 +40,8 @@ def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
         Refused: There is no such data, it is broken, it does not fit `shape`, or the part is empty.
         Failed: A download did not succeed.
     """
+    if split not in get_args(Split):
+        raise Refused(f"no split {split!r}; there are {', '.join(get_args(Split))}")
     try:
         images = _find(data, split, shape)
     except OSError as error:  # a name too long, a folder that may not be entered
@@ -77,11 +80,15 @@ def _folder(root: Path, split: Split, shape: Shape | None) -> Images:
     folders = own_splits(root)
     if folders is None:
         return _part(load_folder(root, shape), split, str(root))
+    if class_names(folders["train"]) != class_names(folders["test"]):  # or one part would number them differently
+        raise Refused(f"{folders['train']} and {folders['test']} differ in their classes: both need all of them")
     if split != "all":
         return load_folder(folders[split], shape)
     train, test = load_folder(folders["train"], shape), load_folder(folders["test"], shape)
-    if train.names != test.names or train.shape != test.shape:
-        raise Refused(f"{folders['train']} and {folders['test']} differ in their classes or image sizes")
+    if train.shape != test.shape:
+        raise Refused(
+            f"{folders['train']} and {folders['test']} differ in their image sizes: resize, or give --input CxHxW"
+        )
     return Images(torch.cat([train.pixels, test.pixels]), torch.cat([train.labels, test.labels]), train.names)
 
 

@@ -1,13 +1,12 @@
 """CIFAR-10 and CIFAR-100 in their authors' binary form, which holds bytes and no pickles."""
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tarfile
 import urllib.request
-import zlib
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from dhbe.data.images import Images
 from dhbe.errors import Failed, Refused
+from dhbe.files import sha256
 
 SOURCE = "https://www.cs.toronto.edu/~kriz/"
 SHAPE = (3, 32, 32)
@@ -25,8 +25,8 @@ class Archive:
     """One of the two archives and where its parts lie."""
 
     file: str
-    md5: str
-    """As published by the authors."""
+    sha256: str
+    """Of the archive whose MD5 the authors publish."""
     train: tuple[str, ...]
     test: tuple[str, ...]
     names: str
@@ -38,7 +38,7 @@ class Archive:
 ARCHIVES = {
     "cifar10": Archive(
         "cifar-10-binary.tar.gz",
-        "c32a1d4ab5d03f1284b67883e8d87530",
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
         tuple(f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)),
         ("cifar-10-batches-bin/test_batch.bin",),
         "cifar-10-batches-bin/batches.meta.txt",
@@ -46,7 +46,7 @@ ARCHIVES = {
     ),
     "cifar100": Archive(
         "cifar-100-binary.tar.gz",
-        "03b5dce01913d631647c71ecec9e9cb8",
+        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
         ("cifar-100-binary/train.bin",),
         ("cifar-100-binary/test.bin",),
         "cifar-100-binary/fine_label_names.txt",
@@ -66,9 +66,8 @@ def load_cifar(name: str, split: str) -> Images:
     """
     archive = ARCHIVES[name]
     path = _fetch(archive)
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() != archive.md5:
-            raise Refused(f"{path} is not the archive that {SOURCE} publishes: delete it to have it downloaded again")
+    if sha256(path) != archive.sha256:
+        raise Refused(f"{path} is not the archive that {SOURCE} publishes: delete it to have it downloaded again")
     members = {"train": archive.train, "test": archive.test}.get(split, archive.train + archive.test)
     with tarfile.open(path) as tar:
         records = torch.cat([_records(_member(tar, name), archive.label_bytes) for name in members])
@@ -89,7 +88,7 @@ def _fetch(archive: Archive) -> Path:
         with urllib.request.urlopen(SOURCE + archive.file, timeout=60) as answer, part.open("wb") as file:  # noqa: S310
             shutil.copyfileobj(answer, file)
         part.replace(path)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, HTTPException) as error:
         raise Failed(
             f"cannot download {SOURCE + archive.file}: {error}; put the file into {folder} yourself"
         ) from error

@@ -18,6 +18,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 """Pillow's modes that convert to 8-bit grey or RGB without loss of range."""
 
+HIDDEN_ON_WINDOWS = {"Thumbs.db", "desktop.ini"}
+
 Split = Literal["train", "test", "all"]
 
 
@@ -30,6 +32,11 @@ def own_splits(root: Path) -> dict[str, Path] | None:
     if names not in ({"train", "test"}, {"train", "val"}, {"train", "val", "test"}):
         return None
     return {"train": root / "train", "test": root / ("test" if "test" in names else "val")}
+
+
+def class_names(root: Path) -> tuple[str, ...]:
+    """Names of the class folders, in the order of their numbers."""
+    return tuple(path.name for path in _visible(root))
 
 
 def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT) -> Images:
@@ -64,9 +71,10 @@ def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT) -> I
 
 def _visible(folder: Path) -> list[Path]:
     try:
-        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        inside = sorted(folder.iterdir())
     except OSError as error:
         raise Refused(f"cannot read the folder {folder}: {(error.strerror or 'unreadable').lower()}") from error
+    return [path for path in inside if not path.name.startswith(".") and path.name not in HIDDEN_ON_WINDOWS]
 
 
 def _common_shape(paths: Sequence[Path]) -> Shape:

@@ -2,7 +2,6 @@
 
 import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,9 +42,9 @@ def read_pack(
                 arrays[key] = _read_array(archive, members[key], f"{path}: {key}", limit)
                 limit -= arrays[key].nbytes
             return arrays
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, OSError, ValueError) as error:
-        if isinstance(error, Refused):
-            raise
+    except Refused:
+        raise
+    except Exception as error:  # damage raises anything, from lzma.LZMAError to tokenize.TokenError
         raise Refused(
             f"{path} is not a whole .npz file ({' '.join(str(error).split())[:80]}): make it again"
         ) from error

@@ -1,0 +1,375 @@
+"""Every verb of the command line as one call."""
+
+import dataclasses
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dhbe import attacks, files, metrics, networks, records, report, runs, suspects
+from dhbe.attacks import Attack
+from dhbe.attacks.triggers import Trigger
+from dhbe.checkpoint import State
+from dhbe.classifier import Classifier, last
+from dhbe.data import Images, Shape
+from dhbe.defenses import DHBE, PRESETS, Glimpse
+from dhbe.errors import Failed, Refused
+from dhbe.records import Measures, ModelInfo, Record
+from dhbe.suspects import Suspect
+from dhbe.training import Fit, predict
+
+Precision = Literal["auto", "fp32", "bf16"]
+Watch = Callable[[Glimpse], None]
+
+CLEAN = "clean.safetensors"
+BACKDOORED = "backdoored.safetensors"
+TRIGGER = "trigger.json"
+
+LOOKED_AT = 512
+"""Generated images on which the data-free signs are taken."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Data that a run is measured with, and never handed to a defence."""
+
+    images: Images
+    name: str = ""
+    trigger: Trigger | None = None
+    target: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Erasure:
+    """What `erase` gives back."""
+
+    model: nn.Module
+    """The cleaned network, of the same class as the one given, in eval mode."""
+    record: Record
+    """What was done and measured."""
+    pictures: dict[str, bytes]
+    """PNG files for the report."""
+
+
+def erase(
+    model: nn.Module | Suspect,
+    *,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    preset: str = "fast",
+    defense: DHBE | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "auto",
+    evidence: Evidence | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: float = 30.0,
+    watch: Watch = lambda glimpse: None,
+) -> Erasure:
+    """Gives back a classifier of the same form that no longer answers to a trigger; it needs no data.
+
+    Args:
+        model: The suspect network, which takes normalised images, or what `suspects.load` returned. It is not changed.
+        input_shape: Image shape (channels, height, width); square, 8 px or more. Not for a `Suspect`, which has its own.
+        mean: Mean of each channel that the network's input is normalised with, pixels in [0, 1].
+        std: The standard deviation likewise.
+        preset: `fast`, `paper` or `official`.
+        defense: Hyperparameters; None takes the preset's.
+        seed: Seed of everything random.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        precision: `auto` is bf16 for `fast` where the device is made for it, fp32 elsewhere.
+        evidence: Data to measure ACC and ASR on, before and after. The defence never sees it.
+        out: Folder for the results and the checkpoint; None keeps all in memory.
+        resume: Go on with the interrupted run in `out`.
+        overwrite: Begin anew over what `out` holds.
+        checkpoint_every: Seconds between two checkpoints.
+        watch: Called after every round.
+
+    Raises:
+        Refused: The model or the settings cannot be used.
+        Failed: The run diverged or could not be written.
+    """
+    began = time.monotonic()
+    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
+    if preset not in PRESETS:
+        raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    defense = defense or PRESETS[preset]
+    defense.check(suspect.info.input)
+    where = _device(device)
+    how = _precision(precision, where, exact=preset != "fast")
+    if evidence:
+        _check_evidence(evidence, suspect.info)
+    settings = {
+        "model": suspect.info.sha256, "arch": suspect.info.arch, "input": suspect.info.input,
+        "mean": suspect.info.mean, "std": suspect.info.std, **asdict(defense),
+        "seed": seed, "precision": how, "device": where.type,
+    }  # fmt: skip
+    with (
+        runs.opened(out, settings, resume=resume, overwrite=overwrite, every=checkpoint_every) if out else nullcontext()
+    ) as run:
+        if run and run.finished:
+            return _finished(run.folder, suspect)
+        victim = suspect.classifier.to(where)
+        curve: list[dict[str, float]] = run.saved["curve"] if run and run.saved else []
+        spent = run.saved["seconds"] if run and run.saved else 0.0
+        last_glimpse: list[Glimpse] = []
+
+        def look(glimpse: Glimpse) -> None:
+            last_glimpse[:] = [glimpse]
+            curve.append({"iteration": glimpse.number, **{name: float(x) for name, x in glimpse.round.items()}})
+            _check_finite(curve[-1])
+            watch(glimpse)
+            if run:
+                state = glimpse.ledger.state
+                seconds = spent + time.monotonic() - began
+                run.keep(
+                    lambda: {"ledger": state(), "curve": curve, "seconds": seconds},
+                    last=glimpse.number == glimpse.total,
+                )
+
+        cleaned, scene = defense.clean(
+            victim, seed=seed, precision=how, watch=look, saved=run.saved["ledger"] if run and run.saved else None,
+            show=LOOKED_AT,
+        )  # fmt: skip
+        before, after = _signs(victim, victim, scene.pixels, scene.triggered), _signs(
+            cleaned, victim, scene.pixels, scene.triggered
+        )
+        before, after = measured(victim, evidence, signs=before), measured(cleaned, evidence, victim, signs=after)
+        record = Record(
+            kind="erase", model=suspect.info, defense={"name": defense.name, "preset": preset, **asdict(defense)},
+            data=evidence.name if evidence else None,
+            trigger=evidence.trigger.name if evidence and evidence.trigger else None,
+            target=evidence.target if evidence else None,
+            before=before, after=after, seconds=spent + time.monotonic() - began, iterations=len(curve),
+            device=_device_name(where), precision=how, versions=versions(), seed=seed, curve=curve,
+            warnings=list(suspect.warnings), finished=_now(),
+        )  # fmt: skip
+        pictures = {
+            "samples": report.grid(scene.pixels[:32].cpu()),
+            "triggers": report.grid(scene.patches[:32].cpu(), scale=4),
+            "stamped": report.grid(scene.triggered[:32].cpu()),
+        }
+        cleaned.to("cpu", memory_format=torch.contiguous_format)
+        if run:
+            suspects.save(run.folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+            files.write(run.folder / runs.REPORT, report.render(record, pictures))
+            records.write(run.folder / runs.RECORD, record)  # last: a folder with a record is a finished run
+            run.close()
+        return Erasure(cleaned.network, record, pictures)
+
+
+def score(suspect: Suspect, evidence: Evidence, *, device: str = "auto") -> Measures:
+    """ACC, and with a trigger ASR and amplified ASR.
+
+    Raises:
+        Refused: The data, the trigger or the target do not fit the model.
+    """
+    _check_evidence(evidence, suspect.info)
+    return measured(suspect.classifier.to(_device(device)), evidence)
+
+
+def attack(
+    how: Attack,
+    train: Images,
+    test: Images,
+    *,
+    arch: str,
+    out: Path,
+    data: str = "",
+    fit: Fit = Fit(epochs=30),  # noqa: B008 (frozen)
+    seed: int = 0,
+    device: str = "auto",
+    force: bool = False,
+    overwrite: bool = False,
+    watch: Callable[[dict[str, float]], None] = lambda epoch: None,
+) -> Record:
+    """Trains a backdoored classifier to practise on; writes model, trigger and record into `out`.
+
+    Raises:
+        Refused: Data, architecture and attack do not fit together.
+        Failed: The backdoor did not take (its ASR lies below what the attack expects) and `force` is not set.
+    """
+    began = time.monotonic()
+    if train.shape != test.shape or train.classes != test.classes:
+        raise Refused(
+            f"training images are {train.shape} of {train.classes} classes, "
+            f"test images {test.shape} of {test.classes}: they must agree"
+        )
+    trigger, target = how.trigger_for(train.shape), how.target_in(train.classes)
+    where = _device(device)
+    settings = {"attack": how.name, **asdict(how), "arch": arch, "data": data, "fit": asdict(fit), "seed": seed}
+    with runs.opened(out, settings, overwrite=overwrite) as run, torch.random.fork_rng():
+        torch.manual_seed(seed)
+        poisoned = how.poison(train, seed)
+        pixels = train.pixels.flatten(2).transpose(0, 1).flatten(1).double() / 255
+        mean, std = tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp_min(1e-3).tolist())
+        del pixels
+        network = networks.build(arch, train.classes, train.shape)
+        classifier = Classifier(network, shape=train.shape, classes=train.classes, mean=mean, std=std).to(where)
+
+        def look(epoch: dict[str, float]) -> None:
+            watch(epoch)
+            if run.stopping:
+                raise KeyboardInterrupt
+
+        fit(classifier, poisoned, look)
+        after = measured(classifier, Evidence(test, data, trigger, target))
+        missed = ""
+        try:
+            how.confirm(after.asr or 0.0)
+        except Failed as failure:
+            if not force:
+                raise
+            missed = str(failure)
+        classifier.to("cpu", memory_format=torch.contiguous_format)
+        info = ModelInfo(
+            path=BACKDOORED, sha256=None, arch=arch, classes=train.classes, input=train.shape, mean=mean, std=std
+        )
+        like = State(dict(network.state_dict()), "", "", "")
+        suspects.save(out / BACKDOORED, network, like, info)
+        files.write(out / TRIGGER, trigger.to_json())
+        record = Record(
+            kind="attack", model=info.model_copy(update={"sha256": files.sha256(out / BACKDOORED)}),
+            attack={"name": how.name, **asdict(how), "fit": asdict(fit)}, data=data, trigger=trigger.name,
+            target=target, before=after, seconds=time.monotonic() - began, iterations=fit.epochs,
+            device=_device_name(where), precision="fp32", versions=versions(), seed=seed,
+            warnings=[missed] if missed else [], finished=_now(),
+        )  # fmt: skip
+        files.write(out / runs.REPORT, report.render(record, {"trigger": report.grid(trigger(0.5 + 0 * test.float(slice(1))), scale=4)}))
+        records.write(out / runs.RECORD, record)
+    return record
+
+
+def measured(
+    classifier: Classifier, evidence: Evidence | None, victim: Classifier | None = None, signs: dict[str, float] | None = None
+) -> Measures:
+    """Everything that the evidence allows to measure.
+
+    Args:
+        classifier: What is evaluated.
+        evidence: Images, and perhaps a trigger with its target; None leaves all rates open.
+        victim: The backdoored model, for the ASR among images that it gets right; None takes `classifier`.
+        signs: Data-free signs to note beside the rates.
+    """
+    if evidence is None:
+        return Measures(signs=signs or {})
+    images, trigger, target = evidence.images, evidence.trigger, evidence.target
+    clean = predict(classifier, images)
+    rates: dict[str, Any] = {"acc": metrics.accuracy(clean, images.labels), "n": len(images)}
+    if trigger is not None and target is not None:
+        base = clean if victim is None else predict(victim, images)
+        triggered = predict(classifier, images, trigger)
+        for among, name in (("model", "asr"), ("victim", "asr_victim"), ("all", "asr_all")):
+            rates[name] = metrics.attack_success(clean, triggered, images.labels, target, base, among)
+        for copies, name in ((4, "asr_x4"), (9, "asr_x9")):
+            if amplified := trigger.amplified(copies):
+                again = predict(classifier, images, amplified)
+                rates[name] = metrics.attack_success(clean, again, images.labels, target)
+        rates["asr_n"] = int(((clean == images.labels) & (images.labels != target)).sum())
+    return Measures(**rates, signs=signs or {})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()}
+    try:
+        return {"dhbe": version("dhbe"), **found}
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return found
+
+
+@torch.inference_mode()
+def _signs(model: Classifier, victim: Classifier, pixels: Tensor, triggered: Tensor) -> dict[str, float]:
+    """What can be said of a model without data, on generated images and triggers."""
+    told, clean, moved = victim(pixels), model(pixels), model(triggered)
+    return {
+        "agreement": (told.argmax(1) == clean.argmax(1)).sum().item() / len(clean),
+        "reaction": (moved - clean).abs().mean().item(),
+        "flips": (moved.argmax(1) != clean.argmax(1)).sum().item() / len(clean),
+    }
+
+
+def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std: Sequence[float]) -> Suspect:
+    """A module that the caller holds already."""
+    if shape is None:
+        raise Refused("give the image shape: erase(model, input_shape=(3, 32, 32), ...)")
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    modes = {module: module.training for module in network.modules()}
+    with torch.no_grad():
+        classes = last(network.eval()(torch.zeros(2, *shape, device=device))).shape[1]
+    softmax = networks.probe(network, shape, classes)
+    for module, mode in modes.items():
+        module.training = mode
+    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax)
+    info = ModelInfo(
+        path=None, sha256=None, arch=type(network).__name__, classes=classes, input=shape,
+        mean=tuple(mean), std=tuple(std), softmax=softmax,
+    )  # fmt: skip
+    return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
+
+
+def _finished(folder: Path, suspect: Suspect) -> Erasure:
+    """What the folder holds, read back."""
+    suspect = suspects.load(folder / CLEAN, **_as_told(suspect.info))
+    return Erasure(suspect.classifier.network, records.read(folder / runs.RECORD), {})
+
+
+def _as_told(info: ModelInfo) -> dict[str, Any]:
+    return {"arch": info.arch, "classes": info.classes, "shape": info.input, "mean": info.mean, "std": info.std}
+
+
+def _check_evidence(evidence: Evidence, info: ModelInfo) -> None:
+    images, target = evidence.images, evidence.target
+    if images.shape != info.input:
+        raise Refused(f"the images are {images.shape}, the model takes {info.input}: give other data or --input")
+    if len(images) and int(images.labels.max()) >= info.classes:
+        raise Refused(f"the data has labels up to {int(images.labels.max())}, the model {info.classes} classes")
+    if (evidence.trigger is None) != (target is None):
+        raise Refused("a trigger and its target class go together: give both --trigger and --target, or neither")
+    if target is not None and not 0 <= target < info.classes:
+        raise Refused(f"no target class {target}: the model has classes 0 to {info.classes - 1}")
+
+
+def _check_finite(point: dict[str, float]) -> None:
+    if broken := [name for name, x in point.items() if x - x != 0]:
+        raise Failed(f"the run diverged in round {point['iteration']} ({', '.join(broken)}): lower --lr, or another --seed")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise Refused(f"no device {name!r} here ({str(error).splitlines()[0][:80]}): give --device cpu") from error
+    return device
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def _precision(asked: Precision, device: torch.device, *, exact: bool) -> Literal["fp32", "bf16"]:
+    if asked != "auto":
+        return asked
+    # On a CPU without matrix units bf16 is emulated, many times slower than fp32.
+    quick = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    return "bf16" if quick and not exact else "fp32"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
