@@ -1,26 +1,25 @@
 """Every verb of the command line as one call."""
 
-import dataclasses
 import platform
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dhbe import attacks, files, metrics, networks, records, report, runs, suspects
+from dhbe import files, metrics, networks, records, report, runs, suspects
 from dhbe.attacks import Attack
 from dhbe.attacks.triggers import Trigger
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier, last
 from dhbe.data import Images, Shape
-from dhbe.defenses import DHBE, PRESETS, Glimpse
+from dhbe.defenses import PRESETS, Eraser, Glimpse, Ledger, Scene
 from dhbe.errors import Failed, Refused
 from dhbe.records import Measures, ModelInfo, Record
 from dhbe.suspects import Suspect
@@ -66,7 +65,7 @@ def erase(
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
     preset: str = "fast",
-    defense: DHBE | None = None,
+    defense: Eraser | None = None,
     seed: int = 0,
     device: str = "auto",
     precision: Precision = "auto",
@@ -123,29 +122,23 @@ def erase(
         victim = suspect.classifier.to(where)
         curve: list[dict[str, float]] = run.saved["curve"] if run and run.saved else []
         spent = run.saved["seconds"] if run and run.saved else 0.0
-        last_glimpse: list[Glimpse] = []
+        ledger = Ledger(run.saved["ledger"] if run and run.saved else None)
 
         def look(glimpse: Glimpse) -> None:
-            last_glimpse[:] = [glimpse]
             curve.append({"iteration": glimpse.number, **{name: float(x) for name, x in glimpse.round.items()}})
             _check_finite(curve[-1])
             watch(glimpse)
             if run:
-                state = glimpse.ledger.state
                 seconds = spent + time.monotonic() - began
                 run.keep(
-                    lambda: {"ledger": state(), "curve": curve, "seconds": seconds},
+                    lambda: {"ledger": ledger.state(), "curve": curve, "seconds": seconds},
                     last=glimpse.number == glimpse.total,
                 )
 
-        cleaned, scene = defense.clean(
-            victim, seed=seed, precision=how, watch=look, saved=run.saved["ledger"] if run and run.saved else None,
-            show=LOOKED_AT,
-        )  # fmt: skip
-        before, after = _signs(victim, victim, scene.pixels, scene.triggered), _signs(
-            cleaned, victim, scene.pixels, scene.triggered
-        )
-        before, after = measured(victim, evidence, signs=before), measured(cleaned, evidence, victim, signs=after)
+        cleaned = defense(victim, seed=seed, precision=how, watch=look, ledger=ledger)
+        scene = defense.scene(victim, ledger, LOOKED_AT, seed)
+        before = measured(victim, evidence, signs=_signs(victim, victim, scene))
+        after = measured(cleaned, evidence, victim, signs=_signs(cleaned, victim, scene))
         record = Record(
             kind="erase", model=suspect.info, defense={"name": defense.name, "preset": preset, **asdict(defense)},
             data=evidence.name if evidence else None,
@@ -246,13 +239,19 @@ def attack(
             device=_device_name(where), precision="fp32", versions=versions(), seed=seed,
             warnings=[missed] if missed else [], finished=_now(),
         )  # fmt: skip
-        files.write(out / runs.REPORT, report.render(record, {"trigger": report.grid(trigger(0.5 + 0 * test.float(slice(1))), scale=4)}))
+        files.write(
+            out / runs.REPORT,
+            report.render(record, {"trigger": report.grid(trigger(0.5 + 0 * test.float(slice(1))), scale=4)}),
+        )
         records.write(out / runs.RECORD, record)
     return record
 
 
 def measured(
-    classifier: Classifier, evidence: Evidence | None, victim: Classifier | None = None, signs: dict[str, float] | None = None
+    classifier: Classifier,
+    evidence: Evidence | None,
+    victim: Classifier | None = None,
+    signs: dict[str, float] | None = None,
 ) -> Measures:
     """Everything that the evidence allows to measure.
 
@@ -270,8 +269,10 @@ def measured(
     if trigger is not None and target is not None:
         base = clean if victim is None else predict(victim, images)
         triggered = predict(classifier, images, trigger)
+        among: metrics.Among
         for among, name in (("model", "asr"), ("victim", "asr_victim"), ("all", "asr_all")):
             rates[name] = metrics.attack_success(clean, triggered, images.labels, target, base, among)
+        copies: Literal[4, 9]
         for copies, name in ((4, "asr_x4"), (9, "asr_x9")):
             if amplified := trigger.amplified(copies):
                 again = predict(classifier, images, amplified)
@@ -290,9 +291,9 @@ def versions() -> dict[str, str]:
 
 
 @torch.inference_mode()
-def _signs(model: Classifier, victim: Classifier, pixels: Tensor, triggered: Tensor) -> dict[str, float]:
+def _signs(model: Classifier, victim: Classifier, scene: Scene) -> dict[str, float]:
     """What can be said of a model without data, on generated images and triggers."""
-    told, clean, moved = victim(pixels), model(pixels), model(triggered)
+    told, clean, moved = victim(scene.pixels), model(scene.pixels), model(scene.triggered)
     return {
         "agreement": (told.argmax(1) == clean.argmax(1)).sum().item() / len(clean),
         "reaction": (moved - clean).abs().mean().item(),
@@ -343,7 +344,9 @@ def _check_evidence(evidence: Evidence, info: ModelInfo) -> None:
 
 def _check_finite(point: dict[str, float]) -> None:
     if broken := [name for name, x in point.items() if x - x != 0]:
-        raise Failed(f"the run diverged in round {point['iteration']} ({', '.join(broken)}): lower --lr, or another --seed")
+        raise Failed(
+            f"the run diverged in round {point['iteration']} ({', '.join(broken)}): lower --lr, or another --seed"
+        )
 
 
 def _device(name: str) -> torch.device:

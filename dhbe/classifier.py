@@ -48,7 +48,9 @@ class Classifier(nn.Module):
         self.softmax = softmax
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, shape[0]):
-                raise Refused(f"--{name} has {len(values)} values, the images {shape[0]} channels: give 1 or {shape[0]}")
+                raise Refused(
+                    f"--{name} has {len(values)} values, the images {shape[0]} channels: give 1 or {shape[0]}"
+                )
         if min(std) <= 0:
             raise Refused(f"--std must be positive, not {min(std):g}")
         # Not persistent: a state dict holds the vendor's tensors and nothing of ours.
@@ -88,5 +90,7 @@ def last(output: object) -> Tensor:
         output = getattr(output, "logits", None)
     if not isinstance(output, Tensor) or output.ndim != 2:
         found = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else "no tensor of logits"
-        raise Refused(f"the network returns {found}; it must return logits [n, classes], alone, last in a tuple, or as .logits")
+        raise Refused(
+            f"the network returns {found}; it must return logits [n, classes], alone, last in a tuple, or as .logits"
+        )
     return output

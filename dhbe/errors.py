@@ -9,5 +9,5 @@ class Failed(RuntimeError):
     """A run that began rightly and could not be finished: a full disk, a diverged model (exit code 4)."""
 
 
-class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
+class Interrupted(Exception):
     """Somebody asked a run to stop; its state is saved (exit code 130)."""

@@ -5,6 +5,8 @@
 BatchNorm, LeakyReLU(0.2).
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ class Doubling(nn.Conv2d):
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__(channels_in, channels_out, kernel_size=3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Features [n, channels_in, h, w] to [n, channels_out, 2 h, 2 w]."""
         out, into = self.weight.shape[:2]
         # A transposed convolution runs the kernel backwards, hence the flip.
@@ -34,7 +36,7 @@ class Doubling(nn.Conv2d):
         kernel = box[..., :-1, :-1] + box[..., :-1, 1:] + box[..., 1:, :-1] + box[..., 1:, 1:]
         kernel = kernel.transpose(0, 1).contiguous(memory_format=torch.channels_last)
         assert kernel.shape == (into, out, 4, 4)
-        return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
+        return F.conv_transpose2d(input, kernel, self.bias, stride=2, padding=1)
 
 
 def start(side: int, largest: int) -> tuple[int, int]:
@@ -68,7 +70,7 @@ class ImageGenerator(nn.Module):
         self.blocks = nn.Sequential(
             *(
                 nn.Sequential(Doubling(a, b), nn.BatchNorm2d(b), nn.LeakyReLU(SLOPE, inplace=True))
-                for a, b in zip(widths[:-1], widths[1:], strict=True)
+                for a, b in pairwise(widths)
             )
         )
         self.to_image = nn.Conv2d(widths[-1], channels, kernel_size=3, padding=1)
@@ -82,6 +84,23 @@ class ImageGenerator(nn.Module):
         if x.shape[-1] != self.side:
             x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", align_corners=False, antialias=True)
         return self.standardise(x)
+
+
+class PixelGenerator(ImageGenerator):
+    """The same, but of pixels in (0, 1), with a brightness and a contrast per channel that are learned.
+
+    It needs no normalisation constants, and never leaves the range that a camera has.
+    """
+
+    def __init__(self, side: int, channels: int) -> None:
+        super().__init__(side, channels)
+        # At first the mean is 0.5 and the standard deviation about 0.23, as in many photographs.
+        self.contrast = nn.Parameter(torch.full((1, channels, 1, 1), 1.1))
+        self.brightness = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, noise: Tensor) -> Tensor:
+        """Noise [n, 256] to pixels [n, channels, side, side] in (0, 1)."""
+        return torch.sigmoid(self.contrast * super().forward(noise) + self.brightness)
 
 
 class TriggerGenerator(nn.Module):

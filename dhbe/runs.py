@@ -116,7 +116,9 @@ def _locked(folder: Path) -> Iterator[None]:
         (folder / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise Refused(f"cannot write into {folder}: {(error.strerror or 'failed').lower()}; give another --out") from error
+        raise Refused(
+            f"cannot write into {folder}: {(error.strerror or 'failed').lower()}; give another --out"
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it whatever happens to us

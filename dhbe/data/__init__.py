@@ -13,7 +13,7 @@ from dhbe.data.images import Images, Shape, to_uint8
 from dhbe.data.packs import load_pack, read_pack
 from dhbe.errors import Refused
 
-__all__ = ["Images", "Shape", "Split", "load", "read_pack", "to_uint8"]
+__all__ = ["Images", "Shape", "Split", "load", "part_to_measure", "read_pack", "to_uint8"]
 
 DIGITS = {"digits": 32, "digits16": 16}
 """Side in pixels of scikit-learn's handwritten digits, by name."""
@@ -50,6 +50,12 @@ def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
         has, takes = ("x".join(map(str, sides)) for sides in (images.shape, shape))
         raise Refused(f"{data}: the images are {has}, the classifier takes {takes}: convert them or give other data")
     return images
+
+
+def part_to_measure(data: str) -> Split:
+    """The part of a data set that a model is measured on: its test images, or all where the data has no own split."""
+    split = data in DIGITS or data in ARCHIVES or (Path(data).is_dir() and own_splits(Path(data)) is not None)
+    return "test" if split else "all"
 
 
 def _find(data: str, split: Split, shape: Shape | None) -> Images:

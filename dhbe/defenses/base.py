@@ -1,18 +1,25 @@
 """The one contract of all defences: a frozen dataclass of hyperparameters and one `run`."""
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, final
+from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
 import torch
 from torch import Tensor, nn
 
 from dhbe.classifier import Classifier
-from dhbe.data import Images
+from dhbe.data import Images, Shape
 from dhbe.errors import Refused
+
+SMALLEST_SIDE = 8
+"""Pixels; below, the generators have nothing to double."""
+
+AT_LEAST_ONE = {"iterations", "student_steps", "batch", "patch", "album"}
+"""Settings that count something that cannot be missing."""
 
 Round = dict[str, Tensor]
 """What one round came to: scalars by name. They stay on the device until somebody looks."""
@@ -59,6 +66,10 @@ class Ledger:
             if "cuda" in self._saved["random"]:
                 torch.cuda.set_rng_state(self._saved["random"]["cuda"])
         return self.round
+
+    def part(self, name: str) -> Any:
+        """One of the parts of the run."""
+        return self._parts[name]
 
     def advance(self) -> None:
         """Closes a round. The random states are noted here, before anybody looks and draws."""
@@ -121,12 +132,12 @@ class Defense(ABC):
     def __call__(
         self,
         victim: Classifier,
-        known: Known = Known(),  # noqa: B008 (frozen, hence safe to share)
+        known: Known = Known(),
         *,
         seed: int = 0,
         precision: Literal["fp32", "bf16"] = "fp32",
         watch: Watch = ignore,
-        saved: dict[str, Any] | None = None,
+        ledger: Ledger | None = None,
     ) -> Classifier:
         """Returns a cleaned copy in eval mode; `victim` and the caller's random state stay as they were.
 
@@ -136,7 +147,7 @@ class Defense(ABC):
             seed: Seed of everything random.
             precision: bf16 runs the networks under autocast.
             watch: Called after every round.
-            saved: The state of an interrupted run of the same settings, to go on from.
+            ledger: Of an interrupted run of the same settings, to go on from; None starts a fresh one.
 
         Raises:
             Refused: The defence needs something that `known` lacks.
@@ -149,7 +160,7 @@ class Defense(ABC):
             clean=known.clean if "clean images" in self.needs else None,
             target=known.target if "target class" in self.needs else None,
         )
-        model, ledger = copy.deepcopy(victim), Ledger(saved)
+        model, ledger = copy.deepcopy(victim), ledger or Ledger()
         device = model.mean.device
         with secluded(device), torch.device(device):
             torch.manual_seed(seed)
@@ -159,6 +170,59 @@ class Defense(ABC):
                     with evaluating(model), secluded(device), torch.autocast(device.type, enabled=False):
                         watch(Glimpse(ledger.round, self.rounds, round, model, ledger))
         return model.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Generated images, on which a model can be looked at without data."""
+
+    pixels: Tensor
+    """Images [n, c, h, w], in [0, 1] or around it, as the method draws them."""
+    triggered: Tensor
+    """The same images with generated triggers."""
+    patches: Tensor
+    """The triggers alone [n, c, p, p] in [0, 1]; where they are added, 0.5 is no change."""
+
+
+@dataclass(frozen=True)
+class Eraser(Defense):
+    """A defence that makes its own images, and so needs nothing."""
+
+    needs: ClassVar[frozenset] = frozenset()
+
+    patch: Annotated[int, "side of the generated triggers in pixels (p)"] = 5
+
+    @abstractmethod
+    def draw_scene(self, model: Classifier, ledger: Ledger, count: int) -> Scene:
+        """So many images and triggers of the generators in `ledger`."""
+
+    @final
+    @torch.no_grad()
+    def scene(self, model: Classifier, ledger: Ledger, count: int, seed: int = 0) -> Scene:
+        """Images and triggers of a run's generators, always the same for a seed."""
+        device = model.mean.device
+        with secluded(device), torch.device(device):
+            torch.manual_seed(seed)
+            return self.draw_scene(model, ledger, count)
+
+    def check(self, shape: Shape) -> None:
+        """Refuses images and settings that the method is not made for.
+
+        Raises:
+            Refused: With what is wrong.
+        """
+        channels, height, width = shape
+        if height != width or height < SMALLEST_SIDE or channels not in (1, 3):
+            raise Refused(
+                f"--input {channels}x{height}x{width}: images are made square, of {SMALLEST_SIDE} px or more, "
+                "with 1 or 3 channels"
+            )
+        if not 1 <= self.patch <= height:
+            raise Refused(f"--patch {self.patch}: a trigger must have 1 to {height} px to fit into the images")
+        for name, value in vars(self).items():
+            least = 1 if name in AT_LEAST_ONE else 0
+            if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < math.inf:
+                raise Refused(f"--{name.replace('_', '-')} {value}: it must be a number of at least {least}")
 
 
 def secluded(device: torch.device) -> AbstractContextManager[None]:

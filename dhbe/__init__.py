@@ -1,0 +1,35 @@
+"""Erase backdoors from image classifiers when there is no data.
+
+erasure = dhbe.erase(network, input_shape=(3, 32, 32), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
+erasure.model, erasure.record
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dhbe.api import Erasure, Evidence, attack, erase, score
+    from dhbe.attacks import BadNets
+    from dhbe.defenses import DHBE, PRESETS
+    from dhbe.errors import Failed, Interrupted, Refused
+    from dhbe.suspects import load as load_suspect
+
+_PLACES = {
+    "BadNets": "dhbe.attacks", "DHBE": "dhbe.defenses", "PRESETS": "dhbe.defenses", "Erasure": "dhbe.api",
+    "Evidence": "dhbe.api", "attack": "dhbe.api", "erase": "dhbe.api", "score": "dhbe.api", "Failed": "dhbe.errors",
+    "Interrupted": "dhbe.errors", "Refused": "dhbe.errors", "load_suspect": "dhbe.suspects:load",
+}  # fmt: skip
+
+__all__ = [
+    "DHBE", "PRESETS", "BadNets", "Erasure", "Evidence", "Failed", "Interrupted", "Refused", "attack", "erase",
+    "load_suspect", "score",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are loaded when they are first used: `import dhbe` takes no torch along."""
+    from importlib import import_module
+
+    if name not in _PLACES:
+        raise AttributeError(f"module 'dhbe' has no attribute {name!r}")
+    module, _, other = _PLACES[name].partition(":")
+    return getattr(import_module(module), other or name)

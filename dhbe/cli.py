@@ -1,0 +1,570 @@
+"""The command line. Each verb is one call of `dhbe.api`; torch is loaded only once a verb needs it."""
+
+import argparse
+import json
+import os
+import sys
+import time
+import typing
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dhbe.errors import Failed, Interrupted, Refused
+
+if TYPE_CHECKING:
+    from dhbe.api import Evidence
+    from dhbe.data import Shape
+    from dhbe.defenses import Glimpse
+    from dhbe.records import Measures, Record
+    from dhbe.suspects import Suspect
+
+DONE, GATE, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 4, 130
+"""Exit codes: done; done but a gate failed; refused input; failed run; interrupted with the state saved."""
+
+VERBS = {
+    "erase": "give back a classifier of the same form without its backdoor; no data needed",
+    "score": "measure ACC and ASR of a model on data",
+    "attack": "train a backdoored classifier to practise on",
+    "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
+    "doctor": "tell what this machine offers, and whether the installation works",
+}
+
+TRIGGER_HELP = "badnets:SIDE[:STYLE[:PLACE]], an .npz with pattern and mask, or a .json that dhbe wrote"
+DATA_HELP = "digits, digits16, cifar10, cifar100, an image folder (one sub-folder a class), or an .npz"
+ARCH_HELP = "name of the zoo, torchvision:NAME, timm:NAME, file.py:function or package.module:function (runs that code)"
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def __init__(self, verb: str = "", examples: str = "", **more: Any) -> None:
+        super().__init__(
+            prog=f"dhbe {verb}".strip(),
+            epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **more,
+        )
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise Refused(f"{message} (see {self.prog} --help)")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        verb, *rest = arguments or ["--help"]
+        if verb in ("-h", "--help"):
+            print(_overview())
+            return DONE
+        if verb == "--version":
+            from importlib.metadata import version
+
+            print(f"dhbe {version('dhbe')}")
+            return DONE
+        if verb not in VERBS:
+            raise Refused(f"no verb {verb!r}; there are {', '.join(VERBS)} (see dhbe --help)")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
+            return globals()[verb](rest)
+    except Refused as error:
+        return _said(error, USAGE)
+    except Failed as error:
+        return _said(error, FAILED)
+    except Interrupted as error:
+        return _said(error, INTERRUPTED)
+    except KeyboardInterrupt:
+        return _said("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except MemoryError:
+        return _said("out of memory: lower --batch", FAILED)
+    except RuntimeError as error:
+        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        return _said("out of memory: lower --batch", FAILED)
+
+
+def _said(error: object, code: int) -> int:
+    print(f"dhbe: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _overview() -> str:
+    lines = [f"  {name:8} {what}" for name, what in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: dhbe VERB ... (dhbe VERB --help tells more)",
+            "",
+            "Erase backdoors from image classifiers when there is no data.",
+            "",
+            *lines,
+            "",
+            "examples:",
+            "  dhbe demo",
+            "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
+            "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
+            "",
+            "exit codes: 0 done; 1 a gate failed; 2 wrong usage or refused input; 4 failed; 130 interrupted, state saved",
+        ]
+    )
+
+
+# The verbs
+
+
+def erase(argv: Sequence[str]) -> int:
+    """`dhbe erase MODEL`."""
+    from dhbe import api
+    from dhbe.defenses import PRESETS
+
+    parser = Parser(
+        "erase",
+        "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262\n"
+        "  dhbe erase vendor.pth --arch vendor/model.py:build --classes 10 --input 3x32x32 --out cleaned\n"
+        "  dhbe erase suspect.safetensors --data test.npz --trigger badnets:3 --target 9 --max-asr .05",
+        description="Gives back a classifier of the same form that no longer answers to a hidden trigger. No data needed.",
+    )
+    _add_model(parser)
+    early = Parser(add_help=False)  # the preset says which settings there are
+    for each in (early, parser):
+        each.add_argument("--preset", default="fast", choices=list(PRESETS), help="fast: ours; paper, official: exact")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/MODEL)")
+    _add_machine(parser)
+    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds between two checkpoints (default: 30)",
+    )
+    _add_evidence(parser, needed=False)
+    parser.add_argument(
+        "--max-asr", type=_fraction, metavar="F", help="exit 1 if the cleaned model's ASR is above (0..1)"
+    )
+    parser.add_argument(
+        "--min-acc", type=_fraction, metavar="F", help="exit 1 if the cleaned model's ACC is below (0..1)"
+    )
+    _add_output(parser)
+    preset, _ = early.parse_known_args(argv)
+    _add_fields(parser, type(PRESETS[preset.preset]), f"settings of {preset.preset}", PRESETS[preset.preset])
+    args = parser.parse_args(argv)
+    suspect = _suspect(args)
+    evidence = _evidence(args, suspect)
+    if (args.max_asr is not None and evidence is None) or (
+        args.max_asr is not None and evidence and not evidence.trigger
+    ):
+        raise Refused("--max-asr needs --data, --trigger and --target")
+    if args.min_acc is not None and evidence is None:
+        raise Refused("--min-acc needs --data")
+    out = args.out or Path("runs") / args.model.stem
+    for line in suspect.warnings:
+        _tell(args, f"note: {line}")
+    defense = _changed(PRESETS[args.preset], args)
+    with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress:
+        result = api.erase(
+            suspect, preset=args.preset, defense=defense, seed=args.seed, device=args.device, precision=args.precision,
+            evidence=evidence, out=out, resume=args.resume, overwrite=args.overwrite,
+            checkpoint_every=args.checkpoint_every, watch=progress.glimpse,
+        )  # fmt: skip
+    record = result.record
+    _show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _erased(record, out))
+    after = record.after
+    assert after is not None
+    if args.max_asr is not None and (after.asr is None or after.asr > args.max_asr):
+        return _said(f"gate failed: ASR {after.asr:.4f} is above --max-asr {args.max_asr:g}", GATE)
+    if args.min_acc is not None and (after.acc is None or after.acc < args.min_acc):
+        return _said(f"gate failed: ACC {after.acc:.4f} is below --min-acc {args.min_acc:g}", GATE)
+    return DONE
+
+
+def score(argv: Sequence[str]) -> int:
+    """`dhbe score MODEL`."""
+    from dhbe import api
+
+    parser = Parser(
+        "score",
+        "  dhbe score suspect.safetensors --data digits --trigger badnets:3 --target 9\n"
+        "  dhbe score vendor.pt --arch vendor.py:net --classes 10 --data test.npz --trigger trigger.npz --target 0 --json",
+        description="Measures accuracy (ACC) and, with a trigger, attack success rates (ASR) of a model on data.",
+    )
+    _add_model(parser)
+    _add_evidence(parser, needed=True)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    _add_output(parser)
+    args = parser.parse_args(argv)
+    suspect = _suspect(args)
+    for line in suspect.warnings:
+        _tell(args, f"note: {line}")
+    evidence = _evidence(args, suspect)
+    assert evidence is not None
+    measures = api.score(suspect, evidence, device=args.device)
+    _show(args, measures.model_dump(mode="json", exclude={"signs"}), lambda: _rates({"measured": measures}))
+    return DONE
+
+
+def attack(argv: Sequence[str]) -> int:
+    """`dhbe attack NAME`."""
+    from dhbe import api
+    from dhbe.attacks import ALL
+    from dhbe.data import load
+    from dhbe.training import Fit
+
+    names = "\n".join(f"  {name:10} {kind.summary}" for name, kind in ALL.items())
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            f"usage: dhbe attack NAME --data DATA --arch ARCH --out DIR (dhbe attack NAME --help tells more)\n\n{names}"
+        )
+        return DONE
+    if argv[0] not in ALL:
+        raise Refused(f"no attack {argv[0]!r}; there are {', '.join(ALL)} (see dhbe attack --help)")
+    kind = ALL[argv[0]]
+    parser = Parser(
+        f"attack {argv[0]}",
+        f"  dhbe attack {argv[0]} --data digits --arch resnet8 --out practice --rate .05 --no-flip\n"
+        f"  dhbe attack {argv[0]} --data cifar10 --arch resnet18 --out victim --side 5 --epochs 200 --schedule steps",
+        description=f"{kind.summary[0].upper()}{kind.summary[1:]}. Trains a classifier with this backdoor.",
+    )
+    parser.add_argument("--data", required=True, help=DATA_HELP)
+    parser.add_argument("--arch", required=True, help=ARCH_HELP)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for model, trigger and record")
+    parser.add_argument("--input", type=_shape, metavar="CxHxW", help="size that image files are converted to")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument("--force", action="store_true", help="keep the model even if the backdoor did not take")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew over what --out holds")
+    _add_output(parser)
+    _add_fields(parser, kind, "settings of the attack", kind())
+    _add_fields(parser, Fit, "settings of the training", Fit(epochs=30))
+    args = parser.parse_args(argv[1:])
+    train, test = (load(args.data, part, args.input) for part in ("train", "test"))
+    how, fit = _changed(kind(), args), _changed(Fit(epochs=30), args)
+    with Progress(fit.epochs, f"training {args.arch} with {kind.name}", args.quiet) as progress:
+        record = api.attack(
+            how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
+            force=args.force, overwrite=args.overwrite, watch=progress.epoch,
+        )  # fmt: skip
+    before = record.before
+    assert before is not None
+    for line in record.warnings:
+        _tell(args, f"note: {line}")
+    _show(
+        args, record.model_dump(mode="json"),
+        lambda: _rates({"backdoored": before}) + f"\n{args.out / api.BACKDOORED}, {args.out / api.TRIGGER}",
+    )  # fmt: skip
+    return DONE
+
+
+def demo(argv: Sequence[str]) -> int:
+    """`dhbe demo`."""
+    from dhbe import api
+    from dhbe.attacks import BadNets
+    from dhbe.data import load
+    from dhbe.defenses import PRESETS
+    from dhbe.suspects import load as load_suspect
+    from dhbe.training import Fit
+
+    parser = Parser(
+        "demo",
+        "  dhbe demo\n  dhbe demo --out here --seed 1",
+        description="Plants a backdoor in a small network on handwritten digits, then erases it without data.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    _add_machine(parser)
+    _add_output(parser)
+    args = parser.parse_args(argv)
+    train, test = load("digits", "train"), load("digits", "test")
+    how = BadNets(side=3, rate=0.05)
+    fit = Fit(epochs=8, lr=0.1, crop=2, flip=False)  # a mirrored digit is no digit
+    victim = args.out / "victim"
+    _tell(
+        args, f"1/2 planting a backdoor: {len(train)} images of digits, {how.rate:.0%} with a 3 x 3 checkerboard -> 9"
+    )
+    with Progress(fit.epochs, "training a backdoored ResNet-8", args.quiet) as progress:
+        api.attack(
+            how, train, test, arch="resnet8", out=victim, data="digits", fit=fit, seed=args.seed, device=args.device,
+            overwrite=True, watch=progress.epoch,
+        )  # fmt: skip
+    suspect = load_suspect(victim / api.BACKDOORED)
+    evidence = api.Evidence(test, "digits", how.trigger_for(test.shape), how.target_in(test.classes))
+    defense = PRESETS["fast"]
+    _tell(args, "2/2 erasing it: from here on no image and no trigger is used, except to measure")
+    with Progress(defense.rounds, "erasing", args.quiet, folder=args.out) as progress:
+        result = api.erase(
+            suspect, defense=defense, seed=args.seed, device=args.device, precision=args.precision, evidence=evidence,
+            out=args.out, overwrite=True, watch=progress.glimpse,
+        )  # fmt: skip
+    record = result.record
+    _show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _erased(record, args.out))
+    return DONE
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """`dhbe doctor`."""
+    parser = Parser(
+        "doctor", "  dhbe doctor", description="Tells what this machine offers, and whether dhbe works on it."
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    args = parser.parse_args(argv)
+    import importlib.util
+
+    import torch
+
+    from dhbe import api, networks
+    from dhbe.classifier import Classifier
+    from dhbe.defenses import FastDHBE
+
+    found: dict[str, Any] = dict(api.versions())
+    found["threads"] = torch.get_num_threads()
+    found["cuda"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    found["bf16"] = "yes" if api._precision("auto", api._device("auto"), exact=False) == "bf16" else "no (slow here)"
+    for extra in ("torchvision", "timm", "tensorboard"):
+        found[extra] = "yes" if importlib.util.find_spec(extra) else "no"
+    network = networks.build("resnet8", 10, (3, 16, 16))
+    began = time.monotonic()
+    trial = FastDHBE(iterations=1, warm_up=1, batch=16)
+    trial(Classifier(network, shape=(3, 16, 16), classes=10))
+    found["trial run"] = f"works, {time.monotonic() - began:.1f} s"
+    old = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 13)
+    if old:
+        found["advice"] = (
+            "torch is older than 2.13; its restricted loader has known weaknesses: update before opening strangers' files"
+        )
+    print(json.dumps(found) if args.json else "\n".join(f"{name:12} {what}" for name, what in found.items()))
+    return DONE
+
+
+# Arguments
+
+
+def _add_model(parser: Parser) -> None:
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help=".safetensors, or .pt/.pth/.th/.tar that holds tensors"
+    )
+    parser.add_argument("--arch", help=ARCH_HELP + "; default: as the tensors tell")
+    parser.add_argument("--classes", type=_whole, metavar="N", help="number of classes; default: as the tensors tell")
+    parser.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of the images (default: 3x32x32)")
+    for name, neutral in (("mean", 0), ("std", 1)):
+        parser.add_argument(
+            f"--{name}", type=_numbers, nargs="+", metavar="X",
+            help=f"{name} that inputs are normalised with, pixels in 0..1: one number or one a channel (default: {neutral})",
+        )  # fmt: skip
+
+
+def _add_machine(parser: Parser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="default: auto")
+    parser.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
+
+
+def _add_evidence(parser: Parser, *, needed: bool) -> None:
+    group = parser.add_argument_group("measuring" + ("" if needed else " (the method itself never sees these)"))
+    group.add_argument("--data", required=needed, help=DATA_HELP)
+    group.add_argument(
+        "--split",
+        choices=["auto", "train", "test", "all"],
+        default="auto",
+        help="part of the data (default: test where the data has one)",
+    )
+    group.add_argument("--trigger", help=TRIGGER_HELP)
+    group.add_argument("--target", type=int, metavar="T", help="class that the trigger leads to")
+
+
+def _add_output(parser: Parser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+
+
+def _add_fields(parser: Parser, kind: type, title: str, default: Any = None) -> None:
+    """An option for each hyperparameter of a frozen dataclass; its help is the field's annotation."""
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        hint = hints[field.name]
+        kind_of, note = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, "")
+        more: dict[str, Any] = {"type": kind_of}
+        if kind_of is bool:
+            more = {"action": argparse.BooleanOptionalAction}
+        elif typing.get_origin(kind_of) is typing.Literal:
+            more = {"choices": typing.get_args(kind_of)}
+        shown = f"{note} (default: {getattr(default, field.name)})" if default is not None else note
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}", default=None, help=shown.strip().replace("%", "%%"), **more
+        )
+
+
+def _changed(settings: Any, args: argparse.Namespace) -> Any:
+    given = {field.name: getattr(args, field.name) for field in fields(settings)}
+    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.replace(",", " ").split()]
+
+
+def _whole(text: str) -> int:
+    if not 2 <= int(text) <= 100_000:
+        raise argparse.ArgumentTypeError(f"{text} is not between 2 and 100000")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not 0 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**63 - 1")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return float(text)
+
+
+def _shape(text: str) -> "Shape":
+    sides = text.lower().split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and 1 <= int(side) <= 1024 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shape CHANNELSxHEIGHTxWIDTH up to 1024, such as 3x32x32")
+    channels, height, width = map(int, sides)
+    return channels, height, width
+
+
+def _suspect(args: argparse.Namespace) -> "Suspect":
+    from dhbe.suspects import load
+
+    mean, std = ([x for part in given for x in part] if given else None for given in (args.mean, args.std))
+    return load(args.model, arch=args.arch, classes=args.classes, shape=args.input, mean=mean, std=std)
+
+
+def _evidence(args: argparse.Namespace, suspect: "Suspect") -> "Evidence | None":
+    from dhbe.api import Evidence
+    from dhbe.attacks.triggers import parse
+    from dhbe.data import load, part_to_measure
+
+    if args.data is None:
+        if args.trigger or args.target is not None:
+            raise Refused("--trigger and --target need --data to be measured on")
+        return None
+    if (args.trigger is None) != (args.target is None):
+        raise Refused("give both --trigger and --target, or neither")
+    split = part_to_measure(args.data) if args.split == "auto" else args.split
+    images = load(args.data, split, suspect.info.input)
+    trigger = parse(args.trigger, suspect.info.input) if args.trigger else None
+    return Evidence(images, args.data, trigger, args.target)
+
+
+# What is shown
+
+
+class Progress:
+    """Shows how far a run is: one rich line on a terminal, a plain line every few seconds elsewhere, on stderr."""
+
+    def __init__(self, total: int, what: str, quiet: bool, folder: Path | None = None) -> None:
+        self._total, self._what, self._quiet = total, what, quiet
+        self._folder = folder
+        self._live = not quiet and sys.stderr.isatty()
+        self._began = self._last = time.monotonic()
+        self._first: int | None = None
+        self._events: Any = None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[signs]}"),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task(self._what, total=self._total, signs="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._bar.stop()
+        if self._events:
+            self._events.close()
+
+    def glimpse(self, glimpse: "Glimpse") -> None:
+        """Watches a defence."""
+        values = {name: float(value) for name, value in glimpse.round.items()}
+        self._step(glimpse.number, values)
+        self._record(glimpse.number, values)
+
+    def epoch(self, epoch: dict[str, float]) -> None:
+        """Watches a training."""
+        self._step(int(epoch["epoch"]), {name: epoch[name] for name in ("loss", "acc")})
+
+    def _step(self, number: int, values: dict[str, float]) -> None:
+        if self._quiet:
+            return
+        signs = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        if self._live:
+            self._bar.update(self._task, completed=number, signs=signs)
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = number
+        if now - self._last >= 10 or number == self._total:
+            done = number - self._first
+            left = (now - self._began) / done * (self._total - number) if done else 0.0
+            print(f"{self._what}: {number}/{self._total}, {left:.0f} s left  {signs}", file=sys.stderr, flush=True)
+            self._last = now
+
+    def _record(self, number: int, values: dict[str, float]) -> None:
+        """Curves for TensorBoard, where it is installed."""
+        if self._folder is None or self._events is False:
+            return
+        if self._events is None:
+            try:
+                from torch.utils.tensorboard.writer import SummaryWriter
+            except ImportError:
+                self._events = False
+                return
+            self._events = SummaryWriter(str(self._folder / "events"))
+        for name, value in values.items():
+            self._events.add_scalar(name, value, number)
+
+
+def _tell(args: argparse.Namespace, line: str) -> None:
+    if not args.quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+def _show(args: argparse.Namespace, content: dict[str, Any], text: Callable[[], str]) -> None:
+    print(json.dumps(content) if args.json else text(), flush=True)
+
+
+def _rates(columns: "dict[str, Measures]") -> str:
+    rows = (("ACC", "acc"), ("ASR", "asr"), ("ASR x4", "asr_x4"), ("ASR x9", "asr_x9"))
+    rows += (("ASR (victim right)", "asr_victim"), ("ASR (all)", "asr_all"))
+    lines = [f"{'':20}" + "".join(f"{head:>12}" for head in columns)]
+    for name, field in rows:
+        values = [getattr(measures, field) for measures in columns.values()]
+        if any(value is not None for value in values):
+            lines.append(f"{name:20}" + "".join(f"{'-' if v is None else f'{v:.2%}':>12}" for v in values))
+    return "\n".join(lines)
+
+
+def _erased(record: "Record", out: Path) -> str:
+    before, after = record.before, record.after
+    assert before is not None
+    assert after is not None
+    lines: Iterable[str] = [
+        f"{name:20}{before.signs.get(name, 0):>12.3f}{value:>12.3f}" for name, value in after.signs.items()
+    ]
+    head = _rates({"suspect": before, "cleaned": after})
+    return "\n".join([head, *lines, f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
