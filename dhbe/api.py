@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -153,7 +153,7 @@ def erase(
             "triggers": report.grid(scene.patches[:32].cpu(), scale=4),
             "stamped": report.grid(scene.triggered[:32].cpu()),
         }
-        cleaned.to("cpu", memory_format=torch.contiguous_format)
+        cleaned.to("cpu")
         if run:
             suspects.save(run.folder / CLEAN, cleaned.network, suspect.state, suspect.info)
             files.write(run.folder / runs.REPORT, report.render(record, pictures))
@@ -225,7 +225,7 @@ def attack(
             if not force:
                 raise
             missed = str(failure)
-        classifier.to("cpu", memory_format=torch.contiguous_format)
+        classifier.to("cpu")
         info = ModelInfo(
             path=BACKDOORED, sha256=None, arch=arch, classes=train.classes, input=train.shape, mean=mean, std=std
         )
@@ -269,13 +269,12 @@ def measured(
     if trigger is not None and target is not None:
         base = clean if victim is None else predict(victim, images)
         triggered = predict(classifier, images, trigger)
-        among: metrics.Among
-        for among, name in (("model", "asr"), ("victim", "asr_victim"), ("all", "asr_all")):
-            rates[name] = metrics.attack_success(clean, triggered, images.labels, target, base, among)
-        copies: Literal[4, 9]
-        for copies, name in ((4, "asr_x4"), (9, "asr_x9")):
-            if amplified := trigger.amplified(copies):
-                again = predict(classifier, images, amplified)
+        for among in get_args(metrics.Among):
+            rates[f"asr_{among}"] = metrics.attack_success(clean, triggered, images.labels, target, base, among)
+        rates["asr"] = rates.pop("asr_model")
+        for name, form in (("asr_x4", trigger.amplified(4)), ("asr_x9", trigger.amplified(9))):
+            if form is not None:
+                again = predict(classifier, images, form)
                 rates[name] = metrics.attack_success(clean, again, images.labels, target)
         rates["asr_n"] = int(((clean == images.labels) & (images.labels != target)).sum())
     return Measures(**rates, signs=signs or {})

@@ -281,8 +281,8 @@ def demo(argv: Sequence[str]) -> int:
     _add_output(parser)
     args = parser.parse_args(argv)
     train, test = load("digits", "train"), load("digits", "test")
-    how = BadNets(side=3, rate=0.05)
-    fit = Fit(epochs=8, lr=0.1, crop=2, flip=False)  # a mirrored digit is no digit
+    how = BadNets(side=3, rate=0.1)
+    fit = Fit(epochs=8, batch=32, crop=0, flip=False)  # a mirrored digit is no digit
     victim = args.out / "victim"
     _tell(
         args, f"1/2 planting a backdoor: {len(train)} images of digits, {how.rate:.0%} with a 3 x 3 checkerboard -> 9"
