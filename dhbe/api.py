@@ -1,5 +1,6 @@
 """Every verb of the command line as one call."""
 
+import copy
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from dhbe import files, metrics, networks, records, report, runs, suspects
+from dhbe import checkpoint, files, metrics, networks, records, report, runs, suspects
 from dhbe.attacks import Attack
 from dhbe.attacks.triggers import Trigger
 from dhbe.checkpoint import State
@@ -109,17 +110,19 @@ def erase(
     how = _precision(precision, where, exact=preset != "fast")
     if evidence:
         _check_evidence(evidence, suspect.info)
-    settings = {
-        "model": suspect.info.sha256, "arch": suspect.info.arch, "input": suspect.info.input,
-        "mean": suspect.info.mean, "std": suspect.info.std, **asdict(defense),
-        "seed": seed, "precision": how, "device": where.type,
-    }  # fmt: skip
+    if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
+        raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
+    settings = _settings(suspect.info, asdict(defense), seed, how)
     with (
-        runs.opened(out, settings, resume=resume, overwrite=overwrite, every=checkpoint_every) if out else nullcontext()
-    ) as run:
+        runs.opened(
+            out, {**settings, "device": where.type}, results=[CLEAN],
+            resume=resume, overwrite=overwrite, every=checkpoint_every,
+        ) if out else nullcontext()
+    ) as run:  # fmt: skip
         if run and run.finished:
-            return _finished(run.folder, suspect)
+            return _finished(run.folder, suspect, settings, evidence)
         victim = suspect.classifier.to(where)
+        before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
         curve: list[dict[str, float]] = run.saved["curve"] if run and run.saved else []
         spent = run.saved["seconds"] if run and run.saved else 0.0
         ledger = Ledger(run.saved["ledger"] if run and run.saved else None)
@@ -137,7 +140,7 @@ def erase(
 
         cleaned = defense(victim, seed=seed, precision=how, watch=look, ledger=ledger)
         scene = defense.scene(victim, ledger, LOOKED_AT, seed)
-        before = measured(victim, evidence, signs=_signs(victim, victim, scene))
+        before = before.model_copy(update={"signs": _signs(victim, victim, scene)})
         after = measured(cleaned, evidence, victim, signs=_signs(cleaned, victim, scene))
         record = Record(
             kind="erase", model=suspect.info, defense={"name": defense.name, "preset": preset, **asdict(defense)},
@@ -202,12 +205,12 @@ def attack(
     trigger, target = how.trigger_for(train.shape), how.target_in(train.classes)
     where = _device(device)
     settings = {"attack": how.name, **asdict(how), "arch": arch, "data": data, "fit": asdict(fit), "seed": seed}
-    with runs.opened(out, settings, overwrite=overwrite) as run, torch.random.fork_rng():
+    poisoned = how.poison(train, seed)
+    pixels = train.pixels.flatten(2).transpose(0, 1).flatten(1).double() / 255
+    mean, std = tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp_min(1e-3).tolist())
+    del pixels
+    with runs.opened(out, settings, results=[BACKDOORED, TRIGGER], overwrite=overwrite) as run, torch.random.fork_rng():
         torch.manual_seed(seed)
-        poisoned = how.poison(train, seed)
-        pixels = train.pixels.flatten(2).transpose(0, 1).flatten(1).double() / 255
-        mean, std = tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp_min(1e-3).tolist())
-        del pixels
         network = networks.build(arch, train.classes, train.shape)
         classifier = Classifier(network, shape=train.shape, classes=train.classes, mean=mean, std=std).to(where)
 
@@ -260,6 +263,13 @@ def measured(
         evidence: Images, and perhaps a trigger with its target; None leaves all rates open.
         victim: The backdoored model, for the ASR among images that it gets right; None takes `classifier`.
         signs: Data-free signs to note beside the rates.
+
+    Returns:
+        The measures; an ASR is None where the model gets no image right, so that none counts.
+
+    Raises:
+        Refused: The data has no image outside the target class.
+        Failed: The classifier's logits are not finite.
     """
     if evidence is None:
         return Measures(signs=signs or {})
@@ -269,14 +279,19 @@ def measured(
     if trigger is not None and target is not None:
         base = clean if victim is None else predict(victim, images)
         triggered = predict(classifier, images, trigger)
+        right = {"model": clean, "victim": base, "all": images.labels}
+        counted = {
+            among: int(((seen == images.labels) & (images.labels != target)).sum()) for among, seen in right.items()
+        }
         for among in get_args(metrics.Among):
-            rates[f"asr_{among}"] = metrics.attack_success(clean, triggered, images.labels, target, base, among)
-        rates["asr"] = rates.pop("asr_model")
+            if counted[among] or among == "all":  # all of none is refused
+                rates[f"asr_{among}"] = metrics.attack_success(clean, triggered, images.labels, target, base, among)
+        rates["asr"] = rates.pop("asr_model", None)
         for name, form in (("asr_x4", trigger.amplified(4)), ("asr_x9", trigger.amplified(9))):
-            if form is not None:
+            if form is not None and counted["model"]:
                 again = predict(classifier, images, form)
                 rates[name] = metrics.attack_success(clean, again, images.labels, target)
-        rates["asr_n"] = int(((clean == images.labels) & (images.labels != target)).sum())
+        rates["asr_n"] = counted["model"] or None
     return Measures(**rates, signs=signs or {})
 
 
@@ -293,6 +308,8 @@ def versions() -> dict[str, str]:
 def _signs(model: Classifier, victim: Classifier, scene: Scene) -> dict[str, float]:
     """What can be said of a model without data, on generated images and triggers."""
     told, clean, moved = victim(scene.pixels), model(scene.pixels), model(scene.triggered)
+    if not (clean.isfinite().all() and moved.isfinite().all()):
+        raise Failed("the model's logits on generated images are not finite: lower --lr, or another --seed")
     return {
         "agreement": (told.argmax(1) == clean.argmax(1)).sum().item() / len(clean),
         "reaction": (moved - clean).abs().mean().item(),
@@ -319,14 +336,36 @@ def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std
     return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
 
 
-def _finished(folder: Path, suspect: Suspect) -> Erasure:
-    """What the folder holds, read back."""
-    suspect = suspects.load(folder / CLEAN, **_as_told(suspect.info))
-    return Erasure(suspect.classifier.network, records.read(folder / runs.RECORD), {})
+def _settings(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
+    """All that the cleaned weights depend on, but the device."""
+    of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
+    of_defense = {name: value for name, value in defense.items() if name not in ("name", "preset")}
+    return {**of_model, **of_defense, "seed": seed, "precision": precision}
 
 
-def _as_told(info: ModelInfo) -> dict[str, Any]:
-    return {"arch": info.arch, "classes": info.classes, "shape": info.input, "mean": info.mean, "std": info.std}
+def _finished(folder: Path, suspect: Suspect, settings: dict[str, Any], evidence: Evidence | None) -> Erasure:
+    """What the folder holds, read back, if it is what was asked for."""
+    record = records.read(folder / runs.RECORD)
+    if record.kind != "erase" or record.defense is None:
+        raise Refused(f"{folder} holds a finished run of another kind ({record.kind}): choose another --out")
+    then = _settings(record.model, record.defense, record.seed, record.precision)
+    runs.refuse_other(f"{folder} holds a finished run", then, settings)
+    trigger = evidence.trigger.name if evidence and evidence.trigger else None
+    if evidence and (evidence.name, trigger, evidence.target) != (record.data, record.trigger, record.target):
+        raise Refused(
+            f"{folder} holds a finished run that was measured on {record.data or 'no data'} with "
+            f"{record.trigger or 'no trigger'}: use dhbe score {folder / CLEAN}, or choose another --out"
+        )
+    network = copy.deepcopy(suspect.classifier.network)
+    checkpoint.load_into(network, checkpoint.read(folder / CLEAN))
+    return Erasure(network.eval(), record, {})
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # one of them is not there
+        return False
 
 
 def _check_evidence(evidence: Evidence, info: ModelInfo) -> None:
@@ -353,7 +392,7 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # some devices compute nothing
     except (RuntimeError, AssertionError) as error:
         raise Refused(f"no device {name!r} here ({str(error).splitlines()[0][:80]}): give --device cpu") from error
     return device

@@ -7,7 +7,8 @@ import sys
 import time
 import typing
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,22 +56,10 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        verb, *rest = arguments or ["--help"]
-        if verb in ("-h", "--help"):
-            print(_overview())
-            return DONE
-        if verb == "--version":
-            from importlib.metadata import version
-
-            print(f"dhbe {version('dhbe')}")
-            return DONE
-        if verb not in VERBS:
-            raise Refused(f"no verb {verb!r}; there are {', '.join(VERBS)} (see dhbe --help)")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
-            return globals()[verb](rest)
+        code = _obey(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except Refused as error:
         return _said(error, USAGE)
     except Failed as error:
@@ -79,15 +68,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _said(error, INTERRUPTED)
     except KeyboardInterrupt:
         return _said("interrupted", INTERRUPTED)
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
-    except MemoryError:
-        return _said("out of memory: lower --batch", FAILED)
-    except RuntimeError as error:
-        if "out of memory" not in str(error) and "can't allocate memory" not in str(error):
+    except OSError as error:  # mostly of our output: its reader has gone, or its disk is full
+        _give_up_output()
+        if isinstance(error, BrokenPipeError):
+            return DONE
+        place = f"{error.filename}: " if error.filename else ""
+        return _said(f"{place}{(error.strerror or type(error).__name__).lower()}", FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
             raise
         return _said("out of memory: lower --batch", FAILED)
+
+
+def _obey(arguments: list[str]) -> int:
+    verb, *rest = arguments or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"dhbe {version('dhbe')}")
+        return DONE
+    if verb not in VERBS:
+        raise Refused(f"no verb {verb!r}; there are {', '.join(VERBS)} (see dhbe --help)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
+        try:
+            return globals()[verb](rest)
+        except SystemExit:  # argparse has shown its help
+            return DONE
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    said = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+
+
+def _give_up_output() -> None:
+    """Lets nothing complain any more, when Python ends, about what cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _said(error: object, code: int) -> int:
@@ -136,11 +159,12 @@ def erase(argv: Sequence[str]) -> int:
         each.add_argument("--preset", default="fast", choices=list(PRESETS), help="fast: ours; paper, official: exact")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/MODEL)")
     _add_machine(parser)
-    parser.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
+    earlier.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
     parser.add_argument(
         "--checkpoint-every",
-        type=float,
+        type=_seconds,
         default=30.0,
         metavar="S",
         help="seconds between two checkpoints (default: 30)",
@@ -168,7 +192,8 @@ def erase(argv: Sequence[str]) -> int:
     for line in suspect.warnings:
         _tell(args, f"note: {line}")
     defense = _changed(PRESETS[args.preset], args)
-    with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress:
+    running = _running(suspect.info.code)
+    with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress, running:
         result = api.erase(
             suspect, preset=args.preset, defense=defense, seed=args.seed, device=args.device, precision=args.precision,
             evidence=evidence, out=out, resume=args.resume, overwrite=args.overwrite,
@@ -178,7 +203,9 @@ def erase(argv: Sequence[str]) -> int:
     _show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _erased(record, out))
     after = record.after
     assert after is not None
-    if args.max_asr is not None and (after.asr is None or after.asr > args.max_asr):
+    if args.max_asr is not None and after.asr is None:
+        return _said("gate failed: no ASR, because the cleaned model gets no image right", GATE)
+    if args.max_asr is not None and after.asr > args.max_asr:
         return _said(f"gate failed: ASR {after.asr:.4f} is above --max-asr {args.max_asr:g}", GATE)
     if args.min_acc is not None and (after.acc is None or after.acc < args.min_acc):
         return _said(f"gate failed: ACC {after.acc:.4f} is below --min-acc {args.min_acc:g}", GATE)
@@ -205,7 +232,8 @@ def score(argv: Sequence[str]) -> int:
         _tell(args, f"note: {line}")
     evidence = _evidence(args, suspect)
     assert evidence is not None
-    measures = api.score(suspect, evidence, device=args.device)
+    with _running(suspect.info.code):
+        measures = api.score(suspect, evidence, device=args.device)
     _show(args, measures.model_dump(mode="json", exclude={"signs"}), lambda: _rates({"measured": measures}))
     return DONE
 
@@ -215,6 +243,7 @@ def attack(argv: Sequence[str]) -> int:
     from dhbe import api
     from dhbe.attacks import ALL
     from dhbe.data import load
+    from dhbe.suspects import vendor_code
     from dhbe.training import Fit
 
     names = "\n".join(f"  {name:10} {kind.summary}" for name, kind in ALL.items())
@@ -246,7 +275,8 @@ def attack(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv[1:])
     train, test = (load(args.data, part, args.input) for part in ("train", "test"))
     how, fit = _changed(kind(), args), _changed(Fit(epochs=30), args)
-    with Progress(fit.epochs, f"training {args.arch} with {kind.name}", args.quiet) as progress:
+    running = _running(vendor_code(args.arch))
+    with Progress(fit.epochs, f"training {args.arch} with {kind.name}", args.quiet) as progress, running:
         record = api.attack(
             how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
             force=args.force, overwrite=args.overwrite, watch=progress.epoch,
@@ -389,7 +419,7 @@ def _add_fields(parser: Parser, kind: type, title: str, default: Any = None) -> 
     for field in fields(kind):
         hint = hints[field.name]
         kind_of, note = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, "")
-        more: dict[str, Any] = {"type": kind_of}
+        more: dict[str, Any] = {"type": {int: _count, float: _number}.get(kind_of, kind_of)}
         if kind_of is bool:
             more = {"action": argparse.BooleanOptionalAction}
         elif typing.get_origin(kind_of) is typing.Literal:
@@ -405,26 +435,30 @@ def _changed(settings: Any, args: argparse.Namespace) -> Any:
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 
+def _between(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
+    def read(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number") from None
+        if not least <= value <= most:  # NaN too
+            raise argparse.ArgumentTypeError(f"{text} is not between {least:,} and {most:,}")
+        return value
+
+    return read
+
+
+_whole = _between(int, 2, 100_000)
+_seed = _between(int, 0, 2**63 - 1)
+_fraction = _between(float, 0, 1)
+_seconds = _between(float, 0, 10**9)
+_count = _between(int, -(2**40), 2**40)
+_number = _between(float, -1e38, 1e38)
+_unit = _between(float, -1e6, 1e6)
+
+
 def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.replace(",", " ").split()]
-
-
-def _whole(text: str) -> int:
-    if not 2 <= int(text) <= 100_000:
-        raise argparse.ArgumentTypeError(f"{text} is not between 2 and 100000")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not 0 <= int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 2**63 - 1")
-    return int(text)
-
-
-def _fraction(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return float(text)
+    return [_unit(part) for part in text.replace(",", " ").split()]
 
 
 def _shape(text: str) -> "Shape":
@@ -457,6 +491,20 @@ def _evidence(args: argparse.Namespace, suspect: "Suspect") -> "Evidence | None"
     images = load(args.data, split, suspect.info.input)
     trigger = parse(args.trigger, suspect.info.input) if args.trigger else None
     return Evidence(images, args.data, trigger, args.target)
+
+
+@contextmanager
+def _running(code: str | None) -> Iterator[None]:
+    """While networks run: what the vendor's `code` prints goes to stderr, what it raises becomes one line."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (Refused, Failed, Interrupted):
+        raise
+    except (Exception, SystemExit) as error:
+        if code is None or _out_of_memory(error):
+            raise
+        raise Failed(f"the vendor's code {code} raised {type(error).__name__}: {error}") from error
 
 
 # What is shown
@@ -541,7 +589,9 @@ def _tell(args: argparse.Namespace, line: str) -> None:
 
 
 def _show(args: argparse.Namespace, content: dict[str, Any], text: Callable[[], str]) -> None:
-    print(json.dumps(content) if args.json else text(), flush=True)
+    encoding = sys.stdout.encoding or "utf-8"  # names of files need not fit into it
+    shown = json.dumps(content) if args.json else text()
+    print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def _rates(columns: "dict[str, Measures]") -> str:

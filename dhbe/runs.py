@@ -1,12 +1,14 @@
 """A run's folder: one process at a time, saved at intervals, continued after any interruption."""
 
+import errno
 import fcntl
 import io
 import json
 import os
+import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -15,12 +17,14 @@ from typing import Any
 import torch
 
 from dhbe import files
-from dhbe.errors import Interrupted, Refused
+from dhbe.errors import Failed, Interrupted, Refused
 
 RECORD = "record.json"
 REPORT = "report.html"
 CHECKPOINT = Path("checkpoint") / "state.pt"
 LOCK = ".lock"
+TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+"""Names that `files.write` uses; a process that is killed leaves one."""
 
 
 class Run:
@@ -64,69 +68,113 @@ class Run:
 
 @contextmanager
 def opened(
-    folder: Path, settings: dict[str, Any], *, resume: bool = False, overwrite: bool = False, every: float = 30.0
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    results: Iterable[str] = (),
+    resume: bool = False,
+    overwrite: bool = False,
+    every: float = 30.0,
 ) -> Iterator[Run]:
-    """Takes a folder for one run.
+    """Takes a folder for one run. If the run leaves nothing there, the folder is as it was before.
 
     Args:
         folder: It is made if it is not there.
         settings: All that the result depends on; a resumed run must have the same.
+        results: Files that the run will write beside its record and report.
         resume: Go on with the interrupted run in the folder; a finished one is recognised.
         overwrite: Begin anew over an earlier run's results.
         every: Seconds between two checkpoints.
 
     Raises:
         Refused: The folder cannot be written, another process holds it, or it holds a run that was not asked for.
+        Failed: The disk is full.
     """
     text = json.dumps(settings, sort_keys=True)
-    fresh = not folder.exists()
-    with _locked(folder):
+    with _made(folder), _locked(folder), _made(folder / CHECKPOINT.parent):
         record, checkpoint = folder / RECORD, folder / CHECKPOINT
         if overwrite and not resume:
-            # The checkpoint first: a folder with neither is fresh, one with a record alone still reads as finished.
-            for old in (checkpoint, record, folder / REPORT):
-                old.unlink(missing_ok=True)
+            with _writing(folder):
+                # The checkpoint first: a folder with neither is fresh, one with a record alone still reads as finished.
+                for old in (CHECKPOINT, RECORD, REPORT, *results):
+                    (folder / old).unlink(missing_ok=True)
         saved = _saved(checkpoint) if checkpoint.exists() else None
         finished = record.exists()
         if (finished or saved) and not resume:
             state, mend = ("a finished run", "") if finished else ("an interrupted run", "--resume to go on, ")
             raise Refused(f"{folder} holds {state}: add {mend}--overwrite to begin anew, or choose another --out")
-        if saved and not finished and saved["settings"] != text:
-            raise Refused(f"{folder} holds a run of other settings ({_differing(saved['settings'], settings)})")
+        if saved and not finished:
+            refuse_other(f"{folder} holds a run", json.loads(saved["settings"]), settings)
+        _sweep(folder)
         run = Run(folder, text, saved, finished, every)
-        try:
-            with _gently(run):
-                yield run
-        finally:
-            if fresh and not (checkpoint.exists() or record.exists()):
-                _discard(folder)
+        with _gently(run):
+            yield run
 
 
-def _discard(folder: Path) -> None:
-    """A run that failed before it saved anything leaves no new folder behind."""
-    (folder / LOCK).unlink(missing_ok=True)
-    for path in ((folder / CHECKPOINT).parent, folder):
-        with suppress(OSError):  # it holds something else after all
-            path.rmdir()
+def refuse_other(holds: str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises `Refused`, with the names of what differs, unless the settings of two runs are the same."""
+    old, new = json.loads(json.dumps(then)), json.loads(json.dumps(now))  # tuples are lists in a file
+    if names := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+        listed = ", ".join(f"{name}: {old.get(name)} then, {new.get(name)} now" for name in names[:3])
+        raise Refused(f"{holds} of other settings ({listed}): choose another --out")
+
+
+def _sweep(folder: Path) -> None:
+    """Removes the temporaries of killed processes; nobody else writes here now."""
+    for path in (*folder.glob(".*.tmp"), *(folder / CHECKPOINT.parent).glob(".*.tmp")):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder is there inside. Afterwards those that were made for it and are empty go again."""
+    made: list[Path] = []
+    try:
+        with _writing(folder):
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):  # it holds something
+                path.rmdir()
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    try:
-        (folder / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise Refused(
-            f"cannot write into {folder}: {(error.strerror or 'failed').lower()}; give another --out"
-        ) from error
+    path = folder / LOCK
+    with _writing(folder):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it whatever happens to us
+            ours = path.stat().st_ino == os.fstat(descriptor).st_ino  # not one that its holder has just removed
         except OSError as error:
-            raise Refused(f"another process works in {folder}: wait for it, or give another --out") from error
-        yield
+            raise _taken(folder) from error
+        if not ours:
+            raise _taken(folder)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _taken(folder: Path) -> Refused:
+    return Refused(f"another process works in {folder}: wait for it, or give another --out")
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        reason = (getattr(error, "strerror", None) or "impossible name").lower()
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise Failed(f"cannot write into {folder}: {reason}") from error
+        raise Refused(f"cannot write into {folder}: {reason}; give another --out") from error
 
 
 @contextmanager
@@ -152,15 +200,7 @@ def _gently(run: Run) -> Iterator[None]:
 def _saved(path: Path) -> dict[str, Any]:
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
+        json.loads(saved["settings"])
     except Exception as error:  # whatever is wrong with it, it cannot be gone on with
         raise Refused(f"{path} cannot be read: add --overwrite to begin anew") from error
-    if not isinstance(saved, dict) or "settings" not in saved:
-        raise Refused(f"{path} is no checkpoint of dhbe: add --overwrite to begin anew")
     return saved
-
-
-def _differing(saved: str, settings: dict[str, Any]) -> str:
-    """The settings that differ, by name."""
-    old, new = json.loads(saved), json.loads(json.dumps(settings))
-    names = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
-    return ", ".join(f"{name}: {old.get(name)} then, {new.get(name)} now" for name in names[:3])

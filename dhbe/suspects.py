@@ -89,13 +89,16 @@ def load(
         warnings.append("no --mean or --std given: the network is taken to expect pixels in [0, 1] as they are")
     mean = mean or (label.mean if label else (0.0,))
     std = std or (label.std if label else (1.0,))
+    for name, values in (("mean", mean), ("std", std)):
+        if not all(x == 0 or 1e-6 <= abs(x) <= 1e6 for x in values):  # NaN too; the classifier judges the rest
+            raise Refused(f"--{name} {' '.join(f'{x:g}' for x in values)}: pixels in [0, 1] are not normalised by that")
     network = networks.build(arch, classes, shape)
     checkpoint.load_into(network, state)
     softmax = networks.probe(network, shape, classes)
     classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax).eval()
     if softmax:
         warnings.append("the network returns probabilities; their logarithms are used as logits")
-    code = arch if ":" in arch and not arch.startswith(("torchvision:", "timm:")) else None
+    code = vendor_code(arch)
     if code:
         warnings.append(f"the vendor's code {code} was run, as --arch asked")
     info = ModelInfo(
@@ -103,6 +106,11 @@ def load(
         mean=tuple(mean), std=tuple(std), softmax=softmax, code=code,
     )  # fmt: skip
     return Suspect(classifier, state, info, tuple(warnings))
+
+
+def vendor_code(arch: str) -> str | None:
+    """The vendor's code that an architecture names, if it is neither of the zoo nor of a library."""
+    return arch if ":" in arch and not arch.startswith(("torchvision:", "timm:")) else None
 
 
 def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
