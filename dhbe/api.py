@@ -143,7 +143,7 @@ def erase(
         before = before.model_copy(update={"signs": _signs(victim, victim, scene)})
         after = measured(cleaned, evidence, victim, signs=_signs(cleaned, victim, scene))
         record = Record(
-            kind="erase", model=suspect.info, defense={"name": defense.name, "preset": preset, **asdict(defense)},
+            kind="erase", model=suspect.info, defense={"name": "dhbe", "preset": preset, **asdict(defense)},
             data=evidence.name if evidence else None,
             trigger=evidence.trigger.name if evidence and evidence.trigger else None,
             target=evidence.target if evidence else None,
@@ -172,7 +172,8 @@ def score(suspect: Suspect, evidence: Evidence, *, device: str = "auto") -> Meas
         Refused: The data, the trigger or the target do not fit the model.
     """
     _check_evidence(evidence, suspect.info)
-    return measured(suspect.classifier.to(_device(device)), evidence)
+    found = measured(suspect.classifier.to(_device(device)), evidence)
+    return found.model_copy(update={"asr_victim": None})  # who the victim was is not known here
 
 
 def attack(

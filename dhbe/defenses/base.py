@@ -18,8 +18,8 @@ from dhbe.errors import Refused
 SMALLEST_SIDE = 8
 """Pixels; below, the generators have nothing to double."""
 
-AT_LEAST_ONE = {"iterations", "student_steps", "batch", "patch", "album"}
-"""Settings that count something that cannot be missing."""
+LEAST = {"iterations": 1, "warm_up": 1, "student_steps": 1, "batch": 4, "patch": 1, "album": 1}
+"""Settings that count something that cannot be missing. Half a batch of 1 px patches must still have a variance."""
 
 Round = dict[str, Tensor]
 """What one round came to: scalars by name. They stay on the device until somebody looks."""
@@ -164,7 +164,8 @@ class Defense(ABC):
         device = model.mean.device
         with secluded(device), torch.device(device):
             torch.manual_seed(seed)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            # Without its cache, which outlives a step and would go on answering with the weights of the first one.
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
                 for round in self.run(model.train(), known, ledger):
                     ledger.advance()
                     with evaluating(model), secluded(device), torch.autocast(device.type, enabled=False):
@@ -220,7 +221,7 @@ class Eraser(Defense):
         if not 1 <= self.patch <= height:
             raise Refused(f"--patch {self.patch}: a trigger must have 1 to {height} px to fit into the images")
         for name, value in vars(self).items():
-            least = 1 if name in AT_LEAST_ONE else 0
+            least = LEAST.get(name, 0)
             if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < math.inf:
                 raise Refused(f"--{name.replace('_', '-')} {value}: it must be a number of at least {least}")
 

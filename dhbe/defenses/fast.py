@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 from dhbe.classifier import Classifier
+from dhbe.data import Shape
 from dhbe.defenses.base import Eraser, Known, Ledger, Round, Scene
 from dhbe.defenses.parts import channels_last, descend, frozen, frozen_copy, gap, lay, set_lr
 from dhbe.defenses.statistics import BatchStatistics, imbalance
+from dhbe.errors import Refused
 from dhbe.generators import NOISE, PixelGenerator, TriggerGenerator
 
 
@@ -29,7 +31,7 @@ from dhbe.generators import NOISE, PixelGenerator, TriggerGenerator
 class FastDHBE(Eraser):
     """Restricted distillation on familiar images."""
 
-    name: ClassVar[str] = "dhbe"
+    name: ClassVar[str] = "fast"
 
     warm_up: Annotated[int, "rounds of the generators alone, before the student moves"] = 80
     iterations: Annotated[int, "rounds: k student steps, one step of the images and one of the triggers"] = 60
@@ -104,6 +106,11 @@ class FastDHBE(Eraser):
                     descend(seek, -losses["margin"])
 
                 yield losses
+
+    def check(self, shape: Shape) -> None:
+        super().check(shape)
+        if self.album < self.batch:
+            raise Refused(f"--album {self.album}: it must hold one batch at least, {self.batch} images")
 
     def rate(self, iteration: int) -> float:
         """The share of the student's learning rate in force at this iteration."""
