@@ -101,7 +101,7 @@ def _obey(arguments: list[str]) -> int:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    said = ("out of memory", "can't allocate memory", "not enough memory")
+    said = ("out of memory", "can't allocate memory", "not enough memory", "size calculation overflowed")
     return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 

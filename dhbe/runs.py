@@ -64,6 +64,8 @@ class Run:
     def close(self) -> None:
         """Removes what only an interrupted run needs; the record is there by now."""
         (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's files are there
+            (self.folder / CHECKPOINT.parent).rmdir()
 
 
 @contextmanager
@@ -137,7 +139,7 @@ def _made(folder: Path) -> Iterator[None]:
         yield
     finally:
         for path in made:
-            with suppress(OSError):  # it holds something
+            with suppress(OSError, ValueError):  # it holds something, or was never there
                 path.rmdir()
 
 

@@ -170,7 +170,7 @@ REFUSED = {
     "gate in percent": ({}, f"{ERASE} {KNOWN} --max-asr 5", "5 is not between 0 and 1"),
     "gate of nothing": ({}, f"{ERASE} {KNOWN} --max-asr nan", "nan is not between 0 and 1"),
     # The folder for the results
-    "file in the way": ({"out": b""}, ERASE, "cannot write into out: not a directory"),
+    "file in the way": ({"out": b""}, ERASE, "cannot write into out: file exists"),
     "under a file": ({"out": b""}, f"{ERASE}/deeper", "cannot write into out/deeper: not a directory"),
     "out too long": ({}, f"{ERASE}{'t' * 999}", "cannot write into out.*file name too long"),
     "out with a zero": ({}, ERASE.replace("--out out", "--out 'o\0ut'"), "cannot write into .*: impossible name"),
@@ -209,10 +209,9 @@ REFUSED = {
     "attack, rate": ({}, f"{ATTACK} --rate 2", "a poison rate of 2 asks for 96 of 48"),
     "attack, epochs": ({}, f"{ATTACK} --epochs 0", "at least 1 epoch"),
     "attack, target": ({}, f"{ATTACK} --target 3", "no target class 3"),
-    "attack, crop": ({}, f"{ATTACK} --crop {2**40}", "crop"),
     "attack, shape": ({}, f"{ATTACK} --input 3x8x8", "the images are 3x16x16, the classifier takes 3x8x8"),
     "attack, data of one class": (
-        {"data.npz": packed(images=DATA["images"], labels=0 * DATA["labels"])}, ATTACK, "2 classes",
+        {"data.npz": packed(images=DATA["images"], labels=0 * DATA["labels"])}, ATTACK, "of which 0 lie outside the target class 0",
     ),
     "attack, place": ({}, f"{ATTACK} --place 15,15", "leaves the image"),
 }  # fmt: skip
@@ -384,8 +383,9 @@ def test_a_run_that_diverges_fails_in_one_line(rounds, here, dhbe):
 
 
 def test_too_large_for_memory_is_one_line(here, dhbe):
-    code, out, err = dhbe(f"{ERASE} --album {2**40} --quiet")
-    assert (code, out, err) == (4, "", "dhbe: out of memory: lower --batch\n")
+    for command in (f"{ERASE} --album {2**40}", f"{ATTACK} --crop {2**40}"):
+        assert dhbe(f"{command} --quiet") == (4, "", "dhbe: out of memory: lower --batch\n")
+        assert not (here / "out").exists()
 
 
 @pytest.mark.parametrize("file", [1, 2, 3, 4])  # checkpoint, weights, report, record

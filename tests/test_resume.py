@@ -127,7 +127,7 @@ def test_a_finished_run_is_recognised_and_not_repeated(whole):
         ("", 0, ""),
         ("--seed 1", 2, "finished run of other settings (seed: 0 then, 1 now)"),
         ("--patch 3", 2, "finished run of other settings (patch: 5 then, 3 now)"),
-        ("--data digits16 --input 3x16x16", 2, "finished run of other settings (input"),
+        ("--input 3x16x16", 2, "finished run of other settings (input"),
         ("--mean .5", 2, "finished run of other settings (mean"),
     ):
         ended = Started(f"{ERASE} --out out --resume --quiet {other}", out.parent).ended()
