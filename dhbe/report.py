@@ -41,25 +41,26 @@ RATES = (
 
 SIGNS = {
     "agreement": "Share of generated images for which the cleaned and the suspect model choose the same class.",
-    "reaction": "Mean absolute change of the logits under the strongest trigger that was generated. Smaller is calmer.",
-    "flips": "Share of generated images whose class changes under the strongest trigger that was generated.",
+    "reaction": "Mean absolute change of the logits under generated triggers. Smaller is calmer.",
+    "flips": "Share of generated images whose class changes under generated triggers.",
     "familiarity": "Distance of the generated images from what the model's BatchNorm layers remember of real ones.",
 }
 """What a data-free sign means."""
 
 CURVES = {
-    "familiarity": "Warm-up: distance of the generated images from the model's BatchNorm statistics.",
+    "familiarity": "Distance of the generated images from the model's BatchNorm statistics.",
     "distillation": "Gap between the two models' logits on generated images. The student makes it small.",
     "restriction": "Change of the student's logits under generated triggers. The student makes it small.",
     "disagreement": "The gap again, as the image generator finds it. It seeks large values.",
     "reaction": "The change again, as the trigger generator finds it. It seeks large values.",
+    "margin": "How far a class leads under the patch that seeks it, in logits, over all classes. The patches raise it.",
     "loss": "The loss that training makes small.",
 }
 """What a curve means."""
 
 PICTURES = {
     "samples": "Generated images, made from the model alone. They are not real images and need not look like any.",
-    "triggers": "Generated triggers: the changes of pixels that the cleaned model learned to ignore.",
+    "triggers": "Generated triggers: patches that the cleaned model learned to ignore.",
     "trigger": "The trigger on an empty image.",
     "stamped": "Images with the trigger.",
 }
@@ -188,7 +189,7 @@ def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
         yield f"On generated images the cleaned model chooses the suspect model's class in {agreement} of cases."
     if "reaction" in after.signs:
         suspect = f", against {before.signs['reaction']:.3g} on the suspect model" if "reaction" in before.signs else ""
-        yield f"The strongest generated trigger moves its logits by {after.signs['reaction']:.3g} on average{suspect}."
+        yield f"Generated triggers move its logits by {after.signs['reaction']:.3g} on average{suspect}."
     yield "These are signs, not proof."
 
 

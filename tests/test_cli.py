@@ -416,13 +416,13 @@ def test_a_disk_that_is_really_full(here, dhbe):
     if not mounted or mounted.returncode:
         pytest.skip("needs the right to mount a file system")
     try:
-        code, out, err = dhbe(f"{ERASE.replace('out', 'disk/out')} --quiet")
+        code, out, err = dhbe(f"{ERASE.replace('--out out', '--out disk/out')} --quiet")
         assert (code, out) == (4, "")
         assert re.fullmatch("dhbe: cannot write disk/out/.*: no space left on device\n", err)
         assert listing(disk) == {}
         (disk / "filler").write_bytes(bytes(508 * 1024))
         for command in (ERASE, ATTACK):
-            code, out, err = dhbe(f"{command.replace('out', 'disk/out')} --quiet")
+            code, out, err = dhbe(f"{command.replace('--out out', '--out disk/out')} --quiet")
             assert (code, out, err.count("\n")) == (4, "", 1)
             assert sorted(listing(disk)) == ["filler"]
     finally:

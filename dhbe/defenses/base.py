@@ -169,7 +169,8 @@ class Defense(ABC):
                 for round in self.run(model.train(), known, ledger):
                     ledger.advance()
                     with evaluating(model), secluded(device), torch.autocast(device.type, enabled=False):
-                        watch(Glimpse(ledger.round, self.rounds, round, model, ledger))
+                        seen = {name: value.detach() for name, value in round.items()}
+                        watch(Glimpse(ledger.round, self.rounds, seen, model, ledger))
         return model.eval()
 
 
