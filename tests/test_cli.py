@@ -192,7 +192,7 @@ REFUSED = {
     "abbreviated option": ({}, f"{ERASE} --iter 3", "unrecognized arguments: --iter"),
     "unknown preset": ({}, f"{ERASE} --preset best", "invalid choice: 'best'"),
     "no model": ({}, "erase", "required: MODEL"),
-    "batch 0": ({}, f"{ERASE} --batch 0", "--batch 0: it must be a number of at least 1"),
+    "batch 0": ({}, f"{ERASE} --batch 0", "--batch 0: it must be a number of at least 4"),
     "batch beyond all": ({}, f"{ERASE} --batch {10**30}", "argument --batch: 10+ is not between"),
     "album beyond all": ({}, f"{ERASE} --album {10**30}", "argument --album: 10+ is not between"),
     "batch of words": ({}, f"{ERASE} --batch many", "argument --batch: 'many' is no whole number"),
