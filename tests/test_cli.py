@@ -110,7 +110,6 @@ REFUSED = {
     "wrong architecture": ({}, f"{ERASE} --arch wrn16-1", "does not fit the network .*check --arch"),
     "unknown architecture": ({}, f"{ERASE} --arch resnet9000", "unknown architecture 'resnet9000': give one of"),
     "untold architecture": ({"model.pt": saved({"w": torch.ones(3, 3)})}, ERASE, "add --arch"),
-    "unknown to torchvision": ({}, f"{ERASE} --arch torchvision:resnet9000", "torchvision has no classifier|not inst"),
     "wrong classes": ({}, f"{ERASE} --classes 4", r"wrong shape: fc.weight \[3, 64\] for \[4, 64\]"),
     "one class": ({}, f"{ERASE} --classes 1", "1 is not between 2 and 100,000"),
     "no vendor file": ({}, f"{ERASE} --arch vendor.py:net", "vendor.py, which is no file"),

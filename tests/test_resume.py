@@ -110,9 +110,6 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(number, whole, here):
     assert code == 130
     assert said.splitlines()[-1] == "dhbe: interrupted; the state is saved, --resume --out out goes on"
     assert sorted(listing(out)) == ["checkpoint", "checkpoint/state.pt"]
-    code, said = Started(f"{ERASE} --out out", here).ended()
-    assert code == 2
-    assert "out holds an interrupted run: add --resume to go on" in said
     code, said = Started(f"{ERASE} --out out --seed 1 --resume", here).ended()
     assert code == 2
     assert "out holds a run of other settings (seed: 0 then, 1 now)" in said

@@ -37,7 +37,7 @@ class FastDHBE(Eraser):
     iterations: Annotated[int, "rounds: k student steps, one step of the images and one of the triggers"] = 60
     student_steps: Annotated[int, "student steps per round (k)"] = 5
     batch: Annotated[int, "images per step"] = 64
-    alpha: Annotated[float, "weight of the restriction (eq. 8)"] = 0.5
+    alpha: Annotated[float, "weight of the restriction (eq. 8)"] = 1.0
     lr: Annotated[float, "peak learning rate of the student (SGD): up for a tenth of the rounds, then down to 0"] = 5e-3
     momentum: Annotated[float, "momentum of the student's SGD"] = 0.9
     weight_decay: Annotated[float, "weight decay of the student"] = 5e-4
