@@ -34,7 +34,7 @@ class FastDHBE(Eraser):
     name: ClassVar[str] = "fast"
 
     warm_up: Annotated[int, "rounds of the generators alone, before the student moves"] = 80
-    iterations: Annotated[int, "rounds: k student steps, one step of the images and one of the triggers"] = 60
+    iterations: Annotated[int, "rounds: k student steps, one step of the images and one of the triggers"] = 90
     student_steps: Annotated[int, "student steps per round (k)"] = 5
     batch: Annotated[int, "images per step"] = 64
     alpha: Annotated[float, "weight of the restriction (eq. 8)"] = 1.0
