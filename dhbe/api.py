@@ -18,7 +18,7 @@ from dhbe import checkpoint, files, metrics, networks, records, report, runs, su
 from dhbe.attacks import Attack
 from dhbe.attacks.triggers import Trigger
 from dhbe.checkpoint import State
-from dhbe.classifier import Classifier, last
+from dhbe.classifier import Classifier, evaluating, last
 from dhbe.data import Images, Shape
 from dhbe.defenses import PRESETS, Eraser, Glimpse, Ledger, Scene
 from dhbe.errors import Failed, Refused
@@ -323,12 +323,10 @@ def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std
     if shape is None:
         raise Refused("give the image shape: erase(model, input_shape=(3, 32, 32), ...)")
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    modes = {module: module.training for module in network.modules()}
-    with torch.no_grad():
-        classes = last(network.eval()(torch.zeros(2, *shape, device=device))).shape[1]
-    softmax = networks.probe(network, shape, classes)
-    for module, mode in modes.items():
-        module.training = mode
+    with evaluating(network):
+        with torch.no_grad():
+            classes = last(network(torch.zeros(2, *shape, device=device))).shape[1]
+        softmax = networks.probe(network, shape, classes)
     classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax)
     info = ModelInfo(
         path=None, sha256=None, arch=type(network).__name__, classes=classes, input=shape,

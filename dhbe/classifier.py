@@ -1,6 +1,7 @@
 """The classifier: pixels in [0, 1] go in, logits come out, whatever the vendor's network expects and returns."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -94,3 +95,15 @@ def last(output: object) -> Tensor:
             f"the network returns {found}; it must return logits [n, classes], alone, last in a tuple, or as .logits"
         )
     return output
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards each module is in the mode it was in (a defence may hold some of them apart)."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dhbe.classifier import Classifier
+from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images
 from dhbe.errors import Failed, Refused
 
@@ -177,15 +177,9 @@ def predict(
     if images.shape != classifier.shape:
         raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
     device = classifier.mean.device
-    modes = {module: module.training for module in classifier.modules()}
-    classifier.eval()
-    try:
-        with torch.inference_mode():
-            shown = (pixels.to(device) for pixels, _ in images.batches(batch))
-            parts = [classifier(transform(pixels) if transform else pixels) for pixels in shown]
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with evaluating(classifier), torch.inference_mode():
+        shown = (pixels.to(device) for pixels, _ in images.batches(batch))
+        parts = [classifier(transform(pixels) if transform else pixels) for pixels in shown]
     # Outside inference mode: its tensors cannot serve as labels of a loss.
     logits = torch.cat(parts or [torch.empty(0, classifier.classes, device=device)])
     if not logits.isfinite().all():

@@ -4,14 +4,14 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dhbe.classifier import Classifier
+from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images, Shape
 from dhbe.errors import Refused
 
@@ -230,15 +230,3 @@ class Eraser(Defense):
 def secluded(device: torch.device) -> AbstractContextManager[None]:
     """Gives the caller's random states back afterwards."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is in the mode it was in (a defence may hold some of them apart)."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -1,0 +1,82 @@
+"""How far a run is, for whoever waits for it."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dhbe.defenses import Glimpse
+
+
+class Progress:
+    """Shows how far a run is: one rich line on a terminal, a plain line every few seconds elsewhere, on stderr."""
+
+    def __init__(self, total: int, what: str, quiet: bool, folder: Path | None = None) -> None:
+        self._total, self._what, self._quiet = total, what, quiet
+        self._folder = folder
+        self._live = not quiet and sys.stderr.isatty()
+        self._began = self._last = time.monotonic()
+        self._first: int | None = None
+        self._events: Any = None
+
+    def __enter__(self) -> "Progress":
+        if self._live:
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[signs]}"),
+                console=Console(stderr=True), transient=True,
+            )  # fmt: skip
+            self._task = self._bar.add_task(self._what, total=self._total, signs="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live:
+            self._bar.stop()
+        if self._events:
+            self._events.close()
+
+    def glimpse(self, glimpse: "Glimpse") -> None:
+        """Watches a defence."""
+        values = {name: float(value) for name, value in glimpse.round.items()}
+        self._step(glimpse.number, values)
+        self._record(glimpse.number, values)
+
+    def epoch(self, epoch: dict[str, float]) -> None:
+        """Watches a training."""
+        self._step(int(epoch["epoch"]), {name: epoch[name] for name in ("loss", "acc")})
+
+    def _step(self, number: int, values: dict[str, float]) -> None:
+        if self._quiet:
+            return
+        signs = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        if self._live:
+            self._bar.update(self._task, completed=number, signs=signs)
+            return
+        now = time.monotonic()
+        if self._first is None:
+            self._first = number
+        if now - self._last >= 10 or number == self._total:
+            done = number - self._first
+            left = (now - self._began) / done * (self._total - number) if done else 0.0
+            print(f"{self._what}: {number}/{self._total}, {left:.0f} s left  {signs}", file=sys.stderr, flush=True)
+            self._last = now
+
+    def _record(self, number: int, values: dict[str, float]) -> None:
+        """Curves for TensorBoard, where it is installed."""
+        if self._folder is None or self._events is False:
+            return
+        if self._events is None:
+            try:
+                from torch.utils.tensorboard.writer import SummaryWriter
+            except ImportError:
+                self._events = False
+                return
+            self._events = SummaryWriter(str(self._folder / "events"))
+        for name, value in values.items():
+            self._events.add_scalar(name, value, number)
