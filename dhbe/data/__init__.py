@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dhbe.data.cifar import ARCHIVES, load_cifar
-from dhbe.data.folders import Split, class_names, load_folder, own_splits
+from dhbe.data.folders import Split, class_names, load_folder, load_image, own_splits
 from dhbe.data.images import Images, Shape, to_uint8
 from dhbe.data.packs import load_pack, read_pack
 from dhbe.errors import Refused
 
-__all__ = ["Images", "Shape", "Split", "load", "part_to_measure", "read_pack", "to_uint8"]
+__all__ = ["Images", "Shape", "Split", "load", "load_image", "part_to_measure", "read_pack", "to_uint8"]
 
 DIGITS = {"digits": 32, "digits16": 16}
 """Side in pixels of scikit-learn's handwritten digits, by name."""

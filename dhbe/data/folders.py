@@ -110,6 +110,15 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
+def load_image(path: Path, shape: Shape) -> torch.Tensor:
+    """One image file as pixels in [0, 1], float [c, h, w], resized to `shape`.
+
+    Raises:
+        Refused: It is no image, or broken or huge.
+    """
+    return _decode(path, shape).float() / 255
+
+
 def _decode(path: Path, shape: Shape) -> torch.Tensor:
     channels, height, width = shape
     if channels not in (1, 3):

@@ -1,0 +1,121 @@
+"""What every trigger is: a value that turns clean images into triggered ones."""
+
+import io
+import json
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dhbe.data import Shape
+from dhbe.errors import Refused
+
+HEADER = "trigger"
+"""Array of an .npz file of ours that holds, as JSON text, all of a trigger that is no array."""
+
+
+class Trigger(ABC):
+    """A change that makes a backdoored classifier answer with the attacker's class.
+
+    A subclass is a frozen dataclass. Of the transformations it offers those that make sense for it.
+    """
+
+    kind: ClassVar[str]
+    """Name of the kind in a file."""
+    arrays: ClassVar[tuple[str, ...]]
+    """Which parts of `content` are float tensors."""
+    name: str
+    """Name of this trigger in reports; for one that `parse` made, the text that makes it again."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """Shape (c, h, w) of the images it fits."""
+
+    @abstractmethod
+    def apply(self, pixels: Tensor) -> Tensor:
+        """Triggered copies of pixels that have the right shape; `__call__` says more."""
+
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """All that `from_content` needs beside name and shape: plain JSON values, and tensors as `arrays` says."""
+
+    @classmethod
+    @abstractmethod
+    def from_content(cls, content: dict[str, Any], shape: Shape) -> Self:
+        """The inverse of `content`, for images of `shape`; anything may be in there."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Triggered copies of pixels [n, c, h, w] in [0, 1]: same shape and range, differentiable.
+
+        Raises:
+            Refused: The images have another shape than the trigger.
+        """
+        if tuple(pixels.shape[1:]) != self.shape:
+            raise Refused(f"trigger {self.name} fits images {self.shape}, not {tuple(pixels.shape[1:])}")
+        return self.apply(pixels)
+
+    def amplified(self, copies: Literal[1, 4, 9]) -> "Trigger | None":
+        """The trigger several times over (section 5.3); None if it has no such form."""
+        return self if copies == 1 else None
+
+    def faded(self, opacity: float) -> "Trigger | None":
+        """The trigger with its effect scaled to a share in (0, 1]; None if it has no such form."""
+        return None
+
+    def resized(self, factor: float) -> "Trigger | None":
+        """The trigger so many times as high and wide; None if it has no such form."""
+        return None
+
+    def moved(self, place: str | tuple[int, int]) -> "Trigger | None":
+        """The trigger at another place; None if it has no such form."""
+        return None
+
+    def to_json(self) -> str:
+        """The trigger as a JSON object that `from_json` restores exactly."""
+        return json.dumps({**self._head(), **self._arrays(lambda tensor: tensor.tolist())})
+
+    def to_npz(self) -> bytes:
+        """The trigger as an .npz file that `parse` restores exactly: its arrays, and a JSON text for all else."""
+        stream = io.BytesIO()
+        np.savez(stream, **{HEADER: np.array(json.dumps(self._head()))}, **self._arrays(lambda tensor: tensor.numpy()))
+        return stream.getvalue()
+
+    def _head(self) -> dict[str, Any]:
+        plain = {key: value for key, value in self.content().items() if key not in self.arrays}
+        return {"kind": self.kind, "name": self.name, "shape": self.shape, **plain}
+
+    def _arrays(self, convert: Any) -> dict[str, Any]:
+        return {key: convert(self.content()[key].contiguous()) for key in self.arrays}
+
+
+def floats(content: dict[str, Any], key: str, shape: tuple[int, ...] | None = None) -> Tensor:
+    """The float tensor under `key`, given as nested lists or as an array.
+
+    Raises:
+        Refused: It has another shape than the one wanted, or is not finite.
+    """
+    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and refused below
+        tensor = torch.tensor(np.array(content[key], dtype=np.float64).astype(np.float32))
+    if shape is not None and tensor.shape != shape:
+        raise Refused(f"the trigger's {key} is {list(tensor.shape)}, not {list(shape)}")
+    if not tensor.isfinite().all():
+        raise Refused(f"the trigger's {key} is not finite")
+    return tensor
+
+
+def check_share(name: str, share: float) -> None:
+    """Raises `Refused` unless a share lies in (0, 1]."""
+    if not 0 < share <= 1:  # NaN too
+        raise Refused(f"trigger {name}: an opacity of {share:g} is not above 0 and at most 1")
+
+
+def short(number: float) -> str:
+    """A number as text that gives it back exactly.
+
+    >>> short(20.0), short(0.1)
+    ('20', '0.1')
+    """
+    return repr(float(number)).removesuffix(".0")
