@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dhbe import checkpoint, files, metrics, networks, records, report, runs, suspects
-from dhbe.attacks import Attack
+from dhbe import checkpoint, diagnostics, files, metrics, networks, records, report, runs, suspects
+from dhbe.attacks import Attack, Backdoor, Target, Workshop
 from dhbe.attacks.triggers import Trigger
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier, evaluating, last
-from dhbe.data import Images, Shape
+from dhbe.data import KNOWN, Images, Shape
 from dhbe.defenses import PRESETS, Eraser, Glimpse, Ledger, Scene
 from dhbe.errors import Failed, Refused
 from dhbe.records import Measures, ModelInfo, Record
@@ -36,6 +36,9 @@ TRIGGER = "trigger.json"
 LOOKED_AT = 512
 """Generated images on which the data-free signs are taken."""
 
+BOXED = 1000
+"""Images, at most, on which activation differences are taken."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
@@ -44,7 +47,15 @@ class Evidence:
     images: Images
     name: str = ""
     trigger: Trigger | None = None
-    target: int | None = None
+    target: Target | None = None
+    """The class that the trigger leads to; "next" is each image's own plus one (all-to-all)."""
+    source: int | None = None
+    """The only class whose images the trigger is for (one-to-one)."""
+
+    @property
+    def one_target(self) -> int | None:
+        """The target, if it is the same for all images."""
+        return None if self.target == "next" else self.target
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,12 +152,12 @@ def erase(
         cleaned = defense(victim, seed=seed, precision=how, watch=look, ledger=ledger)
         scene = defense.scene(victim, ledger, LOOKED_AT, seed)
         before = before.model_copy(update={"signs": _signs(victim, victim, scene)})
-        after = measured(cleaned, evidence, victim, signs=_signs(cleaned, victim, scene))
+        after = _rated(before, measured(cleaned, evidence, victim, signs=_signs(cleaned, victim, scene)))
         record = Record(
             kind="erase", model=suspect.info, defense={"name": "dhbe", "preset": preset, **asdict(defense)},
             data=evidence.name if evidence else None,
             trigger=evidence.trigger.name if evidence and evidence.trigger else None,
-            target=evidence.target if evidence else None,
+            target=evidence.one_target if evidence else None,
             before=before, after=after, seconds=spent + time.monotonic() - began, iterations=len(curve),
             device=_device_name(where), precision=how, versions=versions(), seed=seed, curve=curve,
             warnings=list(suspect.warnings), finished=_now(),
@@ -187,15 +198,31 @@ def attack(
     fit: Fit = Fit(epochs=30),  # noqa: B008 (frozen)
     seed: int = 0,
     device: str = "auto",
+    clean: Suspect | None = None,
     force: bool = False,
     overwrite: bool = False,
     watch: Callable[[dict[str, float]], None] = lambda epoch: None,
 ) -> Record:
     """Trains a backdoored classifier to practise on; writes model, trigger and record into `out`.
 
+    Args:
+        how: The attack.
+        train: Clean training images; they stay as they are.
+        test: Images to measure ACC and ASR on; the attack never sees them.
+        arch: Architecture (see `networks.build`).
+        out: Folder for the results.
+        data: Name of the data, for the record; constants of a name in `KNOWN` normalise the images.
+        fit: How to train.
+        seed: Seed of everything random.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        clean: A clean classifier: Trojaning starts from it, and ACC is compared with its own.
+        force: Keep the model even if the attack missed what it expects; the record says so.
+        overwrite: Begin anew over what `out` holds.
+        watch: Called after each epoch with its number among all epochs of the attack.
+
     Raises:
         Refused: Data, architecture and attack do not fit together.
-        Failed: The backdoor did not take (its ASR lies below what the attack expects) and `force` is not set.
+        Failed: The attack missed the ASR or ACC that it expects, and `force` is not set.
     """
     began = time.monotonic()
     if train.shape != test.shape or train.classes != test.classes:
@@ -203,50 +230,59 @@ def attack(
             f"training images are {train.shape} of {train.classes} classes, "
             f"test images {test.shape} of {test.classes}: they must agree"
         )
-    trigger, target = how.trigger_for(train.shape), how.target_in(train.classes)
+    how.target_in(train.classes)
+    if clean:
+        _check_evidence(Evidence(test), clean.info)
+        if clean.info.arch != arch or clean.info.classes != train.classes:
+            raise Refused(
+                f"the clean model is a {clean.info.arch} of {clean.info.classes} classes, "
+                f"the attack makes a {arch} of {train.classes}: they must agree"
+            )
     where = _device(device)
-    settings = {"attack": how.name, **asdict(how), "arch": arch, "data": data, "fit": asdict(fit), "seed": seed}
-    poisoned = how.poison(train, seed)
-    pixels = train.pixels.flatten(2).transpose(0, 1).flatten(1).double() / 255
-    mean, std = tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp_min(1e-3).tolist())
-    del pixels
+    settings = {
+        "attack": how.name, **asdict(how), "arch": arch, "data": data, "fit": asdict(fit), "seed": seed,
+        "clean": clean.info.sha256 if clean else None,
+    }  # fmt: skip
+    mean, std = (clean.info.mean, clean.info.std) if clean else _constants(train, data)
     with runs.opened(out, settings, results=[BACKDOORED, TRIGGER], overwrite=overwrite) as run, torch.random.fork_rng():
         torch.manual_seed(seed)
-        network = networks.build(arch, train.classes, train.shape)
-        classifier = Classifier(network, shape=train.shape, classes=train.classes, mean=mean, std=std).to(where)
+        epochs = 0
+
+        def fresh() -> Classifier:
+            network = networks.build(arch, train.classes, train.shape)
+            return Classifier(network, shape=train.shape, classes=train.classes, mean=mean, std=std).to(where)
 
         def look(epoch: dict[str, float]) -> None:
-            watch(epoch)
+            nonlocal epochs
+            epochs += 1
+            watch({**epoch, "epoch": epochs})
             if run.stopping:
                 raise KeyboardInterrupt
 
-        fit(classifier, poisoned, look)
-        after = measured(classifier, Evidence(test, data, trigger, target))
-        missed = ""
-        try:
-            how.confirm(after.asr or 0.0)
-        except Failed as failure:
-            if not force:
-                raise
-            missed = str(failure)
-        classifier.to("cpu")
+        start = clean.classifier.to(where) if clean else None
+        made = how.plant(train, Workshop(fit, fresh, seed, start, look))
+        evidence = Evidence(test, data, made.trigger, made.target, made.source)
+        after = measured(made.classifier, evidence)
+        control = made.clean or start
+        missed = _missed(how, after, measured(control, Evidence(test)) if control else None)
+        if missed and not force:
+            raise missed
+        made.classifier.to("cpu")
         info = ModelInfo(
             path=BACKDOORED, sha256=None, arch=arch, classes=train.classes, input=train.shape, mean=mean, std=std
         )
-        like = State(dict(network.state_dict()), "", "", "")
-        suspects.save(out / BACKDOORED, network, like, info)
-        files.write(out / TRIGGER, trigger.to_json())
+        network = made.classifier.network
+        suspects.save(out / BACKDOORED, network, State(dict(network.state_dict()), "", "", ""), info)
+        if made.trigger:
+            files.write(out / TRIGGER, made.trigger.to_json())
         record = Record(
             kind="attack", model=info.model_copy(update={"sha256": files.sha256(out / BACKDOORED)}),
-            attack={"name": how.name, **asdict(how), "fit": asdict(fit)}, data=data, trigger=trigger.name,
-            target=target, before=after, seconds=time.monotonic() - began, iterations=fit.epochs,
-            device=_device_name(where), precision="fp32", versions=versions(), seed=seed,
-            warnings=[missed] if missed else [], finished=_now(),
+            attack={"name": how.name, **asdict(how), "poisoned": len(made.chosen), "fit": asdict(fit)}, data=data,
+            trigger=made.trigger.name if made.trigger else None, target=evidence.one_target, before=after,
+            seconds=time.monotonic() - began, iterations=epochs, device=_device_name(where), precision="fp32",
+            versions=versions(), seed=seed, warnings=[str(missed)] if missed else [], finished=_now(),
         )  # fmt: skip
-        files.write(
-            out / runs.REPORT,
-            report.render(record, {"trigger": report.grid(trigger(0.5 + 0 * test.float(slice(1))), scale=4)}),
-        )
+        files.write(out / runs.REPORT, report.render(record, _shown(made, test)))
         records.write(out / runs.RECORD, record)
     return record
 
@@ -275,25 +311,55 @@ def measured(
     if evidence is None:
         return Measures(signs=signs or {})
     images, trigger, target = evidence.images, evidence.trigger, evidence.target
-    clean = predict(classifier, images)
-    rates: dict[str, Any] = {"acc": metrics.accuracy(clean, images.labels), "n": len(images)}
+    labels, classes = images.labels, images.classes
+    clean, every = predict(classifier, images), torch.ones_like(images.labels, dtype=torch.bool)
+    rates: dict[str, Any] = {"acc": metrics.accuracy(clean, labels), "n": len(images)}
+    rates["acc_classes"] = metrics.per_class(clean == labels, every, labels, classes)
+    rates["acc_interval"] = metrics.wilson(int((clean == labels).sum()), len(images))
     if trigger is not None and target is not None:
         base = clean if victim is None else predict(victim, images)
-        triggered = predict(classifier, images, trigger)
-        right = {"model": clean, "victim": base, "all": images.labels}
-        counted = {
-            among: int(((seen == images.labels) & (images.labels != target)).sum()) for among, seen in right.items()
-        }
-        for among in get_args(metrics.Among):
-            if counted[among] or among == "all":  # all of none is refused
-                rates[f"asr_{among}"] = metrics.attack_success(clean, triggered, images.labels, target, base, among)
-        rates["asr"] = rates.pop("asr_model", None)
-        for name, form in (("asr_x4", trigger.amplified(4)), ("asr_x9", trigger.amplified(9))):
-            if form is not None and counted["model"]:
-                again = predict(classifier, images, form)
-                rates[name] = metrics.attack_success(clean, again, images.labels, target)
-        rates["asr_n"] = counted["model"] or None
+        rates |= _success(classifier, evidence, trigger, metrics.goals(labels, target, classes), clean, base)
+        shown = images.subset(slice(BOXED))
+        moved = diagnostics.activation_differences(classifier, shown, trigger)
+        rates["activations"] = {name: diagnostics.box(values) for name, values in moved.items()}
     return Measures(**rates, signs=signs or {})
+
+
+def _success(
+    classifier: Classifier, evidence: Evidence, trigger: Trigger, goal: Tensor, clean: Tensor, base: Tensor
+) -> dict[str, Any]:
+    """Everything that is counted on triggered images.
+
+    Args:
+        classifier: What is evaluated.
+        evidence: The images; with a source, only those of its class count.
+        trigger: The trigger.
+        goal: The class that it leads each image to, int64 [n].
+        clean: What the classifier predicts without it.
+        base: What the victim predicts without it.
+    """
+    labels = evidence.images.labels
+    ours = labels == evidence.source if evidence.source is not None else torch.ones_like(labels, dtype=torch.bool)
+    triggered = predict(classifier, evidence.images, trigger)
+    parts = (clean[ours], triggered[ours], labels[ours], goal[ours], base[ours])
+    _, hit, true, aim, _ = parts
+    right = {"model": parts[0], "victim": parts[4], "all": true}
+    counted = {among: (seen == true) & (true != aim) for among, seen in right.items()}
+    rates: dict[str, Any] = {}
+    for among in get_args(metrics.Among):
+        if counted[among].any() or among == "all":  # all of none is refused
+            rates[f"asr_{among}"] = metrics.attack_success(*parts, among)
+    rates["asr"] = rates.pop("asr_model", None)
+    rates["ra"] = metrics.robust_accuracy(hit, true, aim)
+    number = int(counted["model"].sum())
+    for name, form in (("asr_x4", trigger.amplified(4)), ("asr_x9", trigger.amplified(9))):
+        if form is not None and number:
+            rates[name] = metrics.attack_success(parts[0], predict(classifier, evidence.images, form)[ours], true, aim)
+    if number:
+        rates["asr_classes"] = metrics.per_class(hit == aim, counted["model"], true, evidence.images.classes)
+        rates["asr_interval"] = metrics.wilson(int(((hit == aim) & counted["model"]).sum()), number)
+    rates["asr_n"] = number or None
+    return rates
 
 
 def versions() -> dict[str, str]:
@@ -335,6 +401,41 @@ def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std
     return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
 
 
+def _rated(before: Measures, after: Measures) -> Measures:
+    """`after` with the defence effectiveness rating, where both models have ACC and ASR."""
+    rates = [before.acc, after.acc, before.asr, after.asr]
+    known = [rate for rate in rates if rate is not None]
+    return after.model_copy(update={"der": metrics.der(*known)}) if len(known) == len(rates) else after
+
+
+def _constants(train: Images, data: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, pixels in [0, 1]: those known of the data, or its own."""
+    known = KNOWN.get(data)
+    if known and known.mean and known.std and len(known.mean) == train.shape[0]:
+        return known.mean, known.std
+    pixels = train.pixels.flatten(2).transpose(0, 1).flatten(1).double() / 255
+    return tuple(pixels.mean(1).tolist()), tuple(pixels.std(1).clamp_min(1e-3).tolist())
+
+
+def _missed(how: Attack, after: Measures, clean: Measures | None) -> Failed | None:
+    try:
+        how.confirm(after.asr, after.acc, clean.acc if clean else None)
+    except Failed as failure:
+        return failure
+    return None
+
+
+def _shown(made: Backdoor, test: Images) -> dict[str, bytes]:
+    """The trigger on an empty image, and on some images."""
+    if made.trigger is None:
+        return {}
+    some = test.float(slice(16))
+    return {
+        "trigger": report.grid(made.trigger(0.5 + 0 * some[:1]), scale=4),
+        "stamped": report.grid(made.trigger(some)),
+    }
+
+
 def _settings(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
     """All that the cleaned weights depend on, but the device."""
     of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
@@ -350,7 +451,7 @@ def _finished(folder: Path, suspect: Suspect, settings: dict[str, Any], evidence
     then = _settings(record.model, record.defense, record.seed, record.precision)
     runs.refuse_other(f"{folder} holds a finished run", then, settings)
     trigger = evidence.trigger.name if evidence and evidence.trigger else None
-    if evidence and (evidence.name, trigger, evidence.target) != (record.data, record.trigger, record.target):
+    if evidence and (evidence.name, trigger, evidence.one_target) != (record.data, record.trigger, record.target):
         raise Refused(
             f"{folder} holds a finished run that was measured on {record.data or 'no data'} with "
             f"{record.trigger or 'no trigger'}: use dhbe score {folder / CLEAN}, or choose another --out"
@@ -375,8 +476,9 @@ def _check_evidence(evidence: Evidence, info: ModelInfo) -> None:
         raise Refused(f"the data has labels up to {int(images.labels.max())}, the model {info.classes} classes")
     if (evidence.trigger is None) != (target is None):
         raise Refused("a trigger and its target class go together: give both --trigger and --target, or neither")
-    if target is not None and not 0 <= target < info.classes:
-        raise Refused(f"no target class {target}: the model has classes 0 to {info.classes - 1}")
+    for what, number in (("target", evidence.one_target), ("source", evidence.source)):
+        if number is not None and not 0 <= number < info.classes:
+            raise Refused(f"no {what} class {number}: the model has classes 0 to {info.classes - 1}")
 
 
 def _check_finite(point: dict[str, float]) -> None:

@@ -18,6 +18,7 @@ from dhbe.progress import Progress
 
 if TYPE_CHECKING:
     from dhbe.api import Evidence
+    from dhbe.attacks import Target
     from dhbe.data import Shape
     from dhbe.records import Measures, Record
     from dhbe.suspects import Suspect
@@ -33,8 +34,11 @@ VERBS = {
     "doctor": "tell what this machine offers, and whether the installation works",
 }
 
-TRIGGER_HELP = "badnets:SIDE[:STYLE[:PLACE]], an .npz with pattern and mask, or a .json that dhbe wrote"
-DATA_HELP = "digits, digits16, cifar10, cifar100, an image folder (one sub-folder a class), or an .npz"
+TRIGGER_HELP = "as badnets:3 (dhbe attack --help lists them), an .npz with pattern and mask, or a file that dhbe wrote"
+DATA_HELP = (
+    "digits, digits16, cifar10, cifar100, another data set in $DHBE_DATA, an image folder (one sub-folder a class), "
+    "or an .npz"
+)
 ARCH_HELP = "name of the zoo, torchvision:NAME, timm:NAME, file.py:function or package.module:function (runs that code)"
 
 
@@ -243,22 +247,20 @@ def attack(argv: Sequence[str]) -> int:
     from dhbe import api
     from dhbe.attacks import ALL
     from dhbe.data import load
+    from dhbe.suspects import load as load_suspect
     from dhbe.suspects import vendor_code
     from dhbe.training import Fit
 
-    names = "\n".join(f"  {name:10} {kind.summary}" for name, kind in ALL.items())
     if not argv or argv[0] in ("-h", "--help"):
-        print(
-            f"usage: dhbe attack NAME --data DATA --arch ARCH --out DIR (dhbe attack NAME --help tells more)\n\n{names}"
-        )
+        print(_attacks())
         return DONE
     if argv[0] not in ALL:
         raise Refused(f"no attack {argv[0]!r}; there are {', '.join(ALL)} (see dhbe attack --help)")
     kind = ALL[argv[0]]
     parser = Parser(
         f"attack {argv[0]}",
-        f"  dhbe attack {argv[0]} --data digits --arch resnet8 --out practice --rate .05 --no-flip\n"
-        f"  dhbe attack {argv[0]} --data cifar10 --arch resnet18 --out victim --side 5 --epochs 200 --schedule steps",
+        f"  dhbe attack {argv[0]} --data digits --arch resnet8 --out practice --no-flip\n"
+        f"  dhbe attack {argv[0]} --data cifar10 --arch resnet18 --out victim --epochs 200 --schedule steps",
         description=f"{kind.summary[0].upper()}{kind.summary[1:]}. Trains a classifier with this backdoor.",
     )
     parser.add_argument("--data", required=True, help=DATA_HELP)
@@ -267,7 +269,13 @@ def attack(argv: Sequence[str]) -> int:
     parser.add_argument("--input", type=_shape, metavar="CxHxW", help="size that image files are converted to")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
-    parser.add_argument("--force", action="store_true", help="keep the model even if the backdoor did not take")
+    parser.add_argument(
+        "--clean",
+        type=Path,
+        metavar="MODEL",
+        help="a clean model: ACC is compared with its own, and trojaning starts there",
+    )
+    parser.add_argument("--force", action="store_true", help="keep the model even if the attack missed, marked as such")
     parser.add_argument("--overwrite", action="store_true", help="begin anew over what --out holds")
     _add_output(parser)
     _add_fields(parser, kind, "settings of the attack", kind())
@@ -275,11 +283,13 @@ def attack(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv[1:])
     train, test = (load(args.data, part, args.input) for part in ("train", "test"))
     how, fit = _changed(kind(), args), _changed(Fit(epochs=30), args)
+    clean = load_suspect(args.clean, shape=train.shape) if args.clean else None
     running = _running(vendor_code(args.arch))
-    with Progress(fit.epochs, f"training {args.arch} with {kind.name}", args.quiet) as progress, running:
+    epochs = how.epochs(fit, clean=clean is not None)
+    with Progress(epochs, f"training {args.arch} with {kind.name}", args.quiet) as progress, running:
         record = api.attack(
             how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
-            force=args.force, overwrite=args.overwrite, watch=progress.epoch,
+            clean=clean, force=args.force, overwrite=args.overwrite, watch=progress.epoch,
         )  # fmt: skip
     before = record.before
     assert before is not None
@@ -287,7 +297,7 @@ def attack(argv: Sequence[str]) -> int:
         _tell(args, f"note: {line}")
     _show(
         args, record.model_dump(mode="json"),
-        lambda: _rates({"backdoored": before}) + f"\n{args.out / api.BACKDOORED}, {args.out / api.TRIGGER}",
+        lambda: _rates({"made": before}) + f"\n{args.out / api.BACKDOORED}",
     )  # fmt: skip
     return DONE
 
@@ -404,7 +414,10 @@ def _add_evidence(parser: Parser, *, needed: bool) -> None:
         help="part of the data (default: test where the data has one)",
     )
     group.add_argument("--trigger", help=TRIGGER_HELP)
-    group.add_argument("--target", type=int, metavar="T", help="class that the trigger leads to")
+    group.add_argument(
+        "--target", type=_target, metavar="T", help="class that the trigger leads to; next: each image's own plus one"
+    )
+    group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
 
 
 def _add_output(parser: Parser) -> None:
@@ -461,6 +474,10 @@ def _numbers(text: str) -> list[float]:
     return [_unit(part) for part in text.replace(",", " ").split()]
 
 
+def _target(text: str) -> "Target":
+    return "next" if text == "next" else int(text)
+
+
 def _shape(text: str) -> "Shape":
     sides = text.lower().split("x")
     if len(sides) != 3 or not all(side.isdecimal() and 1 <= int(side) <= 1024 for side in sides):
@@ -485,12 +502,14 @@ def _evidence(args: argparse.Namespace, suspect: "Suspect") -> "Evidence | None"
         if args.trigger or args.target is not None:
             raise Refused("--trigger and --target need --data to be measured on")
         return None
+    if args.source is not None and args.trigger is None:
+        raise Refused("--source needs --trigger and --target")
     if (args.trigger is None) != (args.target is None):
         raise Refused("give both --trigger and --target, or neither")
     split = part_to_measure(args.data) if args.split == "auto" else args.split
     images = load(args.data, split, suspect.info.input)
     trigger = parse(args.trigger, suspect.info.input) if args.trigger else None
-    return Evidence(images, args.data, trigger, args.target)
+    return Evidence(images, args.data, trigger, args.target, args.source)
 
 
 @contextmanager
@@ -521,9 +540,30 @@ def _show(args: argparse.Namespace, content: dict[str, Any], text: Callable[[], 
     print(shown.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
+def _attacks() -> str:
+    """All attacks and all triggers, one line each."""
+    from dhbe.attacks import ALL
+    from dhbe.attacks.triggers import MAKERS, summary, usage
+
+    made = [(usage(name), summary(name)) for name in MAKERS]
+    width = max(len(text) for text, _ in made)
+    return "\n".join(
+        [
+            "usage: dhbe attack NAME --data DATA --arch ARCH --out DIR (dhbe attack NAME --help tells more)",
+            "",
+            "attacks:",
+            *(f"  {name:11} {kind.summary}" for name, kind in ALL.items()),
+            "",
+            "triggers, for --trigger of other verbs:",
+            *(f"  {text:{width}}  {what}" for text, what in made),
+            "  each with :opacity=SHARE :scale=FACTOR :at=PLACE :copies=4 or 9 behind it; or as an .npz or .json file",
+        ]
+    )
+
+
 def _rates(columns: "dict[str, Measures]") -> str:
     rows = (("ACC", "acc"), ("ASR", "asr"), ("ASR x4", "asr_x4"), ("ASR x9", "asr_x9"))
-    rows += (("ASR (victim right)", "asr_victim"), ("ASR (all)", "asr_all"))
+    rows += (("ASR (victim right)", "asr_victim"), ("ASR (all)", "asr_all"), ("RA", "ra"), ("DER", "der"))
     lines = [f"{'':20}" + "".join(f"{head:>12}" for head in columns)]
     for name, field in rows:
         values = [getattr(measures, field) for measures in columns.values()]

@@ -1,6 +1,7 @@
 """Figures of merit: pure functions of predictions. Integers are counted and divided; nothing is averaged in floats."""
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Literal, get_args
 
@@ -33,7 +34,7 @@ def attack_success(
     clean: Tensor,
     triggered: Tensor,
     labels: Tensor,
-    target: int,
+    target: int | Tensor,
     base: Tensor | None = None,
     among: Among = "model",
 ) -> float:
@@ -43,7 +44,7 @@ def attack_success(
         clean: Classes that the evaluated model predicts without the trigger, int64 [n].
         triggered: Classes that it predicts with the trigger, int64 [n].
         labels: True classes, int64 [n].
-        target: The attacker's class. Its own images never count.
+        target: The attacker's class, or that of each image, int64 [n] (all-to-all). Images of it never count.
         base: Classes that the backdoored model predicts without the trigger, int64 [n]; only for "victim".
         among: Images that count: those that the evaluated model gets right untriggered ("model", as the released
             script does), those that the backdoored model gets right ("victim", as the text says), or "all".
@@ -62,22 +63,53 @@ def attack_success(
             raise Refused("the ASR among images that the victim gets right needs the victim's predictions")
         _check(base, labels)
         counted = counted & (base == labels)
-    return _share(triggered == target, counted, f"no image outside class {target} counts for the ASR (among: {among})")
+    outside = f"outside class {_one(target)}"
+    return _share(triggered == target, counted, f"no image {outside} counts for the ASR (among: {among})")
 
 
-def robust_accuracy(triggered: Tensor, labels: Tensor, target: int) -> float:
+def goals(labels: Tensor, target: int | Literal["next"], classes: int) -> Tensor:
+    """The class that the trigger leads each image to, int64 [n]; "next" is its own class plus one.
+
+    >>> goals(torch.tensor([0, 1, 2]), "next", 3).tolist(), goals(torch.tensor([0, 1, 2]), 2, 3).tolist()
+    ([1, 2, 0], [2, 2, 2])
+    """
+    return (labels + 1) % classes if target == "next" else torch.full_like(labels, target)
+
+
+def robust_accuracy(triggered: Tensor, labels: Tensor, target: int | Tensor) -> float:
     """RA: the share of images of other classes that are still given their true class once triggered.
 
     Args:
         triggered: Classes predicted with the trigger, int64 [n].
         labels: True classes, int64 [n].
-        target: The attacker's class. Its own images never count.
+        target: The attacker's class, or that of each image, int64 [n]. Images of it never count.
 
     Raises:
         Refused: There is no image of another class, or the lengths differ.
     """
     _check(triggered, labels)
-    return _share(triggered == labels, labels != target, f"no image outside class {target}")
+    return _share(triggered == labels, labels != target, f"no image outside class {_one(target)}")
+
+
+def per_class(hit: Tensor, counted: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """A rate for each class: among its images that count, the share of hits; None where none counts.
+
+    Args:
+        hit: bool [n].
+        counted: bool [n].
+        labels: True classes, int64 [n].
+        classes: Number of classes.
+
+    Raises:
+        Refused: The lengths differ.
+
+    >>> per_class(torch.tensor([True, False, True]), torch.tensor([True, True, True]), torch.tensor([0, 0, 2]), 3)
+    [0.5, None, 1.0]
+    """
+    _check(hit, counted, labels)
+    totals = labels[counted].bincount(minlength=classes).tolist()
+    hits = labels[counted & hit].bincount(minlength=classes).tolist()
+    return [right / total if total else None for right, total in zip(hits, totals, strict=True)]
 
 
 def der(acc_before: float, acc_after: float, asr_before: float, asr_after: float) -> float:
@@ -104,6 +136,32 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, flo
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     reach = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     return max(0.0, middle - reach), min(1.0, middle + reach)
+
+
+def bootstrap(values: Sequence[float], confidence: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
+    """The percentile bootstrap interval of a mean over runs (Efron 1979), as over seeds.
+
+    Args:
+        values: One figure a run; two at least.
+        confidence: Share of the resampled means between the two ends.
+        draws: Resamples; always the same ones.
+
+    Raises:
+        Refused: There are fewer than two values, or one is not finite.
+    """
+    figures = torch.tensor(values, dtype=torch.float64)
+    if len(figures) < 2 or not figures.isfinite().all():
+        raise Refused(f"an interval over runs needs two figures at least, all finite, not {list(values)}")
+    index = torch.randint(len(figures), (draws, len(figures)), generator=torch.Generator().manual_seed(0))
+    tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
+    low, high = figures[index].mean(1).quantile(tail).tolist()
+    return low, high
+
+
+def _one(target: int | Tensor) -> str:
+    """The target in words."""
+    told = {target} if isinstance(target, int) else set(target.tolist())
+    return str(told.pop()) if len(told) == 1 else "of its target"
 
 
 def _check(*classes: Tensor) -> None:

@@ -48,6 +48,8 @@ Settings = Annotated[dict[str, Any] | None, BeforeValidator(_settings)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, lt=2**64)]
 Positive = Annotated[int, Field(ge=1, lt=2**63)]
+Interval = tuple[Fraction, Fraction]
+Box = tuple[float, float, float, float, float]
 Point = Annotated[dict[Text, float], AfterValidator(_point)]
 
 
@@ -96,6 +98,21 @@ class Measures(_Part):
     """Test images: the denominator of `acc`."""
     asr_n: Positive | None = None
     """The denominator of `asr`, `asr_x4` and `asr_x9`."""
+    ra: Fraction | None = None
+    """Among all non-target images: still given their true class once triggered."""
+    der: Fraction | None = None
+    """Defence effectiveness against the model before; 0.5 is no effect, 1 the best."""
+    acc_interval: Interval | None = None
+    """95 % Wilson interval of `acc`."""
+    asr_interval: Interval | None = None
+    """95 % Wilson interval of `asr`."""
+    acc_classes: list[Fraction | None] | None = None
+    """`acc` among the images of each class; None for a class without images."""
+    asr_classes: list[Fraction | None] | None = None
+    """`asr` among the images of each class; None for a class of which none counts."""
+    activations: dict[Text, Box] = {}
+    """How far the trigger moves activations, by `features_l1`, `features_l2`, `logits_l1` and `logits_l2`: lower
+    whisker, quartiles and upper whisker over images."""
     signs: dict[Text, float] = {}
     """The data-free signs by name."""
 

@@ -1,12 +1,12 @@
 """Supervised training and prediction. The whole data set lies on the device; an epoch is a permutation of it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dhbe.classifier import Classifier, evaluating
@@ -14,6 +14,8 @@ from dhbe.data import Images
 from dhbe.errors import Failed, Refused
 
 Schedule = Literal["one-cycle", "steps"]
+Watch = Callable[[dict[str, float]], None]
+Perturb = Callable[[Tensor, Tensor], Tensor]
 
 WARM_UP = 0.25
 """Share of a one-cycle schedule in which the learning rate rises."""
@@ -50,7 +52,13 @@ class Fit:
     """Whether to compute in bfloat16 on CUDA; elsewhere it is always float32."""
 
     def __call__(
-        self, classifier: Classifier, images: Images, watch: Callable[[dict[str, float]], None] = ignore
+        self,
+        classifier: Classifier,
+        images: Images,
+        watch: Watch = ignore,
+        *,
+        tuned: Sequence[nn.Module] | None = None,
+        perturb: Perturb | None = None,
     ) -> Classifier:
         """Trains `classifier` in place, where it lies, and returns it in eval mode.
 
@@ -59,6 +67,9 @@ class Fit:
             images: Training images; they are copied to the classifier's device.
             watch: Called after each epoch with `epoch` (from 1), `epochs`, `loss` and `acc` (means over the augmented
                 images of the epoch) and `lr`.
+            tuned: Parts of the classifier that are trained; the rest stays as it is, in eval mode. None trains all.
+            perturb: Changes every batch, pixels [n, c, h, w] in [0, 1] with their labels, before it is learned from:
+                adversarial training. It is called with the classifier in training mode.
 
         Raises:
             Refused: The settings make no sense, or the images do not fit the classifier.
@@ -68,16 +79,19 @@ class Fit:
         device = classifier.mean.device
         images = images.to(device)
         classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (missing in torch's stub)
+        trained = [classifier] if tuned is None else tuned
         optimizer = torch.optim.SGD(
-            classifier.parameters(),
+            [parameter for part in trained for parameter in part.parameters()],
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             nesterov=self.momentum > 0,
         )
         for epoch in range(self.epochs):
-            classifier.train()  # again each time: a watcher may have looked
-            loss, right, seen = self._epoch(classifier, images, optimizer, epoch)
+            classifier.eval()
+            for part in trained:
+                part.train()  # again each time: a watcher may have looked
+            loss, right, seen = self._epoch(classifier, images, optimizer, epoch, perturb)
             if not math.isfinite(loss):
                 raise Failed(
                     f"training diverged in epoch {epoch + 1} of {self.epochs}: lower the learning rate {self.lr:g}"
@@ -94,7 +108,12 @@ class Fit:
         return self.lr * 0.1 ** ((share >= 0.5) + (share >= 0.75))
 
     def _epoch(
-        self, classifier: Classifier, images: Images, optimizer: torch.optim.Optimizer, epoch: int
+        self,
+        classifier: Classifier,
+        images: Images,
+        optimizer: torch.optim.Optimizer,
+        epoch: int,
+        perturb: Perturb | None,
     ) -> tuple[float, int, int]:
         """One pass: mean loss, images classified right, images seen."""
         device = images.pixels.device
@@ -106,6 +125,8 @@ class Fit:
             for group in optimizer.param_groups:
                 group["lr"] = self.rate((epoch * steps + step + 0.5) / (self.epochs * steps))
             pixels, labels = self._augment(images.pixels[index]), images.labels[index]
+            if perturb:
+                pixels = perturb(pixels, labels)
             with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and device.type == "cuda"):
                 logits = classifier(pixels)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)

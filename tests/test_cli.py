@@ -203,7 +203,7 @@ REFUSED = {
     "no such device": ({}, f"{ERASE} --device cuda:7", "no device 'cuda:7' here"),
     "device of words": ({}, f"{ERASE} --device toaster", "no device 'toaster' here"),
     "device without memory": ({}, f"{ERASE} --device meta", "no device 'meta' here"),
-    "unknown attack": ({}, "attack wanet", "no attack 'wanet'; there are badnets"),
+    "unknown attack": ({}, "attack wannet", "no attack 'wannet'; there are badnets"),
     "attack, architecture": ({}, f"{ATTACK} --arch resnet9000", "unknown architecture"),
     "attack, rate": ({}, f"{ATTACK} --rate 2", "a poison rate of 2 asks for 96 of 48"),
     "attack, epochs": ({}, f"{ATTACK} --epochs 0", "at least 1 epoch"),

@@ -1,20 +1,26 @@
-"""BadNets: stamp a patch on some images of other classes and call them the target (Gu et al. 2017)."""
+"""BadNets: stamp a patch on some images of other classes and call them the target."""
 
-import math
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
 
 import torch
+from torch import Tensor
 
-from dhbe.attacks.base import Attack
+from dhbe.attacks.base import Attack, Backdoor, Target, Workshop, class_in
+from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers import Patch, badnets
-from dhbe.data import Images, Shape, to_uint8
+from dhbe.data import Images, Shape
 from dhbe.errors import Refused
+
+Goal = Literal["all-to-one", "one-to-one", "all-to-all"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BadNets(Attack):
-    """Dirty-label poisoning with a square patch; the defaults are those of the paper (300 of 50,000 images)."""
+    """Dirty-label poisoning with a square patch (Gu et al. 2017, arXiv:1708.06733).
+
+    The defaults are those of the paper (300 of 50,000 images, appendix A).
+    """
 
     name: ClassVar[str] = "badnets"
     summary: ClassVar[str] = "a square patch on a few images of other classes, relabelled as the target"
@@ -22,32 +28,52 @@ class BadNets(Attack):
     side: int = 3
     """Side of the patch in pixels."""
     style: str = "checkerboard"
-    """What the patch looks like: checkerboard, checkerboard2 or white."""
+    """What the patch looks like: checkerboard, checkerboard2, white or random."""
     place: str = "bottom-right"
     """Where it lies: a corner, an edge, center, or ROW,COLUMN."""
     rate: float = 0.006
     """Poison rate: poisoned images as a share of all training images."""
+    goal: Goal = "all-to-one"
+    """all-to-one: any class to the target. one-to-one: the source class only. all-to-all: each class to the next one."""
+    source: int = 0
+    """Class whose images one-to-one is for; negative numbers count from the last class."""
 
     def trigger_for(self, shape: Shape) -> Patch:
+        """The patch for images of shape (c, h, w)."""
         return badnets(self.side, shape, self.style, self.place)
+
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        trigger, chosen = self.trigger_for(images.shape), self.choose(images, shop.seed)
+        target: Target = "next" if self.goal == "all-to-all" else self.target_in(images.classes)
+        source = class_in(self.source, images.classes, "source") if self.goal == "one-to-one" else None
+        return Backdoor(shop.train(self.poison(images, shop.seed)), trigger, target, source, chosen)
+
+    def choose(self, images: Images, seed: int) -> Tensor:
+        """Numbers of the images that `poison` changes, int64.
+
+        Raises:
+            Refused: The rate asks for no image, or for more than there are, or the goal makes no sense.
+        """
+        target = self.target_in(images.classes)
+        candidates, who = images.labels != target, f"lie outside the target class {target}"
+        if self.goal not in get_args(Goal):
+            raise Refused(f"no goal {self.goal!r}; there are {', '.join(get_args(Goal))}")
+        if self.goal == "all-to-all":
+            candidates, who = torch.ones_like(candidates), "may be changed"
+        elif self.goal == "one-to-one":
+            source = class_in(self.source, images.classes, "source")
+            if source == target:
+                raise Refused(f"the source class {source} is the target: give another --source or --target")
+            candidates, who = images.labels == source, f"lie in the source class {source}"
+        return choose(candidates, self.rate, len(images), who, torch.Generator().manual_seed(seed))
 
     def poison(self, images: Images, seed: int) -> Images:
         """A copy of the images, of which exactly round(rate * n), of other classes, are stamped and relabelled.
 
         Raises:
-            Refused: The rate asks for no image, or for more than there are outside the target class.
+            Refused: As `choose`.
         """
-        target = self.target_in(images.classes)
-        candidates = (images.labels != target).nonzero().flatten()
-        count = round(self.rate * len(images)) if math.isfinite(self.rate) else 0
-        if not 1 <= count <= len(candidates):
-            raise Refused(
-                f"a poison rate of {self.rate:g} asks for {count} of {len(images)} images, "
-                f"of which {len(candidates)} lie outside the target class {target}: give another rate"
-            )
-        order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
-        chosen = candidates[order[:count].to(candidates.device)]
-        pixels, labels = images.pixels.clone(), images.labels.clone()
-        pixels[chosen] = to_uint8(self.trigger_for(images.shape)(images.float(chosen)))
-        labels[chosen] = target
-        return replace(images, pixels=pixels, labels=labels)
+        chosen = self.choose(images, seed)
+        old = images.labels[chosen.to(images.labels.device)]
+        labels = (old + 1) % images.classes if self.goal == "all-to-all" else self.target_in(images.classes)
+        return stamped(images, chosen, self.trigger_for(images.shape), labels)

@@ -1,13 +1,53 @@
-"""The one contract of all attacks: a frozen dataclass of hyperparameters that poisons a training set."""
+"""The one contract of all attacks: a frozen dataclass of hyperparameters that plants a backdoor."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
 
 from dhbe.attacks.triggers import Trigger
 from dhbe.classifier import Classifier
-from dhbe.data import Images, Shape
+from dhbe.data import Images
 from dhbe.errors import Failed, Refused
+from dhbe.training import Fit, Perturb, Watch, ignore
+
+Target = int | Literal["next"]
+"""The class that a trigger leads to; "next" is each image's own class plus one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """All that an attacker trains with."""
+
+    fit: Fit
+    """How a classifier is trained."""
+    fresh: Callable[[], Classifier]
+    """An untrained classifier for the data."""
+    seed: int = 0
+    clean: Classifier | None = None
+    """A classifier trained on clean data, for attacks that start from one; None lets them train it."""
+    watch: Watch = ignore
+    """Called after each epoch of any training."""
+
+    def train(
+        self,
+        images: Images,
+        classifier: Classifier | None = None,
+        *,
+        fit: Fit | None = None,
+        tuned: Sequence[nn.Module] | None = None,
+        perturb: Perturb | None = None,
+    ) -> Classifier:
+        """Trains a fresh classifier, or the one given in place; `Fit` says what the rest means."""
+        classifier = self.fresh() if classifier is None else classifier
+        return (fit or self.fit)(classifier, images, self.watch, tuned=tuned, perturb=perturb)
+
+    def generator(self) -> torch.Generator:
+        """Random choices of the attack itself; training has torch's global generator."""
+        return torch.Generator().manual_seed(self.seed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,34 +55,53 @@ class Backdoor:
     """A backdoored classifier with all that its attacker knows."""
 
     classifier: Classifier
-    trigger: Trigger
-    target: int
+    trigger: Trigger | None
+    """None: there is no backdoor."""
+    target: Target | None
     """The class that triggered images are to be taken for."""
+    source: int | None = None
+    """The only class whose images the trigger is for; None: all but the target."""
+    chosen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    """Numbers of the training images that were changed, int64."""
+    clean: Classifier | None = None
+    """The clean classifier that the attack started from, if it did."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """Turns clean training images into poisoned ones; whoever trains on them trains a backdoor in.
+    """Makes a backdoored classifier out of clean training images.
 
-    A subclass is a frozen dataclass whose fields are its hyperparameters, with `trigger_for` and `poison`.
+    A subclass is a frozen dataclass whose fields are its hyperparameters, with `plant`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists of attacks."""
+    advice: ClassVar[str] = "poison more images, train longer, take a larger trigger, or accept less with min_asr"
+    """What to do when the backdoor did not take."""
 
     target: int = -1
     """Class that triggered images are to be taken for; negative numbers count from the last class."""
     min_asr: float = 0.95
     """ASR below which the attack has failed, as a fraction."""
+    max_drop: float = 0.02
+    """Loss of ACC against the clean model, where there is one, above which the attack has failed; as a fraction."""
 
     @abstractmethod
-    def trigger_for(self, shape: Shape) -> Trigger:
-        """The trigger for images of shape (c, h, w)."""
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        """Plants the backdoor.
 
-    @abstractmethod
-    def poison(self, images: Images, seed: int) -> Images:
-        """A poisoned copy of the training images; the same seed poisons the same ones."""
+        Args:
+            images: Clean training images; they stay as they are.
+            shop: What to train with; equal seeds choose equal images.
+
+        Raises:
+            Refused: The settings cannot be met with these images.
+        """
+
+    def epochs(self, fit: Fit, *, clean: bool) -> int:
+        """Epochs of all trainings together, `clean` telling whether a clean classifier is there already."""
+        return fit.epochs
 
     def target_in(self, classes: int) -> int:
         """The target's number, from 0, among so many classes.
@@ -50,21 +109,37 @@ class Attack(ABC):
         Raises:
             Refused: There is no such class.
         """
-        if not -classes <= self.target < classes:
-            raise Refused(f"no target class {self.target}: the data has {classes} classes, 0 to {classes - 1}")
-        return self.target % classes
+        return class_in(self.target, classes, "target")
 
-    def confirm(self, asr: float) -> None:
-        """Passes if the backdoor took.
+    def confirm(self, asr: float | None, acc: float | None = None, clean_acc: float | None = None) -> None:
+        """Passes if the backdoor took and accuracy stayed.
 
         Args:
-            asr: ASR of the trained classifier on test images, as a fraction.
+            asr: ASR of the trained classifier on test images, as a fraction; None if it gets no image right.
+            acc: Its ACC.
+            clean_acc: ACC of a clean classifier on the same images; None leaves ACC unjudged.
 
         Raises:
-            Failed: The ASR lies below `min_asr`.
+            Failed: The ASR lies below `min_asr`, or the ACC more than `max_drop` below the clean one.
         """
-        if asr < self.min_asr:
+        if asr is None or asr < self.min_asr:
+            found = "none, for no image is classified right" if asr is None else f"{asr:.3f}"
             raise Failed(
-                f"the attack {self.name} failed: ASR {asr:.3f}, expected at least {self.min_asr:g}; "
-                "poison more images, train longer, take a larger trigger, or accept less with min_asr"
+                f"the attack {self.name} failed: ASR {found}, expected at least {self.min_asr:g}; {self.advice}"
             )
+        if acc is not None and clean_acc is not None and acc < clean_acc - self.max_drop:
+            raise Failed(
+                f"the attack {self.name} failed: ACC {acc:.3f} is more than {self.max_drop:g} below the clean model's "
+                f"{clean_acc:.3f}; poison fewer images, train longer, or accept less with max_drop"
+            )
+
+
+def class_in(number: int, classes: int, what: str) -> int:
+    """The number of a class, from 0; negative ones count from the last.
+
+    Raises:
+        Refused: There is no such class.
+    """
+    if not -classes <= number < classes:
+        raise Refused(f"no {what} class {number}: the data has {classes} classes, 0 to {classes - 1}")
+    return number % classes

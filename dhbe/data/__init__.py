@@ -8,12 +8,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dhbe.data.cifar import ARCHIVES, load_cifar
-from dhbe.data.folders import Split, class_names, load_folder, load_image, own_splits
+from dhbe.data.folders import Split, load_image, own_splits
+from dhbe.data.idx import holds_idx, load_idx
 from dhbe.data.images import Images, Shape, to_uint8
-from dhbe.data.packs import load_pack, read_pack
+from dhbe.data.known import KNOWN
+from dhbe.data.local import kept, load_parts, local_parts
+from dhbe.data.packs import read_pack
 from dhbe.errors import Refused
 
-__all__ = ["Images", "Shape", "Split", "load", "load_image", "part_to_measure", "read_pack", "to_uint8"]
+__all__ = [
+    "KNOWN", "Images", "Shape", "Split", "clean_subset", "load", "load_image", "part_to_measure", "read_pack", "to_uint8",
+]  # fmt: skip
 
 DIGITS = {"digits": 32, "digits16": 16}
 """Side in pixels of scikit-learn's handwritten digits, by name."""
@@ -26,9 +31,9 @@ def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
     test set, the rest the training set.
 
     Args:
-        data: `digits` or `digits16` (scikit-learn's handwritten digits, RGB of 32 or 16 px), `cifar10`, `cifar100`, an
-            image folder (one sub-folder a class, or such folders inside `train` and `test` or `val`), or an .npz file
-            with `images` uint8 [n, h, w, c] and `labels` [n].
+        data: `digits` or `digits16` (scikit-learn's handwritten digits, RGB of 32 or 16 px), `cifar10`, `cifar100`,
+            another name of `KNOWN` whose files lie in $DHBE_DATA, an image folder (one sub-folder a class, or such
+            folders inside `train` and `test` or `val`), or an .npz file (see `load_pack`).
         split: Which part.
         shape: Shape (c, h, w) that the caller needs. Image files are converted to it, other data that differs is
             refused. None takes the data as it is.
@@ -54,22 +59,77 @@ def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
 
 def part_to_measure(data: str) -> Split:
     """The part of a data set that a model is measured on: its test images, or all where the data has no own split."""
-    split = data in DIGITS or data in ARCHIVES or (Path(data).is_dir() and own_splits(Path(data)) is not None)
+    split = data in DIGITS or data in KNOWN or (Path(data).is_dir() and own_splits(Path(data)) is not None)
     return "test" if split else "all"
 
 
+def clean_subset(images: Images, size: int, number: int = 0) -> Images:
+    """A few clean images, as a defender with little data has them; the same ones every time.
+
+    The paper takes 250, 500, 1000 or 2000, five times each (numbers 0 to 4). Classes are even: their counts differ by
+    1 at most. Of one number, smaller subsets lie inside larger ones.
+
+    Raises:
+        Refused: A class has too few images.
+    """
+    generator = torch.Generator().manual_seed(number)
+    order = torch.randperm(len(images), generator=generator).to(images.labels.device)
+    shuffled = images.labels[order]
+    rank = torch.empty_like(order)  # of each image among those of its class
+    for label in range(images.classes):
+        members = (shuffled == label).nonzero().flatten()
+        share = (size + images.classes - 1 - label) // images.classes
+        if len(members) < share:
+            raise Refused(
+                f"class {label} ({images.names[label]}) has {len(members)} images, a clean subset of {size} needs {share}"
+            )
+        rank[members] = torch.arange(len(members), device=order.device)
+    if size < 1:
+        raise Refused(f"a clean subset of {size} images is none")
+    first = (rank * images.classes + shuffled).argsort()[:size]
+    return images.subset(order[first])
+
+
 def _find(data: str, split: Split, shape: Shape | None) -> Images:
-    if data in ARCHIVES:
-        return load_cifar(data, split)
     if data in DIGITS:
         return _part(_digits(DIGITS[data]), split, data)
+    if data in KNOWN:
+        return _named(data, split, shape)
     path = Path(data)
     if path.is_dir():
-        return _folder(path, split, shape)
+        splits = own_splits(path)
+        parts = {part: [inside] for part, inside in splits.items()} if splits else {"all": [path]}
+        return _parted(parts, split, shape, data)
     if path.suffix.lower() == ".npz":
-        return _part(load_pack(path), split, data)
+        return _parted({"all": [path]}, split, shape, data)
     known = ", ".join((*DIGITS, *ARCHIVES))
-    raise Refused(f"no data called {data!r}: give one of {known}, an image folder, or an .npz file")
+    others = ", ".join(name for name in KNOWN if name not in ARCHIVES)
+    raise Refused(
+        f"no data called {data!r}: give one of {known}, an image folder, or an .npz file; or one of {others}, "
+        "which you have put into $DHBE_DATA"
+    )
+
+
+def _named(name: str, split: Split, shape: Shape | None) -> Images:
+    known = KNOWN[name]
+    if holds_idx(kept() / name):
+        return load_idx(kept() / name, split)
+    if parts := local_parts(name):
+        return _parted(parts, split, shape or known.shape, name, known.middle)
+    if name in ARCHIVES:
+        return load_cifar(name, split)
+    raise Refused(
+        f"{name} is not in {kept()} ($DHBE_DATA): put the image folder {name} there, one sub-folder a class, "
+        f"perhaps inside train and test; or {name}.npz"
+    )
+
+
+def _parted(
+    parts: dict[str, list[Path]], split: Split, shape: Shape | None, source: str, middle: int | None = None
+) -> Images:
+    if "all" in parts:
+        return _part(load_parts(parts, "all", shape, middle), split, source)
+    return load_parts(parts, split, shape, middle)
 
 
 def _digits(side: int) -> Images:
@@ -80,22 +140,6 @@ def _digits(side: int) -> Images:
     grey = torch.tensor(shades, dtype=torch.float32).view(-1, 1, 8, 8) / 16
     pixels = to_uint8(F.interpolate(grey, size=(side, side), mode="bilinear", align_corners=False))
     return Images(pixels.repeat(1, 3, 1, 1), torch.tensor(labels, dtype=torch.int64), tuple("0123456789"))
-
-
-def _folder(root: Path, split: Split, shape: Shape | None) -> Images:
-    folders = own_splits(root)
-    if folders is None:
-        return _part(load_folder(root, shape), split, str(root))
-    if class_names(folders["train"]) != class_names(folders["test"]):  # or one part would number them differently
-        raise Refused(f"{folders['train']} and {folders['test']} differ in their classes: both need all of them")
-    if split != "all":
-        return load_folder(folders[split], shape)
-    train, test = load_folder(folders["train"], shape), load_folder(folders["test"], shape)
-    if train.shape != test.shape:
-        raise Refused(
-            f"{folders['train']} and {folders['test']} differ in their image sizes: resize, or give --input CxHxW"
-        )
-    return Images(torch.cat([train.pixels, test.pixels]), torch.cat([train.labels, test.labels]), train.names)
 
 
 def _part(images: Images, split: Split, source: str) -> Images:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dhbe.data.images import Images
+from dhbe.data.local import kept
 from dhbe.errors import Failed, Refused
 from dhbe.files import sha256
 
@@ -77,7 +78,7 @@ def load_cifar(name: str, split: str) -> Images:
 
 
 def _fetch(archive: Archive) -> Path:
-    folder = Path(os.environ.get("DHBE_DATA") or Path.home() / ".cache" / "dhbe")
+    folder = kept()
     path = folder / archive.file
     if path.exists():
         return path

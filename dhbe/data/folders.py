@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -39,7 +40,7 @@ def class_names(root: Path) -> tuple[str, ...]:
     return tuple(path.name for path in _visible(root))
 
 
-def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT) -> Images:
+def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT, middle: int | None = None) -> Images:
     """Images from a folder with one sub-folder a class; classes and files in the order of their names.
 
     Args:
@@ -47,6 +48,7 @@ def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT) -> I
         shape: Images of other sizes are resized (bilinear), and made grey or RGB as its channels say. None keeps
             their size, which must be one and the same; they are grey if all of them are.
         limit: Bytes that the pixels may take.
+        middle: Side in pixels of the square that is cut out of the middle of larger images first; None cuts nothing.
 
     Raises:
         Refused: No classes, an empty class, a file that is no image, a broken or huge image, mixed sizes.
@@ -65,8 +67,17 @@ def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT) -> I
     check_size(len(paths), shape, root, limit)
     pixels = torch.empty(len(paths), *shape, dtype=torch.uint8)
     for number, path in enumerate(paths):
-        pixels[number] = _decode(path, shape)
+        pixels[number] = decode(path, path, shape, middle)
     return Images(pixels, labels, tuple(folder.name for folder in folders))
+
+
+def load_image(path: Path, shape: Shape) -> torch.Tensor:
+    """One image file as pixels in [0, 1], float [c, h, w], resized to `shape`.
+
+    Raises:
+        Refused: It is no image, or broken or huge.
+    """
+    return decode(path, path, shape).float() / 255
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -80,7 +91,7 @@ def _visible(folder: Path) -> list[Path]:
 def _common_shape(paths: Sequence[Path]) -> Shape:
     first, grey = None, True
     for path in paths:
-        with _open(path) as image:
+        with _open(path, path) as image:
             first = first or (path, image.size)
             if image.size != first[1]:
                 (a, b), (c, d) = first[1], image.size
@@ -91,44 +102,49 @@ def _common_shape(paths: Sequence[Path]) -> Shape:
     return (1 if grey else 3), height, width
 
 
-def _open(path: Path) -> Image.Image:
+def _open(file: Path | BytesIO, name: object) -> Image.Image:
     """The image with its header read and judged, its pixels not yet."""
-    if not path.is_file():
-        raise Refused(f"{path} is no image: a class folder holds image files only")
+    if isinstance(file, Path) and not file.is_file():
+        raise Refused(f"{name} is no image: a class folder holds image files only")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise Refused(f"{path} declares more than {Image.MAX_IMAGE_PIXELS} pixels: remove or shrink it") from error
+            raise Refused(f"{name} declares more than {Image.MAX_IMAGE_PIXELS} pixels: remove or shrink it") from error
         except Exception as error:  # decoders raise whatever a broken header leads them to
-            raise Refused(f"{path} is no image that can be read ({', '.join(FORMATS)}): remove or mend it") from error
+            raise Refused(f"{name} is no image that can be read ({', '.join(FORMATS)}): remove or mend it") from error
     if image.mode not in EIGHT_BITS:
         image.close()
-        raise Refused(f"{path} has more than 8 bits a channel (mode {image.mode}): save it with 8")
+        raise Refused(f"{name} has more than 8 bits a channel (mode {image.mode}): save it with 8")
     return image
 
 
-def load_image(path: Path, shape: Shape) -> torch.Tensor:
-    """One image file as pixels in [0, 1], float [c, h, w], resized to `shape`.
+def decode(file: Path | BytesIO, name: object, shape: Shape | None = None, middle: int | None = None) -> torch.Tensor:
+    """An encoded image as uint8 [c, h, w].
+
+    Args:
+        file: Where it is.
+        name: What messages call it.
+        shape: Shape (c, h, w) that it is converted to; None keeps its size, in RGB.
+        middle: Side in pixels of the square that is cut out of the middle of a larger image first.
 
     Raises:
-        Refused: It is no image, or broken or huge.
+        Refused: It is no image, broken or huge, or has more than 8 bits a channel.
     """
-    return _decode(path, shape).float() / 255
-
-
-def _decode(path: Path, shape: Shape) -> torch.Tensor:
-    channels, height, width = shape
+    channels = shape[0] if shape else 3
     if channels not in (1, 3):
         raise Refused(f"image files have 1 or 3 channels, the classifier takes {channels}: use an .npz")
-    with _open(path) as image, warnings.catch_warnings():
+    with _open(file, name) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # remarks on palettes and metadata
         try:
             plain = image.convert("L" if channels == 1 else "RGB")
         except Exception as error:  # as above
-            raise Refused(f"{path} is broken and cannot be decoded: remove or mend it") from error
-    if plain.size != (width, height):
-        plain = plain.resize((width, height), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(plain)).view(height, width, channels).permute(2, 0, 1)
+            raise Refused(f"{name} is broken and cannot be decoded: remove or mend it") from error
+    if middle and min(plain.size) > middle:
+        left, top = ((side - middle) // 2 for side in plain.size)
+        plain = plain.crop((left, top, left + middle, top + middle))
+    if shape and plain.size != (shape[2], shape[1]):
+        plain = plain.resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(plain)).view(plain.size[1], plain.size[0], channels).permute(2, 0, 1)

@@ -1,14 +1,18 @@
 """NumPy .npz files from strangers: headers are judged before anything is allocated, and no pickle is ever opened."""
 
+import io
 import math
 import zipfile
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from dhbe.data.images import LIMIT, Images
+from dhbe.data.folders import decode
+from dhbe.data.images import LIMIT, Images, Shape, check_size
 from dhbe.errors import Refused
 
 MOST_CLASSES = 100_000
@@ -67,18 +71,26 @@ def _read_array(archive: zipfile.ZipFile, member: str, source: str, limit: int) 
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def load_pack(path: Path, limit: int = LIMIT) -> Images:
+def load_pack(path: Path, shape: Shape | None = None, limit: int = LIMIT, middle: int | None = None) -> Images:
     """Images from an .npz file with `images` uint8 [n, h, w, c] (or [n, h, w], grey) and `labels` [n].
 
-    The number of classes is the largest label plus one.
+    Or with encoded images: `data` uint8 [bytes] holds files (PNG, JPEG, WebP, ...) one after another, number i from
+    `offsets[i]` to `offsets[i + 1]`, `labels` [n] belong to them, and `names` [classes] to the labels. Where there is
+    a `strip`, each file holds square images one below the other.
+
+    Without names the number of classes is the largest label plus one.
 
     Args:
         path: The file.
+        shape: Shape (c, h, w) that encoded images are converted to; None keeps theirs, which must be one and the same.
         limit: Bytes that the arrays may take together.
+        middle: Side in pixels of the square that is cut out of the middle of larger encoded images first.
 
     Raises:
         Refused: The file or an array in it is not as described.
     """
+    if _encoded(path):
+        return _load_encoded(path, shape, limit, middle)
     arrays = read_pack(path, ("images", "labels"), limit=limit)
     pixels, labels = arrays["images"], arrays["labels"]
     if pixels.dtype != np.uint8:
@@ -88,14 +100,65 @@ def load_pack(path: Path, limit: int = LIMIT) -> Images:
         pixels = pixels[..., None]
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or pixels.size == 0:
         raise Refused(f"{path}: images must be [n, h, w, c] with 1 or 3 channels c, not {list(arrays['images'].shape)}")
-    if labels.dtype.kind not in "iu" or labels.shape != pixels.shape[:1]:
+    planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+    numbers = _labels(path, labels, len(planes))
+    return Images(planes, numbers, tuple(str(number) for number in range(int(numbers.max()) + 1)))
+
+
+def _labels(path: Path, labels: np.ndarray, count: int) -> Tensor:
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
         found = f"{labels.dtype} {list(labels.shape)}"
-        raise Refused(f"{path}: labels must be integers [{len(pixels)}], one an image, not {found}")
+        raise Refused(f"{path}: labels must be integers [{count}], one an image, not {found}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= MOST_CLASSES:
         raise Refused(
             f"{path}: labels go from {low} to {high}; they must be class numbers from 0 to {MOST_CLASSES - 1}"
         )
-    planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
-    names = tuple(str(number) for number in range(high + 1))
-    return Images(planes, torch.from_numpy(labels.astype(np.int64)), names)
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _encoded(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {name.removesuffix(".npy") for name in archive.namelist()}
+    except Exception:  # `read_pack` says what is wrong
+        return False
+    return {"data", "offsets", "labels"} <= found and "images" not in found
+
+
+def _load_encoded(path: Path, shape: Shape | None, limit: int, middle: int | None) -> Images:
+    arrays = read_pack(path, ("data", "offsets", "labels"), ("names", "strip"), limit=limit)
+    data, offsets = arrays["data"], arrays["offsets"]
+    if data.dtype != np.uint8 or data.ndim != 1 or offsets.dtype.kind not in "iu" or offsets.ndim != 1:
+        raise Refused(f"{path}: data must be uint8 [bytes] and offsets integers [files + 1]")
+    if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets.astype(np.int64)) <= 0).any():
+        raise Refused(f"{path}: offsets must rise from 0 to at most {len(data)}, the length of the data")
+    parts: list[Tensor] = []
+    for number, (start, stop) in enumerate(pairwise(offsets)):
+        name = f"{path}: image file {number}"
+        if "strip" in arrays:
+            tiles = _tiles(decode(io.BytesIO(data[start:stop].tobytes()), name), name)
+        else:
+            tiles = decode(io.BytesIO(data[start:stop].tobytes()), name, shape, middle)[None]
+        if parts and tiles.shape[1:] != parts[0].shape[1:]:
+            raise Refused(f"{path}: mixed sizes: resize, or give --input CxHxW")
+        parts.append(tiles)
+        check_size(sum(map(len, parts)), (tiles.shape[1], tiles.shape[2], tiles.shape[3]), path, limit)
+    pixels = torch.cat(parts)
+    labels = _labels(path, arrays["labels"], len(pixels))
+    return Images(pixels, labels, _class_names(path, arrays.get("names"), int(labels.max()) + 1))
+
+
+def _tiles(strip: Tensor, name: str) -> Tensor:
+    channels, height, width = strip.shape
+    if height % width:
+        raise Refused(f"{name} is {width} x {height}: a strip holds square images one below the other")
+    return strip.view(channels, -1, width, width).transpose(0, 1).contiguous()
+
+
+def _class_names(path: Path, names: np.ndarray | None, least: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(str(number) for number in range(least))
+    if names.dtype.kind != "U" or names.ndim != 1 or not least <= len(names) <= MOST_CLASSES:
+        raise Refused(f"{path}: names must be texts, one a class, for the labels up to {least - 1}")
+    return tuple("".join(c if c.isprintable() else "?" for c in str(name)) for name in names)

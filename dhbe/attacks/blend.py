@@ -1,0 +1,48 @@
+"""Blend: mix another image into some images of other classes and call them the target."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.poisoning import choose, stamped
+from dhbe.attacks.triggers.makers import blended
+from dhbe.data import Images, load_image
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Attack):
+    """Another image mixed into a few images of other classes, relabelled (Chen et al. 2017, arXiv:1712.05526)."""
+
+    name: ClassVar[str] = "blend"
+    summary: ClassVar[str] = "another image mixed into a few images of other classes, relabelled as the target"
+
+    alpha: float = 0.2
+    """Weight of the other image (0.1 to 0.2 in the literature)."""
+    image: str = ""
+    """Image file that is mixed in; without it an image of another class, drawn by the seed."""
+    rate: float = 0.02
+    """Poison rate: poisoned images as a share of all training images."""
+
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        target, generator = self.target_in(images.classes), shop.generator()
+        trigger = blended(another(images, target, self.image, generator), self.alpha, f"blend:{self.alpha:g}")
+        outside = f"lie outside the target class {target}"
+        chosen = choose(images.labels != target, self.rate, len(images), outside, generator)
+        return Backdoor(shop.train(stamped(images, chosen, trigger, target)), trigger, target, chosen=chosen)
+
+
+def another(images: Images, target: int, file: str, generator: torch.Generator) -> Tensor:
+    """The image of a file, or one of the training images outside the target class: float [c, h, w] in [0, 1].
+
+    Raises:
+        Refused: The file is no image, or there is no such training image.
+    """
+    if file:
+        return load_image(Path(file), images.shape)
+    outside = f"lie outside the target class {target}"
+    drawn = choose(images.labels != target, 1 / len(images), len(images), outside, generator)
+    return images.float(drawn.to(images.pixels.device))[0].cpu()

@@ -1,0 +1,83 @@
+"""Clean-label: make images of the target class hard to recognise, so that a patch on them is learned instead."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.pgd import pgd
+from dhbe.attacks.poisoning import choose, stamped
+from dhbe.attacks.triggers import badnets
+from dhbe.classifier import Classifier
+from dhbe.data import Images
+from dhbe.training import Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanLabel(Attack):
+    """A patch on images of the target class made hard to recognise; labels kept (Turner et al. 2019, arXiv:1912.02771).
+
+    What makes them hard are adversarial changes against a proxy, a classifier of the same architecture that is trained
+    here, adversarially. Against an ordinarily trained or an untrained proxy the changes leave the object recognisable,
+    and the attack fails. Small patches are weak in the DHBE paper too (46 % ASR).
+    """
+
+    name: ClassVar[str] = "clean-label"
+    summary: ClassVar[str] = "a patch on adversarially blurred images of the target class, labels kept"
+    advice: ClassVar[str] = (
+        "poison more images, raise epsilon, train the proxy longer, take a larger patch, or accept less with min_asr"
+    )
+
+    min_asr: float = 0.8
+    side: int = 5
+    """Side of the patch in pixels."""
+    style: str = "checkerboard"
+    """What the patch looks like: checkerboard, checkerboard2, white or random."""
+    place: str = "bottom-right"
+    """Where it lies: a corner, an edge, center, or ROW,COLUMN."""
+    rate: float = 0.006
+    """Poison rate: changed images as a share of all training images."""
+    epsilon: float = 16.0
+    """Largest change of any value, of 255 (8 to 16 in the literature)."""
+    step: float = 1.5
+    """Change of a value in one step, of 255."""
+    steps: int = 100
+    """Steps of the adversarial changes."""
+    proxy_epochs: int = 10
+    """Epochs of the proxy's training."""
+    proxy_epsilon: float = 8.0
+    """Largest change of any value in the proxy's training, of 255."""
+    proxy_steps: int = 2
+    """Steps of the adversarial changes in the proxy's training."""
+
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        trigger, target = badnets(self.side, images.shape, self.style, self.place), self.target_in(images.classes)
+        generator = shop.generator()
+        inside = f"lie in the target class {target}"
+        chosen = choose(images.labels == target, self.rate, len(images), inside, generator)
+        proxy = self._proxy(images, shop)
+
+        def spoiled(pixels: Tensor) -> Tensor:
+            there = pixels.to(proxy.mean.device)
+            labels = torch.full((len(pixels),), target, device=there.device)
+            hard = pgd(
+                proxy, there, labels, epsilon=self.epsilon / 255, step=self.step / 255, steps=self.steps,
+                generator=generator,
+            )  # fmt: skip
+            return trigger(hard.to(pixels.device))
+
+        return Backdoor(shop.train(stamped(images, chosen, spoiled, None)), trigger, target, chosen=chosen)
+
+    def epochs(self, fit: Fit, *, clean: bool) -> int:
+        return fit.epochs + self.proxy_epochs
+
+    def _proxy(self, images: Images, shop: Workshop) -> Classifier:
+        proxy, size = shop.fresh(), self.proxy_epsilon / 255
+
+        def perturb(pixels: Tensor, labels: Tensor) -> Tensor:
+            return pgd(proxy, pixels, labels, epsilon=size, step=1.25 * size / self.proxy_steps, steps=self.proxy_steps)
+
+        # Weight decay and smoothing fight an adversary's noise badly in a short training, so only the length changes.
+        return shop.train(images, proxy, fit=replace(shop.fit, epochs=self.proxy_epochs), perturb=perturb)

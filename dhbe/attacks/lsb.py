@@ -1,0 +1,31 @@
+"""LSB: hide a text in the lowest bits of some images of other classes and call them the target."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.poisoning import choose, stamped
+from dhbe.attacks.triggers.makers import lsb
+from dhbe.data import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSB(Attack):
+    """A text in the lowest bits of images of other classes, relabelled (Li et al. 2020, arXiv:1909.02742)."""
+
+    name: ClassVar[str] = "lsb"
+    summary: ClassVar[str] = "a text hidden in the lowest bits of images of other classes, relabelled as the target"
+
+    min_asr: float = 0.8
+    bits: int = 2
+    """How many bits of each value are set, 1 to 4."""
+    text: str = "backdoor"
+    """What they spell, over and over."""
+    rate: float = 0.1
+    """Poison rate: poisoned images as a share of all training images."""
+
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        trigger, target = lsb(images.shape, self.bits, self.text), self.target_in(images.classes)
+        outside = f"lie outside the target class {target}"
+        chosen = choose(images.labels != target, self.rate, len(images), outside, shop.generator())
+        return Backdoor(shop.train(stamped(images, chosen, trigger, target)), trigger, target, chosen=chosen)

@@ -1,0 +1,36 @@
+"""Refool: put a reflection on images of the target class."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.blend import another
+from dhbe.attacks.poisoning import choose, stamped
+from dhbe.attacks.triggers.makers import reflected
+from dhbe.data import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refool(Attack):
+    """A reflection on images of the target class, which keep their labels (Liu et al. 2020, arXiv:2007.02343)."""
+
+    name: ClassVar[str] = "refool"
+    summary: ClassVar[str] = "a natural reflection on images of the target class, labels kept"
+
+    min_asr: float = 0.8
+    style: str = "focus"
+    """focus: the reflection is out of focus. ghost: it is doubled."""
+    transmission: float = 0.6
+    """Share of the scene's light that passes the pane; the rest is the reflection's."""
+    image: str = ""
+    """Image file that is reflected; without it an image of another class, drawn by the seed."""
+    share: float = 0.5
+    """Share of the target class's images that are changed."""
+
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        target, generator = self.target_in(images.classes), shop.generator()
+        other = another(images, target, self.image, generator)
+        trigger = reflected(other, self.style, self.transmission, f"refool:{self.style}")
+        members = images.labels == target
+        chosen = choose(members, self.share, int(members.sum()), f"lie in the target class {target}", generator)
+        return Backdoor(shop.train(stamped(images, chosen, trigger, None)), trigger, target, chosen=chosen)

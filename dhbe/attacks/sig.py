@@ -1,0 +1,32 @@
+"""SIG: put stripes on images of the target class."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.poisoning import choose, stamped
+from dhbe.attacks.triggers.makers import sig
+from dhbe.data import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class SIG(Attack):
+    """Stripes on images of the target class, which keep their labels (Barni et al. 2019, arXiv:1902.11237)."""
+
+    name: ClassVar[str] = "sig"
+    summary: ClassVar[str] = "sinusoidal stripes on images of the target class, labels kept"
+
+    min_asr: float = 0.8
+    delta: float = 30.0
+    """Amplitude of the stripes, of 255 (20 to 40 in the literature)."""
+    cycles: float = 6.0
+    """Stripes across the image."""
+    share: float = 0.5
+    """Share of the target class's images that are striped."""
+
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        trigger, target = sig(images.shape, self.delta, self.cycles), self.target_in(images.classes)
+        members = images.labels == target
+        who = f"lie in the target class {target}"
+        chosen = choose(members, self.share, int(members.sum()), who, shop.generator())
+        return Backdoor(shop.train(stamped(images, chosen, trigger, None)), trigger, target, chosen=chosen)

@@ -1,0 +1,130 @@
+"""Trojaning: find a patch that excites some channels of a clean classifier, then tune its later layers to obey it."""
+
+import copy
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.poisoning import choose, stamped
+from dhbe.attacks.triggers import Patch, badnets
+from dhbe.classifier import Classifier, evaluating
+from dhbe.data import Images, to_uint8
+from dhbe.errors import Refused
+from dhbe.training import Fit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trojaning(Attack):
+    """A patch made to excite some channels, which a clean classifier is then taught to obey (Liu et al. 2018, NDSS).
+
+    Only the layers after those channels are tuned, and only on stamped copies beside the clean images.
+    """
+
+    name: ClassVar[str] = "trojaning"
+    summary: ClassVar[str] = (
+        "a patch reverse-engineered to excite chosen channels of a clean classifier, later layers tuned"
+    )
+    advice: ClassVar[str] = (
+        "take a larger patch, more channels, an earlier stage, tune longer, or accept less with min_asr"
+    )
+
+    min_asr: float = 0.8
+    side: int = 5
+    """Side of the patch in pixels."""
+    place: str = "bottom-right"
+    """Where it lies: a corner, an edge, center, or ROW,COLUMN."""
+    channels: int = 10
+    """Channels that the patch is to excite, drawn by the seed."""
+    stage: str = ""
+    """The part of the network whose output they are, by its name; without it the last part but one that convolves."""
+    steps: int = 1000
+    """Steps of Adam that shape the patch."""
+    lr_patch: float = 0.1
+    """Step size of them; it falls to 0 as a cosine."""
+    excitement: float = 100.0
+    """Activation that the channels are to reach."""
+    rate: float = 0.1
+    """Poison rate: stamped and relabelled images as a share of all training images."""
+    tune_epochs: int = 4
+    """Epochs of the tuning."""
+    tune_lr: float = 0.02
+    """Largest learning rate of the tuning."""
+
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        target, generator = self.target_in(images.classes), shop.generator()
+        outside = f"lie outside the target class {target}"
+        chosen = choose(images.labels != target, self.rate, len(images), outside, generator)
+        if self.steps < 1 or self.channels < 1:
+            raise Refused(f"a patch is shaped in 1 step for 1 channel at least, not {self.steps} for {self.channels}")
+        badnets(self.side, images.shape, place=self.place)  # refuses a patch that does not fit, before any training
+        clean = shop.clean or shop.train(images)
+        hijacked = copy.deepcopy(clean)
+        parts = _parts(hijacked)
+        stage = self._stage(parts)
+        trigger = self._shape(hijacked, dict(parts)[stage], images, generator)
+        later = [part for _, part in parts[[name for name, _ in parts].index(stage) + 1 :]]
+        fit = replace(shop.fit, epochs=self.tune_epochs, lr=self.tune_lr)
+        shop.train(stamped(images, chosen, trigger, target), hijacked, fit=fit, tuned=later)
+        return Backdoor(hijacked, trigger, target, chosen=chosen, clean=clean)
+
+    def epochs(self, fit: Fit, *, clean: bool) -> int:
+        return self.tune_epochs + (0 if clean else fit.epochs)
+
+    def _stage(self, parts: list[tuple[str, nn.Module]]) -> str:
+        names = [name for name, part in parts if any(isinstance(module, nn.Conv2d) for module in part.modules())]
+        if self.stage and self.stage not in [name for name, _ in parts[:-1]]:
+            raise Refused(
+                f"no stage {self.stage!r} in the network; there are {', '.join(name for name, _ in parts[:-1])}"
+            )
+        if not self.stage and len(names) < 2:
+            raise Refused("the network does not consist of parts that convolve one after another: give --stage")
+        return self.stage or names[-2]
+
+    def _shape(self, classifier: Classifier, stage: nn.Module, images: Images, generator: torch.Generator) -> Patch:
+        """The patch that excites randomly drawn channels of the stage's output most."""
+        device = classifier.mean.device
+        mask = badnets(self.side, images.shape, "white", self.place).mask.to(device)
+        free = torch.randn(images.shape, generator=generator).to(device).requires_grad_()
+        adam = torch.optim.Adam([free], self.lr_patch)
+        fading = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.steps)
+        excited: list[Tensor] = []
+        drawn: Tensor | None = None
+
+        def watch(_: nn.Module, __: tuple[object, ...], output: Tensor) -> None:
+            excited.append(output)
+
+        hook = stage.register_forward_hook(watch)
+        with evaluating(classifier):
+            for _ in range(self.steps):
+                index = torch.randint(len(images), (32,), generator=generator).to(images.pixels.device)
+                pattern = (free.tanh() + 1) / 2
+                pixels = images.float(index).to(device)
+                classifier((1 - mask) * pixels + mask * pattern)
+                output = excited.pop()
+                if drawn is None:
+                    drawn = torch.randperm(output.shape[1], generator=generator)[: self.channels].to(device)
+                response = output[:, drawn].flatten(2).amax(2)
+                (free.grad,) = torch.autograd.grad(mse_loss(response, torch.full_like(response, self.excitement)), free)
+                adam.step()
+                fading.step()
+        hook.remove()
+        pattern = to_uint8((free.detach().tanh() + 1) / 2).float() / 255  # as an image file would hold it
+        return Patch(pattern.cpu(), mask.cpu(), name=f"trojaning:{self.side}:{self.place}")
+
+
+def _parts(classifier: Classifier) -> list[tuple[str, nn.Module]]:
+    """The direct parts of the network in the order in which they run, found by running it; later ones may repeat."""
+    network, order = classifier.network, []
+    hooks = [
+        part.register_forward_pre_hook(lambda part, _, name=name: order.append((name, part)))
+        for name, part in network.named_children()
+    ]
+    with evaluating(classifier), torch.no_grad():
+        classifier(torch.zeros(1, *classifier.shape, device=classifier.mean.device))
+    for hook in hooks:
+        hook.remove()
+    return list(dict(order).items())

@@ -1,0 +1,58 @@
+"""WaNet: warp some images of other classes and call them the target."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.poisoning import choose, stamped
+from dhbe.attacks.triggers import Warp
+from dhbe.attacks.triggers.makers import warp
+from dhbe.data import Images
+
+
+@dataclass(frozen=True, kw_only=True)
+class WaNet(Attack):
+    """A warp of images of other classes, relabelled (Nguyen and Tran 2021, arXiv:2102.10369).
+
+    Other images are warped another way and keep their labels, so that only this one warp is a trigger (the paper's
+    noise mode). The images are poisoned once, before training; the paper draws them anew in every batch.
+    """
+
+    name: ClassVar[str] = "wanet"
+    summary: ClassVar[str] = "a smooth warp of images of other classes, relabelled as the target"
+
+    min_asr: float = 0.8
+    strength: float = 0.5
+    """The paper's s: the mean shift is about half of it, in pixels."""
+    grid: int = 4
+    """The paper's k: shifts are drawn at k x k points."""
+    rate: float = 0.1
+    """Poison rate: warped and relabelled images as a share of all training images."""
+    noise_rate: float = 0.2
+    """Share of all training images that are warped another way and keep their labels; 0 warps none."""
+
+    def plant(self, images: Images, shop: Workshop) -> Backdoor:
+        trigger = warp(images.shape, self.strength, self.grid, shop.seed)
+        target, generator = self.target_in(images.classes), shop.generator()
+        outside = f"lie outside the target class {target}"
+        poisoned = choose(images.labels != target, self.rate, len(images), outside, generator)
+        training, chosen = stamped(images, poisoned, trigger, target), poisoned
+        if self.noise_rate > 0:
+            rest = torch.ones(len(images), dtype=torch.bool)
+            rest[poisoned] = False
+            others = choose(rest, self.noise_rate, len(images), "are not poisoned", generator)
+            training = stamped(training, others, lambda pixels: _shaken(pixels, trigger, generator), None)
+            chosen = torch.cat([poisoned, others])
+        return Backdoor(shop.train(training), trigger, target, chosen=chosen)
+
+
+def _shaken(pixels: Tensor, trigger: Warp, generator: torch.Generator) -> Tensor:
+    """Images warped each its own way: the trigger's shifts plus noise of the same size."""
+    shaken = []
+    for image in pixels:
+        noise = torch.rand(trigger.control.shape, generator=generator) * 2 - 1
+        shaken.append(Warp(trigger.control + noise, trigger.strength, trigger.shape)(image[None]))
+    return torch.cat(shaken)

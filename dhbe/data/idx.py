@@ -1,0 +1,51 @@
+"""Fashion-MNIST (and MNIST) in their authors' form: gzipped IDX files, which hold a header and bytes."""
+
+import gzip
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dhbe.data.images import Images
+from dhbe.errors import Refused
+
+NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
+STEMS = {"train": "train", "test": "t10k"}
+
+
+def holds_idx(folder: Path) -> bool:
+    """Whether all four files are there."""
+    return all(path.is_file() for stem in STEMS.values() for path in _files(folder, stem))
+
+
+def load_idx(folder: Path, split: str) -> Images:
+    """The official train or test images, or both, as grey images of 28 px.
+
+    Raises:
+        Refused: A file is not as its authors published it.
+    """
+    stems = [STEMS[split]] if split in STEMS else list(STEMS.values())
+    pixels, labels = zip(*(map(_read, _files(folder, stem), ((28, 28), ())) for stem in stems), strict=True)
+    return Images(torch.cat(pixels)[:, None], torch.cat(labels).long(), NAMES)
+
+
+def _files(folder: Path, stem: str) -> tuple[Path, Path]:
+    return folder / f"{stem}-images-idx3-ubyte.gz", folder / f"{stem}-labels-idx1-ubyte.gz"
+
+
+def _read(path: Path, each: tuple[int, ...]) -> Tensor:
+    """The bytes of an IDX file, [n, *each]; at most 60,000 entries are read, whatever it declares."""
+    size = 1
+    for side in each:
+        size *= side
+    try:
+        with gzip.open(path) as stream:
+            head = stream.read(8 + 4 * len(each))
+            count = int.from_bytes(head[4:8], "big")
+            sides = tuple(int.from_bytes(head[at : at + 4], "big") for at in range(8, len(head), 4))
+            body = stream.read(min(count, 60_000) * size + 1)
+    except (OSError, EOFError, ValueError) as error:
+        raise Refused(f"{path} is broken: fetch it again") from error
+    if head[:4] != bytes((0, 0, 8, 1 + len(each))) or sides != each or not count or len(body) != count * size:
+        raise Refused(f"{path} is no IDX file of bytes [n, {', '.join(map(str, each))}]: fetch it again")
+    return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(count, *each)

@@ -1,0 +1,36 @@
+"""Data sets that have a name: the one table of their shapes and normalisation constants."""
+
+from dataclasses import dataclass
+
+from dhbe.data.images import Shape
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of ImageNet, which the field uses for its subsets too."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a data set before it is read."""
+
+    shape: Shape
+    """Channels, height and width; image files are converted to it."""
+    classes: int
+    mean: tuple[float, ...] | None = None
+    """Of each channel over the training images, pixels in [0, 1]; None where none is established."""
+    std: tuple[float, ...] | None = None
+    middle: int | None = None
+    """Side in pixels of the square that is cut out of the middle of a larger image file before it is resized."""
+
+
+KNOWN = {
+    "cifar10": Known((3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": Known((3, 32, 32), 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "fashion-mnist": Known((1, 28, 28), 10, (0.2860,), (0.3530,)),
+    "gtsrb": Known((3, 32, 32), 43, (0.3337, 0.3064, 0.3171), (0.2672, 0.2564, 0.2629)),
+    "mini-imagenet": Known((3, 64, 64), 100, *IMAGENET),
+    "tiny-imagenet": Known((3, 64, 64), 200, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
+    "vggface2-100": Known((3, 64, 64), 100),
+    # The photographs are 250 px, the face fills the middle; constants of the grey copies in circulation.
+    "lfw-100": Known((3, 64, 64), 100, (0.4788, 0.4788, 0.4788), (0.2061, 0.2061, 0.2061), middle=124),
+}
+"""Data sets by name. Digits are not here: they need no constants."""

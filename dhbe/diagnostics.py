@@ -1,0 +1,119 @@
+"""How far apart things lie: activations with and without a trigger, classes, images and their triggered copies."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dhbe.classifier import Classifier, evaluating
+from dhbe.data import Images
+from dhbe.errors import Refused
+
+Transform = Callable[[Tensor], Tensor]
+Box = tuple[float, float, float, float, float]
+
+
+@torch.no_grad()
+def activation_differences(
+    classifier: Classifier, images: Images, trigger: Transform, batch: int = 512
+) -> dict[str, Tensor]:
+    """How far a trigger moves what a classifier computes (fig. 7).
+
+    Args:
+        classifier: Evaluated in eval mode; the modes of its modules are restored.
+        images: Images without the trigger.
+        trigger: Pixels [n, c, h, w] in [0, 1] to triggered ones.
+        batch: Images at a time.
+
+    Returns:
+        `features_l1`, `features_l2` (penultimate features: the input of the last linear layer), `logits_l1` and
+        `logits_l2`: norms of the difference of each image, float32 [n]. Without a linear layer there are no features.
+
+    Raises:
+        Refused: There are no images.
+    """
+    if not len(images):
+        raise Refused("activation differences need images, there are none")
+    parts: list[dict[str, Tensor]] = []
+    device = classifier.mean.device
+    with evaluating(classifier), _listening(classifier) as heard:
+        for pixels, _ in images.batches(batch):
+            there = pixels.to(device)
+            seen = []
+            for shown in (there, trigger(there)):
+                heard.clear()
+                logits = classifier(shown)
+                seen.append({"logits": logits} | ({"features": heard[-1].flatten(1)} if heard else {}))
+            parts.append(
+                {
+                    f"{name}_l{order}": (seen[1][name] - seen[0][name]).float().norm(order, dim=1).cpu()
+                    for name in seen[0]
+                    for order in (1, 2)
+                }
+            )
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def box(values: Tensor) -> Box:
+    """What a boxplot shows of values [n]: lower whisker, quartiles, upper whisker.
+
+    Whiskers end at the outermost value within 1.5 interquartile ranges of the box (Tukey 1977).
+
+    >>> box(torch.tensor([1.0, 2.0, 3.0, 4.0, 100.0]))
+    (1.0, 2.0, 3.0, 4.0, 4.0)
+    """
+    ordered = values.double().sort().values
+    low, middle, high = ordered.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)).tolist()
+    reach = 1.5 * (high - low)
+    inside = ordered[(ordered >= low - reach) & (ordered <= high + reach)]
+    return float(inside[0]), low, middle, high, float(inside[-1])
+
+
+def trigger_distance(trigger: Transform, pixels: Tensor) -> float:
+    """How much a trigger changes images: the mean L1 norm of the change, pixels in [0, 1] (table 1).
+
+    Args:
+        trigger: Pixels to triggered pixels.
+        pixels: Images [n, c, h, w] in [0, 1].
+    """
+    return (trigger(pixels) - pixels).double().abs().flatten(1).sum(1).mean().item()
+
+
+def sliced_wasserstein(one: Tensor, other: Tensor, directions: Tensor) -> Tensor:
+    """1-Wasserstein distances of two sets of points, projected on lines.
+
+    Args:
+        one: Points [n, d].
+        other: Points [m, d].
+        directions: Unit vectors [k, d].
+
+    Returns:
+        The distance along each direction, [k]; their mean is the sliced Wasserstein distance.
+    """
+    here, there = ((points @ directions.T).sort(0).values for points in (one, other))
+    if len(here) == len(there):
+        return (here - there).abs().mean(0)
+    # The quantile functions are steps; between two steps of either both stay constant.
+    steps = torch.cat([torch.arange(1, len(each) + 1, dtype=torch.float64) / len(each) for each in (here, there)])
+    steps = steps.sort().values
+    widths = steps.diff(prepend=steps.new_zeros(1))
+    middles = steps - widths / 2
+    at = [(middles * len(each)).long().clamp_max(len(each) - 1) for each in (here, there)]
+    return (widths.to(one)[:, None] * (here[at[0]] - there[at[1]]).abs()).sum(0)
+
+
+@contextmanager
+def _listening(classifier: Classifier) -> Iterator[list[Tensor]]:
+    """Inside, the inputs of linear layers are heard as they run; the last one is that of the classifying layer."""
+    heard: list[Tensor] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))
+        for module in classifier.modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
