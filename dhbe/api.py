@@ -1,7 +1,9 @@
 """Every verb of the command line as one call."""
 
 import copy
+import hashlib
 import platform
+import resource
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,8 +21,8 @@ from dhbe.attacks import Attack, Backdoor, Target, Workshop
 from dhbe.attacks.triggers import Trigger
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier, evaluating, last
-from dhbe.data import KNOWN, Images, Shape
-from dhbe.defenses import PRESETS, Eraser, Glimpse, Ledger, Scene
+from dhbe.data import KNOWN, Images, Shape, clean_subset
+from dhbe.defenses import PEERS, PRESETS, Defense, Eraser, Glimpse, Known, Ledger, Scene
 from dhbe.errors import Failed, Refused
 from dhbe.records import Measures, ModelInfo, Record
 from dhbe.suspects import Suspect
@@ -111,19 +113,114 @@ def erase(
         Refused: The model or the settings cannot be used.
         Failed: The run diverged or could not be written.
     """
-    began = time.monotonic()
     suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
     if preset not in PRESETS:
         raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     defense = defense or PRESETS[preset]
-    defense.check(suspect.info.input)
     where = _device(device)
-    how = _precision(precision, where, exact=preset != "fast")
+    return _run(
+        suspect, defense, Known(), named={"name": "dhbe", "preset": preset}, evidence=evidence, where=where,
+        how=_precision(precision, where, exact=preset != "fast"), seed=seed, out=out, resume=resume,
+        overwrite=overwrite, checkpoint_every=checkpoint_every, watch=watch,
+    )  # fmt: skip
+
+
+def defend(
+    model: nn.Module | Suspect,
+    defense: Defense,
+    *,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    clean: Images | None = None,
+    source: str = "",
+    images: int = 2000,
+    target: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: Precision = "auto",
+    evidence: Evidence | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: float = 30.0,
+    watch: Watch = lambda glimpse: None,
+) -> Erasure:
+    """Runs one of the defences of others, which may hold what it says that it needs and nothing else.
+
+    Args:
+        model: The suspect network or what `suspects.load` returned, as in `erase`. It is not changed.
+        defense: With its hyperparameters.
+        input_shape: Image shape, as in `erase`.
+        mean: Of each channel, as in `erase`.
+        std: The same of the standard deviation.
+        clean: Clean images with labels, for a defence that needs them.
+        source: Name of the data that `clean` comes from, for the record.
+        images: How many of `clean` are lent, chosen by the seed; all if there are fewer.
+        target: The target class, for a defence that needs it.
+        seed: Seed of everything random.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        precision: `auto` is fp32, as in the papers.
+        evidence: Data to measure ACC and ASR on, before and after; never lent.
+        out: Folder for the results and the checkpoint; None keeps all in memory.
+        resume: Go on with the interrupted run in `out`.
+        overwrite: Begin anew over what `out` holds.
+        checkpoint_every: Seconds between two checkpoints.
+        watch: Called after every round.
+
+    Raises:
+        Refused: The model, the settings or what is lent cannot be used.
+        Failed: The run diverged or could not be written.
+    """
+    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
+    lent: dict[str, Any] = {}
+    if clean is None or "clean images" not in defense.needs:
+        clean = None
+    else:
+        clean = clean_subset(clean, images, seed) if images < len(clean) else clean
+        content = hashlib.sha256(clean.pixels.numpy().tobytes() + clean.labels.numpy().tobytes()).hexdigest()
+        lent |= {"clean": source, "images": len(clean), "images_sha256": content}
+    if target is None or "target class" not in defense.needs:
+        target = None
+    elif not 0 <= target < suspect.info.classes:
+        raise Refused(f"no target class {target}: the model has classes 0 to {suspect.info.classes - 1}")
+    else:
+        lent["known_target"] = target
+    where = _device(device)
+    return _run(
+        suspect, defense, Known(clean, target), named={"name": defense.name, **lent}, evidence=evidence, where=where,
+        how=_precision(precision, where, exact=True), seed=seed, out=out, resume=resume,
+        overwrite=overwrite, checkpoint_every=checkpoint_every, watch=watch,
+    )  # fmt: skip
+
+
+def _run(
+    suspect: Suspect,
+    defense: Defense,
+    known: Known,
+    *,
+    named: dict[str, Any],
+    evidence: Evidence | None,
+    where: torch.device,
+    how: Literal["fp32", "bf16"],
+    seed: int,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    checkpoint_every: float,
+    watch: Watch,
+) -> Erasure:
+    """One run of a defence in its folder: measured before and after, saved at intervals, recorded.
+
+    `named` stands before the hyperparameters in the record: the defence's name, and all else that it was given.
+    """
+    defense.check(suspect.info.input)
     if evidence:
         _check_evidence(evidence, suspect.info)
     if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
         raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
-    settings = _settings(suspect.info, asdict(defense), seed, how)
+    recorded = {**named, **asdict(defense)}
+    settings = _settings(suspect.info, recorded, seed, how)
     with (
         runs.opened(
             out, {**settings, "device": where.type}, results=[CLEAN],
@@ -137,6 +234,7 @@ def erase(
         curve: list[dict[str, float]] = run.saved["curve"] if run and run.saved else []
         spent = run.saved["seconds"] if run and run.saved else 0.0
         ledger = Ledger(run.saved["ledger"] if run and run.saved else None)
+        began = time.monotonic()
 
         def look(glimpse: Glimpse) -> None:
             curve.append({"iteration": glimpse.number, **{name: float(x) for name, x in glimpse.round.items()}})
@@ -149,24 +247,29 @@ def erase(
                     last=glimpse.number == glimpse.total,
                 )
 
-        cleaned = defense(victim, seed=seed, precision=how, watch=look, ledger=ledger)
-        scene = defense.scene(victim, ledger, LOOKED_AT, seed)
-        before = before.model_copy(update={"signs": _signs(victim, victim, scene)})
-        after = _rated(before, measured(cleaned, evidence, victim, signs=_signs(cleaned, victim, scene)))
+        cleaned = defense(victim, known, seed=seed, precision=how, watch=look, ledger=ledger)
+        seconds = spent + time.monotonic() - began
+        pictures: dict[str, bytes] = {}
+        signs = [defense.found(ledger), {}]
+        if isinstance(defense, Eraser):
+            scene = defense.scene(victim, ledger, LOOKED_AT, seed)
+            signs = [_signs(model, victim, scene) for model in (victim, cleaned)]
+            pictures = {
+                "samples": report.grid(scene.pixels[:32].cpu()),
+                "triggers": report.grid(scene.patches[:32].cpu(), scale=4),
+                "stamped": report.grid(scene.triggered[:32].cpu()),
+            }
+        before = before.model_copy(update={"signs": signs[0]})
+        after = _rated(before, measured(cleaned, evidence, victim, signs=signs[1]))
         record = Record(
-            kind="erase", model=suspect.info, defense={"name": "dhbe", "preset": preset, **asdict(defense)},
+            kind="erase", model=suspect.info, defense=recorded,
             data=evidence.name if evidence else None,
             trigger=evidence.trigger.name if evidence and evidence.trigger else None,
             target=evidence.one_target if evidence else None,
-            before=before, after=after, seconds=spent + time.monotonic() - began, iterations=len(curve),
+            before=before, after=after, seconds=seconds, iterations=len(curve),
             device=_device_name(where), precision=how, versions=versions(), seed=seed, curve=curve,
-            warnings=list(suspect.warnings), finished=_now(),
+            memory=_peak_memory(where), warnings=list(suspect.warnings), finished=_now(),
         )  # fmt: skip
-        pictures = {
-            "samples": report.grid(scene.pixels[:32].cpu()),
-            "triggers": report.grid(scene.patches[:32].cpu(), scale=4),
-            "stamped": report.grid(scene.triggered[:32].cpu()),
-        }
         cleaned.to("cpu")
         if run:
             suspects.save(run.folder / CLEAN, cleaned.network, suspect.state, suspect.info)
@@ -439,7 +542,8 @@ def _shown(made: Backdoor, test: Images) -> dict[str, bytes]:
 def _settings(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
     """All that the cleaned weights depend on, but the device."""
     of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
-    of_defense = {name: value for name, value in defense.items() if name not in ("name", "preset")}
+    unlike = () if defense["name"] in PEERS else ("name", "preset")  # a preset and its settings by hand are one
+    of_defense = {name: value for name, value in defense.items() if name not in unlike}
     return {**of_model, **of_defense, "seed": seed, "precision": precision}
 
 
@@ -511,6 +615,13 @@ def _precision(asked: Precision, device: torch.device, *, exact: bool) -> Litera
     # On a CPU without matrix units bf16 is emulated, many times slower than fp32.
     quick = torch.cuda.is_bf16_supported() if device.type == "cuda" else torch.cpu._is_amx_tile_supported()
     return "bf16" if quick and not exact else "fp32"
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the device where it counts them, else of this process, with whatever else it has done."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _now() -> str:

@@ -28,6 +28,7 @@ DONE, GATE, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 4, 130
 
 VERBS = {
     "erase": "give back a classifier of the same form without its backdoor; no data needed",
+    "defend": "run one of the defences of others, to compare or to use clean images",
     "score": "measure ACC and ASR of a model on data",
     "attack": "train a backdoored classifier to practise on",
     "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
@@ -161,37 +162,16 @@ def erase(argv: Sequence[str]) -> int:
     early = Parser(add_help=False)  # the preset says which settings there are
     for each in (early, parser):
         each.add_argument("--preset", default="fast", choices=list(PRESETS), help="fast: ours; paper, official: exact")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: runs/MODEL)")
-    _add_machine(parser)
-    earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
-    earlier.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
-    parser.add_argument(
-        "--checkpoint-every",
-        type=_seconds,
-        default=30.0,
-        metavar="S",
-        help="seconds between two checkpoints (default: 30)",
-    )
+    _add_run(parser)
     _add_evidence(parser, needed=False)
-    parser.add_argument(
-        "--max-asr", type=_fraction, metavar="F", help="exit 1 if the cleaned model's ASR is above (0..1)"
-    )
-    parser.add_argument(
-        "--min-acc", type=_fraction, metavar="F", help="exit 1 if the cleaned model's ACC is below (0..1)"
-    )
+    _add_gates(parser)
     _add_output(parser)
     preset, _ = early.parse_known_args(argv)
     _add_fields(parser, type(PRESETS[preset.preset]), f"settings of {preset.preset}", PRESETS[preset.preset])
     args = parser.parse_args(argv)
     suspect = _suspect(args)
     evidence = _evidence(args, suspect)
-    if (args.max_asr is not None and evidence is None) or (
-        args.max_asr is not None and evidence and not evidence.trigger
-    ):
-        raise Refused("--max-asr needs --data, --trigger and --target")
-    if args.min_acc is not None and evidence is None:
-        raise Refused("--min-acc needs --data")
+    _check_gates(args, evidence)
     out = args.out or Path("runs") / args.model.stem
     for line in suspect.warnings:
         _tell(args, f"note: {line}")
@@ -205,15 +185,70 @@ def erase(argv: Sequence[str]) -> int:
         )  # fmt: skip
     record = result.record
     _show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _erased(record, out))
-    after = record.after
-    assert after is not None
-    if args.max_asr is not None and after.asr is None:
-        return _said("gate failed: no ASR, because the cleaned model gets no image right", GATE)
-    if args.max_asr is not None and after.asr > args.max_asr:
-        return _said(f"gate failed: ASR {after.asr:.4f} is above --max-asr {args.max_asr:g}", GATE)
-    if args.min_acc is not None and (after.acc is None or after.acc < args.min_acc):
-        return _said(f"gate failed: ACC {after.acc:.4f} is below --min-acc {args.min_acc:g}", GATE)
-    return DONE
+    return _passed(args, record)
+
+
+def defend(argv: Sequence[str]) -> int:
+    """`dhbe defend NAME MODEL`."""
+    from dhbe import api
+    from dhbe.data import load, part_to_measure
+    from dhbe.defenses import PEERS
+
+    names = "\n".join(
+        f"  {name:16} needs {' and '.join(sorted(kind.needs)) or 'nothing'}" for name, kind in PEERS.items()
+    )
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: dhbe defend NAME MODEL --data DATA (dhbe defend NAME --help tells more)\n\n{names}")
+        return DONE
+    if argv[0] not in PEERS:
+        raise Refused(f"no defence {argv[0]!r}; there are {', '.join(PEERS)} (see dhbe defend --help)")
+    kind = PEERS[argv[0]]
+    parser = Parser(
+        f"defend {kind.name}",
+        f"  dhbe defend {kind.name} vendor.pt --arch resnet18 --data cifar10\n"
+        f"  dhbe defend {kind.name} suspect.safetensors --data cifar10 --trigger badnets:3 --target 9 --out cleaned",
+        description=f"Needs {' and '.join(sorted(kind.needs)) or 'nothing'} beside the model.",
+    )
+    _add_model(parser)
+    _add_run(parser)
+    group = parser.add_argument_group("data (the test part measures, and no defence sees it)")
+    group.add_argument("--data", help=f"{DATA_HELP}; its training part is lent to a defence that needs images")
+    group.add_argument("--clean", metavar="DATA", help="lend these images instead; all of --data may measure then")
+    group.add_argument("--images", type=_whole, default=2000, metavar="N", help="how many are lent (default: 2000)")
+    group.add_argument("--trigger", help=TRIGGER_HELP)
+    group.add_argument("--target", type=int, metavar="T", help="class that the trigger leads to")
+    _add_gates(parser)
+    _add_output(parser)
+    _add_fields(parser, kind, f"settings of {kind.name}", kind())
+    args = parser.parse_args(argv[1:])
+    suspect, defense, clean = _suspect(args), _changed(kind(), args), None
+    if args.clean == args.data:  # what is lent does not measure
+        args.clean = None
+    args.split, target = "auto" if args.clean else "test", args.target
+    if args.trigger is None:
+        args.target = None  # then it is what the defender knows, and nothing is measured with it
+    if "clean images" in kind.needs:
+        source = args.clean or args.data
+        if source is None:
+            raise Refused(f"{kind.name} needs clean images: give --data, or --clean")
+        whole = args.clean and part_to_measure(source) == "all"
+        clean = load(source, "all" if whole else "train", suspect.info.input)
+    evidence = _evidence(args, suspect)
+    _check_gates(args, evidence)
+    out = args.out or Path("runs") / f"{args.model.stem}-{kind.name}"
+    for line in suspect.warnings:
+        _tell(args, f"note: {line}")
+    running = _running(suspect.info.code)
+    with Progress(defense.rounds, f"{kind.name} on {args.model.name}", args.quiet, folder=out) as progress, running:
+        result = api.defend(
+            suspect, defense, clean=clean, source=args.clean or args.data or "", images=args.images, target=target,
+            seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out,
+            resume=args.resume, overwrite=args.overwrite, checkpoint_every=args.checkpoint_every,
+            watch=progress.glimpse,
+        )  # fmt: skip
+    record = result.record
+    _show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _erased(record, out))
+    return _passed(args, record)
 
 
 def score(argv: Sequence[str]) -> int:
@@ -404,6 +439,47 @@ def _add_machine(parser: Parser) -> None:
     parser.add_argument("--seed", type=_seed, default=0, help="seed of everything random (default: 0)")
 
 
+def _add_run(parser: Parser) -> None:
+    """Where a defence runs and what becomes of it."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
+    _add_machine(parser)
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
+    earlier.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=_seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds between two checkpoints (default: 30)",
+    )
+
+
+def _add_gates(parser: Parser) -> None:
+    for name, which in (("--max-asr", "ASR is above"), ("--min-acc", "ACC is below")):
+        parser.add_argument(name, type=_fraction, metavar="F", help=f"exit 1 if the cleaned model's {which} (0..1)")
+
+
+def _check_gates(args: argparse.Namespace, evidence: "Evidence | None") -> None:
+    if args.max_asr is not None and (evidence is None or evidence.trigger is None):
+        raise Refused("--max-asr needs --data, --trigger and --target")
+    if args.min_acc is not None and evidence is None:
+        raise Refused("--min-acc needs --data")
+
+
+def _passed(args: argparse.Namespace, record: "Record") -> int:
+    """The exit code that the gates leave."""
+    after = record.after
+    assert after is not None
+    if args.max_asr is not None and after.asr is None:
+        return _said("gate failed: no ASR, because the cleaned model gets no image right", GATE)
+    if args.max_asr is not None and after.asr > args.max_asr:
+        return _said(f"gate failed: ASR {after.asr:.4f} is above --max-asr {args.max_asr:g}", GATE)
+    if args.min_acc is not None and (after.acc is None or after.acc < args.min_acc):
+        return _said(f"gate failed: ACC {after.acc:.4f} is below --min-acc {args.min_acc:g}", GATE)
+    return DONE
+
+
 def _add_evidence(parser: Parser, *, needed: bool) -> None:
     group = parser.add_argument_group("measuring" + ("" if needed else " (the method itself never sees these)"))
     group.add_argument("--data", required=needed, help=DATA_HELP)
@@ -577,7 +653,8 @@ def _erased(record: "Record", out: Path) -> str:
     assert before is not None
     assert after is not None
     lines: Iterable[str] = [
-        f"{name:20}{before.signs.get(name, 0):>12.3f}{value:>12.3f}" for name, value in after.signs.items()
+        f"{name:20}" + "".join(f"{state.signs[name]:>12.3f}" for state in (before, after) if name in state.signs)
+        for name in {**before.signs, **after.signs}
     ]
     head = _rates({"suspect": before, "cleaned": after})
     return "\n".join([head, *lines, f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}"])

@@ -140,6 +140,8 @@ class Record(_Part):
     after: Measures | None = None
     """Of the cleaned model; an erase has one."""
     seconds: Annotated[float, Field(ge=0)]
+    memory: Count | None = None
+    """Peak in bytes: of the device where it counts them, else of the whole process."""
     iterations: Count = 0
     device: Text
     precision: Text

@@ -18,7 +18,10 @@ from dhbe.errors import Refused
 SMALLEST_SIDE = 8
 """Pixels; below, the generators have nothing to double."""
 
-LEAST = {"iterations": 1, "warm_up": 1, "student_steps": 1, "batch": 4, "patch": 1, "album": 1}
+LEAST = {
+    "iterations": 1, "warm_up": 1, "student_steps": 1, "batch": 4, "patch": 1, "album": 1, "epochs": 1, "size": 1,
+    "search_epochs": 1, "search_size": 1, "search_batch": 1, "teacher_epochs": 1, "steps": 1, "batches": 1,
+}  # fmt: skip
 """Settings that count something that cannot be missing. Half a batch of 1 px patches must still have a variance."""
 
 Round = dict[str, Tensor]
@@ -128,6 +131,21 @@ class Defense(ABC):
         It calls `ledger.keep` once, with all that changes between rounds, and starts at the round this returns.
         """
 
+    def check(self, shape: Shape) -> None:
+        """Refuses images and settings that the method is not made for.
+
+        Raises:
+            Refused: With what is wrong.
+        """
+        for name, value in vars(self).items():
+            least = LEAST.get(name, 0)
+            if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < math.inf:
+                raise Refused(f"--{name.replace('_', '-')} {value}: it must be a number of at least {least}")
+
+    def found(self, ledger: Ledger) -> dict[str, float]:
+        """What a finished run tells of the victim, by name, beside the cleaned model; most tell nothing."""
+        return {}
+
     @final
     def __call__(
         self,
@@ -208,23 +226,24 @@ class Eraser(Defense):
             return self.draw_scene(model, ledger, count)
 
     def check(self, shape: Shape) -> None:
-        """Refuses images and settings that the method is not made for.
+        check_generated(shape)
+        if not 1 <= self.patch <= shape[1]:
+            raise Refused(f"--patch {self.patch}: a trigger must have 1 to {shape[1]} px to fit into the images")
+        super().check(shape)
 
-        Raises:
-            Refused: With what is wrong.
-        """
-        channels, height, width = shape
-        if height != width or height < SMALLEST_SIDE or channels not in (1, 3):
-            raise Refused(
-                f"--input {channels}x{height}x{width}: images are made square, of {SMALLEST_SIDE} px or more, "
-                "with 1 or 3 channels"
-            )
-        if not 1 <= self.patch <= height:
-            raise Refused(f"--patch {self.patch}: a trigger must have 1 to {height} px to fit into the images")
-        for name, value in vars(self).items():
-            least = LEAST.get(name, 0)
-            if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < math.inf:
-                raise Refused(f"--{name.replace('_', '-')} {value}: it must be a number of at least {least}")
+
+def check_generated(shape: Shape) -> None:
+    """Refuses shapes of images that the generators cannot make.
+
+    Raises:
+        Refused: They are not square, too small, or have neither 1 nor 3 channels.
+    """
+    channels, height, width = shape
+    if height != width or height < SMALLEST_SIDE or channels not in (1, 3):
+        raise Refused(
+            f"--input {channels}x{height}x{width}: images are made square, of {SMALLEST_SIDE} px or more, "
+            "with 1 or 3 channels"
+        )
 
 
 def secluded(device: torch.device) -> AbstractContextManager[None]:

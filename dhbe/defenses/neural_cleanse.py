@@ -1,0 +1,161 @@
+"""Neural Cleanse: the smallest trigger towards each class; a class that needs far less is the target, and unlearned."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam
+
+from dhbe.classifier import Classifier
+from dhbe.data import Images, Shape
+from dhbe.defenses.base import Known, Ledger, Round
+from dhbe.defenses.parts import descend, frozen
+from dhbe.defenses.tuner import Tuner
+
+RAISE, LOWER = 2.0, 2.0**1.5
+"""Factors by which the cost of a mask's size goes up and down."""
+
+CONSISTENT = 1.4826
+"""Makes the median absolute deviation of normal values their standard deviation."""
+
+
+@dataclass(frozen=True)
+class NeuralCleanse(Tuner):
+    """Wang et al., S&P 2019: detection (sec. IV) and repair by unlearning (sec. VI); settings of their script.
+
+    A trigger is a mask m and a pattern p, x' = (1 - m) x + m p in pixels. The search goes on for all classes in turns,
+    one pass over some images each. If no class is flagged, the model stays as it is.
+    """
+
+    name: ClassVar[str] = "neural-cleanse"
+
+    search_epochs: Annotated[int, "passes of the search for each class"] = 30
+    search_size: Annotated[int, "images a pass of the search; each takes others"] = 1000
+    search_batch: Annotated[int, "images a step of the search"] = 64
+    lr_trigger: Annotated[float, "learning rate of masks and patterns (Adam)"] = 0.1
+    cost: Annotated[float, "first weight of a mask's L1 norm"] = 1e-3
+    patience: Annotated[int, "passes above, or below, the success rate until the weight changes"] = 5
+    success: Annotated[float, "success rate that a trigger must reach"] = 0.99
+    index: Annotated[float, "anomaly index from which a class is flagged"] = 2.0
+    stamped: Annotated[float, "share of the images that carry the found trigger in the repair"] = 0.2
+
+    @property
+    def rounds(self) -> int:
+        return self.search_epochs + self.epochs
+
+    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+        clean, triggers = self.lent(model, known), Triggers(model.shape, model.classes, self.cost)
+        seek = Adam(triggers.raw.parameters(), self.lr_trigger, betas=(0.5, 0.9))
+        learn = self.optimizer(model.parameters())
+        done = ledger.keep(model=model, triggers=triggers, seek=seek, learn=learn)
+
+        model.eval()
+        for _ in range(done, self.search_epochs):
+            with frozen(model):
+                for label in range(model.classes):
+                    self.search(model, triggers, seek, clean, label)
+            norms = triggers.norms()
+            yield {"mask": norms.min(), "success": triggers.rates.min(), "index": anomaly(norms).max()}
+        model.train()
+
+        flagged = torch.nonzero(anomaly(triggers.norms()) > self.index).flatten()
+        if len(flagged) == 0:
+            return
+
+        def stamp(pixels: Tensor) -> Tensor:
+            label = flagged[torch.randint(len(flagged), (len(pixels),))]
+            chosen = (torch.rand(len(pixels), 1, 1, 1) < self.stamped).float()
+            return mix(pixels, chosen * triggers.masks[label], triggers.patterns[label])
+
+        for epoch in range(max(0, done - self.search_epochs), self.epochs):
+            yield {"loss": self.tune(model, learn, clean, epoch, stamp=stamp)}
+
+    def search(self, model: Classifier, triggers: "Triggers", seek: Adam, images: Images, label: int) -> None:
+        """One pass for one class, after which the cost of its mask's size may change and its best trigger is kept."""
+        hits = torch.zeros(())
+        order = torch.randperm(len(images))[: self.search_size]
+        for index in order.split(self.search_batch):
+            mask, pattern = triggers.trigger(label)
+            logits = model(mix(images.float(index), mask, pattern))
+            wanted = torch.full((len(index),), label)
+            descend(seek, F.cross_entropy(logits, wanted) + triggers.costs[label] * mask.sum())
+            hits = hits + (logits.argmax(1) == label).sum()
+        triggers.judge(label, hits / len(order), self)
+
+    def found(self, ledger: Ledger) -> dict[str, float]:
+        indices = anomaly(ledger.part("triggers").norms())
+        return {"anomaly_index": float(indices.max()), "suspected_class": int(indices.argmax())}
+
+
+class Triggers(nn.Module):
+    """A mask and a pattern for each class, the costs of the masks' sizes, and the best triggers so far."""
+
+    costs: Tensor
+    rates: Tensor
+    above: Tensor
+    below: Tensor
+    best: Tensor
+    masks: Tensor
+    patterns: Tensor
+
+    def __init__(self, shape: Shape, classes: int, cost: float) -> None:
+        super().__init__()
+        channels, height, width = shape
+        # One parameter a class: Adam passes over those that have no gradient.
+        start = [torch.rand(channels + 1, height, width).mul(2).sub(1).mul(0.999).atanh() for _ in range(classes)]
+        self.raw = nn.ParameterList(start)
+        self.register_buffer("costs", torch.full((classes,), cost))
+        self.register_buffer("above", torch.zeros(classes))
+        self.register_buffer("below", torch.zeros(classes))
+        self.register_buffer("rates", torch.zeros(classes))
+        self.register_buffer("best", torch.full((classes,), torch.inf))
+        self.register_buffer("masks", torch.zeros(classes, 1, height, width))
+        self.register_buffer("patterns", torch.zeros(classes, *shape))
+
+    def trigger(self, label: int) -> tuple[Tensor, Tensor]:
+        """Mask [1, 1, h, w] and pattern [1, c, h, w] of a class, in (0, 1)."""
+        raw = (self.raw[label].tanh() + 1) / 2
+        return raw[None, :1], raw[None, 1:]
+
+    @torch.no_grad()
+    def judge(self, label: int, rate: Tensor, settings: NeuralCleanse) -> None:
+        """Keeps the trigger if it is the smallest that succeeds, or if none has yet; moves the cost after a while."""
+        passed = bool(rate >= settings.success)
+        mask, pattern = self.trigger(label)
+        if (passed and mask.sum() < self.best[label]) or self.best[label].isinf():
+            self.masks[label], self.patterns[label] = mask[0], pattern[0]
+            self.best[label] = mask.sum() if passed else torch.inf
+        self.rates[label] = rate
+        self.above[label] = self.above[label] + 1 if passed else 0
+        self.below[label] = 0 if passed else self.below[label] + 1
+        if self.above[label] >= settings.patience:
+            self.costs[label] *= RAISE
+            self.above[label] = 0
+        elif self.below[label] >= settings.patience:
+            self.costs[label] /= LOWER
+            self.below[label] = 0
+
+    def norms(self) -> Tensor:
+        """L1 norm of the mask of each class, [classes]."""
+        return self.masks.flatten(1).sum(1)
+
+
+def mix(pixels: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
+    """Images [n, c, h, w] with a trigger: (1 - m) x + m p (eq. 2)."""
+    return (1 - mask) * pixels + mask * pattern
+
+
+def anomaly(norms: Tensor) -> Tensor:
+    """Anomaly index of each class whose mask is smaller than the median, in median absolute deviations; else 0.
+
+    The median of an even number of classes is the mean of the middle two, which torch's own is not.
+
+    >>> [round(float(x), 2) for x in anomaly(torch.tensor([4.0, 30.0, 32.0, 34.0]))]
+    [9.1, 0.34, 0.0, 0.0]
+    """
+    median = norms.quantile(0.5)
+    deviation = CONSISTENT * (norms - median).abs().quantile(0.5)
+    return ((median - norms) / deviation.clamp_min(1e-6)).clamp_min(0)
