@@ -28,9 +28,9 @@ DONE, GATE, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 4, 130
 
 VERBS = {
     "erase": "give back a classifier of the same form without its backdoor; no data needed",
-    "defend": "run one of the defences of others, to compare or to use clean images",
     "score": "measure ACC and ASR of a model on data",
     "attack": "train a backdoored classifier to practise on",
+    "defend": "run one of the defences of others, to compare or to use clean images",
     "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
     "doctor": "tell what this machine offers, and whether the installation works",
 }
@@ -198,7 +198,11 @@ def defend(argv: Sequence[str]) -> int:
         f"  {name:16} needs {' and '.join(sorted(kind.needs)) or 'nothing'}" for name, kind in PEERS.items()
     )
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: dhbe defend NAME MODEL --data DATA (dhbe defend NAME --help tells more)\n\n{names}")
+        print(
+            f"usage: dhbe defend NAME MODEL --data DATA (dhbe defend NAME --help tells more)\n\n{names}\n\n"
+            "examples:\n  dhbe defend clp vendor.pt --arch resnet18 --classes 10\n"
+            "  dhbe defend nad suspect.safetensors --data cifar10 --trigger badnets:3 --target 9 --out cleaned"
+        )
         return DONE
     if argv[0] not in PEERS:
         raise Refused(f"no defence {argv[0]!r}; there are {', '.join(PEERS)} (see dhbe defend --help)")
@@ -216,7 +220,8 @@ def defend(argv: Sequence[str]) -> int:
     group.add_argument("--clean", metavar="DATA", help="lend these images instead; all of --data may measure then")
     group.add_argument("--images", type=_whole, default=2000, metavar="N", help="how many are lent (default: 2000)")
     group.add_argument("--trigger", help=TRIGGER_HELP)
-    group.add_argument("--target", type=int, metavar="T", help="class that the trigger leads to")
+    group.add_argument("--target", type=_target, metavar="T", help="class that the trigger leads to, or next")
+    group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
     _add_gates(parser)
     _add_output(parser)
     _add_fields(parser, kind, f"settings of {kind.name}", kind())
@@ -225,6 +230,8 @@ def defend(argv: Sequence[str]) -> int:
     if args.clean == args.data:  # what is lent does not measure
         args.clean = None
     args.split, target = "auto" if args.clean else "test", args.target
+    if target == "next" and "target class" in kind.needs:
+        raise Refused(f"{kind.name} needs one target class, not all of them: give --target NUMBER")
     if args.trigger is None:
         args.target = None  # then it is what the defender knows, and nothing is measured with it
     if "clean images" in kind.needs:
@@ -241,7 +248,8 @@ def defend(argv: Sequence[str]) -> int:
     running = _running(suspect.info.code)
     with Progress(defense.rounds, f"{kind.name} on {args.model.name}", args.quiet, folder=out) as progress, running:
         result = api.defend(
-            suspect, defense, clean=clean, source=args.clean or args.data or "", images=args.images, target=target,
+            suspect, defense, clean=clean, source=args.clean or args.data or "", images=args.images,
+            target=None if target == "next" else target,
             seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out,
             resume=args.resume, overwrite=args.overwrite, checkpoint_every=args.checkpoint_every,
             watch=progress.glimpse,

@@ -168,7 +168,11 @@ def test_images_that_do_not_fit_are_refused(defense):
     if "clean images" not in defense.needs:
         pytest.skip("it is handed no images")
     other = Images(torch.zeros(9, 3, 4, 4, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64), ("a",))
-    for bad in (other, images(20).subset(slice(3)), replace(images(), labels=images().labels * 2, names=tuple("abcdefgh"))):
+    for bad in (
+        other,
+        images(20).subset(slice(3)),
+        replace(images(), labels=images().labels * 2, names=tuple("abcdefgh")),
+    ):
         with pytest.raises(Refused, match="clean images"):
             defense(victim(), Known(clean=bad, target=1))
 
