@@ -436,8 +436,9 @@ def _add_model(parser: Parser) -> None:
     parser.add_argument("--input", type=_shape, metavar="CxHxW", help="shape of the images (default: 3x32x32)")
     for name, neutral in (("mean", 0), ("std", 1)):
         parser.add_argument(
-            f"--{name}", type=_numbers, nargs="+", metavar="X",
-            help=f"{name} that inputs are normalised with, pixels in 0..1: one number or one a channel (default: {neutral})",
+            f"--{name}", type=_constants(name), nargs="+", metavar="X",
+            help=f"{name} that inputs are normalised with, pixels in 0..1: one number, one a channel, or the name of a "
+            f"data set, as cifar10 (default: {neutral})",
         )  # fmt: skip
 
 
@@ -556,6 +557,20 @@ _unit = _between(float, -1e6, 1e6)
 
 def _numbers(text: str) -> list[float]:
     return [_unit(part) for part in text.replace(",", " ").split()]
+
+
+def _constants(name: str) -> Callable[[str], Any]:
+    """Reads numbers, or the name of a data set whose mean or standard deviation is known."""
+
+    def read(text: str) -> list[float]:
+        if not text[:1].isalpha():
+            return _numbers(text)
+        from dhbe.data import KNOWN  # not above: it brings torch along
+
+        values = getattr(KNOWN.get(text), name, None)
+        return list(values) if values else _numbers(text)  # which refuses
+
+    return read
 
 
 def _target(text: str) -> "Target":

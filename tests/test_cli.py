@@ -212,6 +212,21 @@ REFUSED = {
     "attack, data of one class": (
         {"data.npz": packed(images=DATA["images"], labels=0 * DATA["labels"])}, ATTACK, "of which 0 lie outside the target class 0",
     ),
+    "attack, source": ({}, f"{ATTACK} --goal one-to-one --source 9", "no source class 9"),
+    "attack, goal": ({}, f"{ATTACK} --goal some-to-one", "invalid choice: 'some-to-one'"),
+    "attack, patch": ({}, f"{ATTACK} --side 17", "side 17 does not fit into an image of 16 x 16"),
+    "attack, no clean model": ({}, f"{ATTACK} --clean nowhere.pt", "cannot read nowhere.pt"),
+    "attack, another clean model": ({}, f"{ATTACK} --clean model.pt --arch wrn16-1", "clean model is a resnet8 of 3 .*must agree"),
+    "attack, too few of a class": (
+        {}, ATTACK.replace("badnets", "clean-label") + " --rate .9", "asks for 43 of 48 images, of which 16 lie in the target",
+    ),
+    "attack, a data set that is not there": ({}, f"{ATTACK} --data vggface2-100", "vggface2-100 is not in .*put the image folder"),
+    "attack, image": ({}, ATTACK.replace("badnets", "blend") + " --image nowhere.png", "nowhere.png is no image"),
+    "source alone": ({}, f"{SCORE} --data data.npz --source 1", "--source needs --trigger and --target"),
+    "source too high": ({}, f"{SCORE} {KNOWN} --source 3", "no source class 3: the model has classes 0 to 2"),
+    "target of words": ({}, f"{SCORE} --data data.npz --trigger badnets:3 --target truck", "argument --target: invalid"),
+    "trigger out of range": ({}, f"{SCORE} --data data.npz --trigger lsb:9 --target 0", "9 bits are not 1 to 4"),
+    "constants of no data": ({}, f"{ERASE} --mean cifar", "argument --mean: 'cifar' is no number"),
     "attack, place": ({}, f"{ATTACK} --place 15,15", "leaves the image"),
 }  # fmt: skip
 
@@ -301,6 +316,68 @@ def test_a_story(here, dhbe):
     assert code == 0
     assert after["acc"] == record.after.acc
     assert after["asr"] == record.after.asr
+
+
+def test_an_attack_that_missed_leaves_nothing_unless_forced(here, dhbe):
+    command = ATTACK.replace("--epochs 1", "--epochs 1 --lr 1e-9") + " --quiet"
+    code, out, err = dhbe(command)
+    assert (code, out) == (4, "")
+    assert re.fullmatch("dhbe: the attack badnets failed: ASR .*, expected at least 0.95; poison more images.*\n", err)
+    assert not (here / "out").exists()
+    code, _, _ = dhbe(f"{command} --force")
+    assert code == 0
+    (warning,) = records.read(here / "out/record.json").warnings
+    assert warning.startswith("the attack badnets failed: ASR")
+
+
+def test_accuracy_is_compared_with_the_clean_model(here, dhbe):
+    (here / "data.npz").write_bytes(packed(**colours(240)))
+    train = "--data data.npz --arch resnet8 --batch 16 --lr .05 --no-flip --crop 0 --quiet"
+    assert dhbe(f"attack none {train} --epochs 4 --out clean")[0] == 0
+    assert sorted(listing(here / "clean")) == ["backdoored.safetensors", "record.json", "report.html"]
+    planted = f"attack badnets {train} --epochs 4 --rate .1 --min-asr 0 --out out --clean clean/backdoored.safetensors"
+    code, _, err = dhbe(f"{planted} --max-drop=-1")  # nothing is so much better than the clean model
+    assert code == 4
+    assert re.search(r"ACC \d\.\d+ is more than -1 below the clean model's \d\.\d+; poison fewer images", err)
+    assert dhbe(f"{planted} --max-drop 1")[0] == 0
+
+
+def test_all_to_all_and_one_to_one_are_measured_as_such(here, dhbe):
+    (here / "data.npz").write_bytes(packed(**colours(240)))
+    train = f"{ATTACK.replace('--epochs 1', '--epochs 4')} --rate .4 --lr .05 --no-flip --crop 0 --force --quiet --json"
+    code, out, _ = dhbe(f"{train} --goal all-to-all")
+    record = json.loads(out)
+    assert (code, record["target"]) == (0, None)
+    score = "score out/backdoored.safetensors --data data.npz --split test --trigger out/trigger.json --json"
+    code, out, _ = dhbe(f"{score} --target next")
+    scores = json.loads(out)
+    assert (code, scores["asr_all"]) == (0, record["before"]["asr_all"])
+    assert [rate is not None for rate in scores["acc_classes"]] == [True] * 3
+    code, out, _ = dhbe(f"{score} --target 2 --source 1")
+    one = json.loads(out)
+    assert one["asr_n"] <= 16
+    assert [rate is not None for rate in one["asr_classes"]] == [False, True, False]
+
+
+def test_scores_hold_intervals_and_activation_differences(here, dhbe):
+    code, out, _ = dhbe(f"{SCORE} {KNOWN} --mean cifar10 --std cifar10 --json")
+    scores = json.loads(out)
+    assert code == 0
+    low, high = scores["acc_interval"]
+    assert low < scores["acc"] < high
+    assert set(scores["activations"]) == {"features_l1", "features_l2", "logits_l1", "logits_l2"}
+    assert all(box == sorted(box) for box in scores["activations"].values())
+    assert 0 <= scores["ra"] <= 1
+    assert scores["der"] is None
+
+
+def test_attacks_and_triggers_are_listed(dhbe):
+    code, out, _ = dhbe("attack --help")
+    assert code == 0
+    for name in ("badnets", "clean-label", "trojaning", "sig", "blend", "lsb", "refool", "wanet", "none"):
+        assert re.search(f"^  {name} +[a-z].*$", out, re.MULTILINE)
+    for name in ("badnets", "pixel", "scattered", "faint", "blend", "sig", "lsb", "refool", "warp"):
+        assert re.search(rf"^  {name}[\[:].* [A-Z].*\.$", out, re.MULTILINE)
 
 
 def test_a_trigger_without_amplified_forms_gives_null(here, dhbe):
