@@ -302,6 +302,7 @@ def attack(
     seed: int = 0,
     device: str = "auto",
     clean: Suspect | None = None,
+    fine_tune: bool = False,
     force: bool = False,
     overwrite: bool = False,
     watch: Callable[[dict[str, float]], None] = lambda epoch: None,
@@ -319,6 +320,7 @@ def attack(
         seed: Seed of everything random.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
         clean: A clean classifier: Trojaning starts from it, and ACC is compared with its own.
+        fine_tune: Every training starts from the clean classifier's weights; a few epochs plant the backdoor then.
         force: Keep the model even if the attack missed what it expects; the record says so.
         overwrite: Begin anew over what `out` holds.
         watch: Called after each epoch with its number among all epochs of the attack.
@@ -334,6 +336,8 @@ def attack(
             f"test images {test.shape} of {test.classes}: they must agree"
         )
     how.target_in(train.classes)
+    if fine_tune and not clean:
+        raise Refused("to fine-tune there must be a clean model: give --clean MODEL")
     if clean:
         _check_evidence(Evidence(test), clean.info)
         if clean.info.arch != arch or clean.info.classes != train.classes:
@@ -344,14 +348,16 @@ def attack(
     where = _device(device)
     settings = {
         "attack": how.name, **asdict(how), "arch": arch, "data": data, "fit": asdict(fit), "seed": seed,
-        "clean": clean.info.sha256 if clean else None,
+        "clean": clean.info.sha256 if clean else None, "fine_tune": fine_tune,
     }  # fmt: skip
     mean, std = (clean.info.mean, clean.info.std) if clean else _constants(train, data)
     with runs.opened(out, settings, results=[BACKDOORED, TRIGGER], overwrite=overwrite) as run, torch.random.fork_rng():
         torch.manual_seed(seed)
-        epochs = 0
+        epochs, start = 0, clean.classifier.to(where) if clean else None
 
         def fresh() -> Classifier:
+            if start and fine_tune:
+                return copy.deepcopy(start)
             network = networks.build(arch, train.classes, train.shape)
             return Classifier(network, shape=train.shape, classes=train.classes, mean=mean, std=std).to(where)
 
@@ -362,7 +368,6 @@ def attack(
             if run.stopping:
                 raise KeyboardInterrupt
 
-        start = clean.classifier.to(where) if clean else None
         made = how.plant(train, Workshop(fit, fresh, seed, start, look))
         evidence = Evidence(test, data, made.trigger, made.target, made.source)
         after = measured(made.classifier, evidence)
@@ -380,7 +385,8 @@ def attack(
             files.write(out / TRIGGER, made.trigger.to_json())
         record = Record(
             kind="attack", model=info.model_copy(update={"sha256": files.sha256(out / BACKDOORED)}),
-            attack={"name": how.name, **asdict(how), "poisoned": len(made.chosen), "fit": asdict(fit)}, data=data,
+            attack={"name": how.name, **asdict(how), "poisoned": len(made.chosen), "fit": asdict(fit),
+                    "clean": settings["clean"], "fine_tune": fine_tune}, data=data,
             trigger=made.trigger.name if made.trigger else None, target=evidence.one_target, before=after,
             seconds=time.monotonic() - began, iterations=epochs, device=_device_name(where), precision="fp32",
             versions=versions(), seed=seed, warnings=[str(missed)] if missed else [], finished=_now(),

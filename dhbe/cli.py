@@ -318,6 +318,11 @@ def attack(argv: Sequence[str]) -> int:
         metavar="MODEL",
         help="a clean model: ACC is compared with its own, and trojaning starts there",
     )
+    parser.add_argument(
+        "--fine-tune",
+        action="store_true",
+        help="start from the weights of --clean, not from scratch: fewer epochs suffice",
+    )
     parser.add_argument("--force", action="store_true", help="keep the model even if the attack missed, marked as such")
     parser.add_argument("--overwrite", action="store_true", help="begin anew over what --out holds")
     _add_output(parser)
@@ -332,7 +337,7 @@ def attack(argv: Sequence[str]) -> int:
     with Progress(epochs, f"training {args.arch} with {kind.name}", args.quiet) as progress, running:
         record = api.attack(
             how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
-            clean=clean, force=args.force, overwrite=args.overwrite, watch=progress.epoch,
+            clean=clean, fine_tune=args.fine_tune, force=args.force, overwrite=args.overwrite, watch=progress.epoch,
         )  # fmt: skip
     before = record.before
     assert before is not None

@@ -103,6 +103,27 @@ def sliced_wasserstein(one: Tensor, other: Tensor, directions: Tensor) -> Tensor
     return (widths.to(one)[:, None] * (here[at[0]] - there[at[1]]).abs()).sum(0)
 
 
+def class_distance(one: Tensor, other: Tensor, directions: Tensor) -> float:
+    """How far apart the images of two classes lie (table 2), as L1 mass: pixels in [0, 1], summed over an image.
+
+    The paper names sliced Wasserstein distances and gives no more than the figures. Those of CIFAR-10 come out as the
+    number of values in an image times the largest of the distances along 250 random directions.
+
+    Args:
+        one: Images of one class, [n, d] in [0, 1].
+        other: Images of the other, [m, d].
+        directions: Unit vectors, [r, k, d]: the mean over r draws of the largest of k.
+    """
+    found = [sliced_wasserstein(one, other, draw).max() for draw in directions]
+    return one.shape[1] * torch.stack(found).mean().item()
+
+
+def directions(count: int, dimensions: int, generator: torch.Generator) -> Tensor:
+    """Random unit vectors, evenly over all directions: [count, dimensions]."""
+    drawn = torch.randn(count, dimensions, generator=generator)
+    return drawn / drawn.norm(dim=1, keepdim=True)
+
+
 @contextmanager
 def _listening(classifier: Classifier) -> Iterator[list[Tensor]]:
     """Inside, the inputs of linear layers are heard as they run; the last one is that of the classifying layer."""

@@ -215,6 +215,7 @@ REFUSED = {
     "attack, source": ({}, f"{ATTACK} --goal one-to-one --source 9", "no source class 9"),
     "attack, goal": ({}, f"{ATTACK} --goal some-to-one", "invalid choice: 'some-to-one'"),
     "attack, patch": ({}, f"{ATTACK} --side 17", "side 17 does not fit into an image of 16 x 16"),
+    "attack, nothing to tune": ({}, f"{ATTACK} --fine-tune", "there must be a clean model: give --clean"),
     "attack, no clean model": ({}, f"{ATTACK} --clean nowhere.pt", "cannot read nowhere.pt"),
     "attack, another clean model": ({}, f"{ATTACK} --clean model.pt --arch wrn16-1", "clean model is a resnet8 of 3 .*must agree"),
     "attack, too few of a class": (
@@ -340,6 +341,10 @@ def test_accuracy_is_compared_with_the_clean_model(here, dhbe):
     assert code == 4
     assert re.search(r"ACC \d\.\d+ is more than -1 below the clean model's \d\.\d+; poison fewer images", err)
     assert dhbe(f"{planted} --max-drop 1")[0] == 0
+    tuned = planted.replace("--epochs 4", "--epochs 1 --lr 1e-9").replace("--out out", "--out tuned") + " --fine-tune"
+    assert dhbe(f"{tuned} --max-drop .1")[0] == 0
+    accuracies = [records.read(here / f"{folder}/record.json").before.acc for folder in ("clean", "tuned")]
+    assert abs(accuracies[0] - accuracies[1]) < 0.1  # it began where the clean one ended
 
 
 def test_all_to_all_and_one_to_one_are_measured_as_such(here, dhbe):
