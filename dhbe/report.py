@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +15,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 from matplotlib import style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from PIL import Image
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from dhbe.errors import Refused
 from dhbe.metrics import wilson
-from dhbe.records import Measures, Record
+from dhbe.records import Box, Measures, Record
 
 WEAK = 0.1
 """A trigger that leads a smaller share of the images to its target counts as suppressed in the headline."""
@@ -57,6 +58,14 @@ CURVES = {
     "loss": "The loss that training makes small.",
 }
 """What a curve means."""
+
+ACTIVATIONS = {
+    "features_l1": "Penultimate features, L1 norm.",
+    "features_l2": "Penultimate features, L2 norm.",
+    "logits_l1": "Logits, L1 norm.",
+    "logits_l2": "Logits, L2 norm.",
+}
+"""What moved under the trigger, and how it is measured."""
 
 PICTURES = {
     "samples": "Generated images, made from the model alone. They are not real images and need not look like any.",
@@ -128,10 +137,11 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
     return _template().render(
         record=record,
         verdict=verdict(record.kind, states),
-        heads=["Suspect", "Cleaned"] if len(states) == 2 else ["Measured"],
+        heads=_heads(states),
         rates=rates,
         measured=any(rate.value is not None for _, _, pair in rates for rate in pair),
         signs=[(name, SIGNS.get(name), [state.signs.get(name) for state in states]) for name in _names(states)],
+        moved=[(name, note, boxplot(boxes)) for name, note in ACTIVATIONS.items() if (boxes := _boxes(states, name))],
         curves=[(name, CURVES.get(name), chart(points)) for name, points in series(record.curve)],
         pictures=[(name, PICTURES.get(name), base64.b64encode(png).decode()) for name, png in pictures.items()],
     )
@@ -144,6 +154,16 @@ def _template() -> jinja2.Template:
     )
     page.filters |= {"duration": duration, "moment": moment, "setting": setting}
     return page.get_template("report.html")
+
+
+def _heads(states: Sequence[Measures]) -> list[str]:
+    return ["Suspect", "Cleaned"] if len(states) == 2 else ["Measured"]
+
+
+def _boxes(states: Sequence[Measures], name: str) -> dict[str, Box]:
+    """The activation differences of a name, by the head of their column."""
+    pairs = zip(_heads(states), states, strict=True)
+    return {head: state.activations[name] for head, state in pairs if name in state.activations}
 
 
 def _names(states: Sequence[Measures]) -> Iterable[str]:
@@ -299,9 +319,8 @@ def chart(points: list[tuple[float, float]]) -> Markup:
     x, y = np.clip(np.asarray(points, dtype=np.float64).T, -LIMIT, LIMIT)
     if len(x) == 1:
         x, y = x + np.array([-0.25, 0.25]), y.repeat(2)  # a dash, for a point alone would not be seen
-    with style.context(["default", {"svg.hashsalt": "dhbe", "svg.fonttype": "none", "font.size": 9}]):
-        figure = Figure(figsize=(3.6, 1.9), layout="constrained")
-        axes = figure.add_subplot()
+
+    def draw(axes: Axes) -> None:
         axes.plot(x, y, color=ACCENT, linewidth=1.4, clip_on=False)
         if y.min() > 0 and y.max() > 100 * y.min():
             axes.set_yscale("log")
@@ -311,13 +330,42 @@ def chart(points: list[tuple[float, float]]) -> Markup:
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+
+    return _drawn(draw)
+
+
+def boxplot(boxes: Mapping[str, Box]) -> Markup:
+    """Boxes beside each other as inline SVG (fig. 7): whiskers, quartiles and median, each with its name below."""
+    parts = ("whislo", "q1", "med", "q3", "whishi")
+    stats = [
+        {**dict(zip(parts, np.clip(box, -LIMIT, LIMIT).tolist(), strict=True)), "label": name}
+        for name, box in boxes.items()
+    ]
+    line = {"color": INK, "linewidth": 0.9}
+
+    def draw(axes: Axes) -> None:
+        axes.bxp(
+            stats, showfliers=False, widths=0.45, boxprops=line, whiskerprops=line, capprops=line,
+            medianprops={"color": ACCENT, "linewidth": 1.8},
+        )  # fmt: skip
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+
+    return _drawn(draw)
+
+
+def _drawn(draw: Callable[[Axes], None]) -> Markup:
+    """A drawing as inline SVG in the page's style."""
+    with style.context(["default", {"svg.hashsalt": "dhbe", "svg.fonttype": "none", "font.size": 9}]):
+        figure = Figure(figsize=(3.6, 1.9), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes)
         axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.7, clip_on=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0, labelcolor=INK)
         svg = io.StringIO()
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(svg, format="svg", transparent=True, metadata=nothing)
-    return Markup(_inlined(svg.getvalue()))  # noqa: S704 (numbers only)
+    return Markup(_inlined(svg.getvalue()))  # noqa: S704 (matplotlib escapes texts)
 
 
 def _inlined(svg: str) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dhbe.errors import Refused
 from dhbe.records import Measures, ModelInfo, Record
-from dhbe.report import chart, grid, render, verdict
+from dhbe.report import boxplot, chart, grid, render, verdict
 
 HOSTILE = "</style></title><script>alert(1)</script><img src=https://evil.test/x onerror='a()'>\"{{ 7*7 }} $\\frac$"
 MODEL = {"path": "victim.pt", "sha256": "ab" * 32, "arch": "resnet8", "classes": 10, "input": (3, 32, 32)}
@@ -209,6 +209,23 @@ def test_a_chart_goes_through_its_points():
 
 def test_a_chart_of_one_point_shows_it():
     assert re.search(r'<path d="M [^"]+ L? ?[^"]+"[^>]*stroke: var\(--accent\)', chart([(3, 1.0)]), flags=re.DOTALL)
+
+
+def test_boxes_show_what_moved():
+    boxes = {"logits_l1": (0.0, 1.0, 2.0, 3.0, 4.0), "features_l2": (0.0, 0.0, 0.0, 0.0, 0.0)}
+    states = {"before": SUSPECT.model_copy(update={"activations": boxes}), "after": CLEANED}
+    page = Page(render(record(**states)))
+    assert "What the trigger moves" in page.text
+    assert page.text.count("logits_l1") == 1
+    assert "What the trigger moves" not in render(record())
+
+
+@given(st.lists(st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 5), min_size=1, max_size=4))
+@settings(max_examples=10, deadline=None)
+def test_any_finite_boxes_have_a_plot(boxes):
+    svg = boxplot({f"<b>{number}": tuple(sorted(box)) for number, box in enumerate(boxes)})
+    assert "<b>" not in svg
+    assert svg.count("&lt;b&gt;") == len(boxes)
 
 
 def test_a_grid_holds_every_image():
