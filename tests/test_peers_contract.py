@@ -18,8 +18,8 @@ from dhbe.errors import Refused
 
 TINY = {
     "epochs": 2, "teacher_epochs": 1, "size": 16, "batch": 8, "crop": 1, "search_epochs": 2, "search_size": 16,
-    "search_batch": 8, "index": 0.0, "u": 1.0, "iterations": 2, "student_steps": 1, "steps": 2, "batches": 2, "images": 8,
-    "hidden": 16,
+    "search_batch": 8, "index": 0.0, "u": 1.0, "iterations": 2, "student_steps": 1, "steps": 2, "batches": 2, "copies": 2,
+    "hidden": 16, "agreement": 0.0,
 }  # fmt: skip
 """Settings that take no time, and with which each defence has something to do."""
 

@@ -32,8 +32,8 @@ class NeuralCleanse(Tuner):
 
     name: ClassVar[str] = "neural-cleanse"
 
-    search_epochs: Annotated[int, "passes of the search for each class"] = 30
-    search_size: Annotated[int, "images a pass of the search; each takes others"] = 1000
+    search_epochs: Annotated[int, "passes of the search for each class"] = 20
+    search_size: Annotated[int, "images a pass of the search; each takes others"] = 640
     search_batch: Annotated[int, "images a step of the search"] = 64
     lr_trigger: Annotated[float, "learning rate of masks and patterns (Adam)"] = 0.1
     cost: Annotated[float, "first weight of a mask's L1 norm"] = 1e-3
