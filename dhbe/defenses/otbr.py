@@ -73,7 +73,7 @@ class OTBR(Defense):
             raise Refused("otbr finds no convolution larger than 1 x 1 in this network")
         names = {module: name for name, module in model.named_modules()}
         before = [conv.weight.clone() for conv in layers]
-        after = [forgetful.get_submodule(names[conv]).weight for conv in layers]
+        after = [forgetful.get_parameter(f"{names[conv]}.weight") for conv in layers]
         changes = [(new - old).abs().flatten(1).sum(1) for new, old in zip(after, before, strict=True)]
         wanted, taken, accepted = teacher(judge).argmax(1), 0.0, before
         for gamma in GAMMAS:
