@@ -48,9 +48,11 @@ class GDM(Tuner):
     def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
         clean, target = self.lent(model, known), known.target
         assert target is not None  # the base has looked
-        stairs = nn.ModuleList(Stair(self.patch, model.shape[0], self.hidden) for _ in BETAS)
-        seek, learn = Adam(stairs.parameters(), self.lr_trigger, betas=(0.5, 0.999)), self.optimizer(model.parameters())
-        done = ledger.keep(model=model, stairs=stairs, seek=seek, learn=learn)
+        stairs = [Stair(self.patch, model.shape[0], self.hidden) for _ in BETAS]
+        staircase = nn.ModuleList(stairs)
+        seek = Adam(staircase.parameters(), self.lr_trigger, betas=(0.5, 0.999))
+        learn = self.optimizer(model.parameters())
+        done = ledger.keep(model=model, stairs=staircase, seek=seek, learn=learn)
 
         model.eval()
         for _ in range(done, self.search_epochs):
