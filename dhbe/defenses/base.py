@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images, Shape
+from dhbe.defenses.parts import channels_last
 from dhbe.errors import Refused
 
 SMALLEST_SIDE = 8
@@ -179,6 +180,7 @@ class Defense(ABC):
             target=known.target if "target class" in self.needs else None,
         )
         model, ledger = copy.deepcopy(victim), ledger or Ledger()
+        channels_last(model)
         device = model.mean.device
         with secluded(device), torch.device(device):
             torch.manual_seed(seed)

@@ -1,0 +1,76 @@
+"""Prints the table of docs/defenses.md from the records in `results/peers/`; --check fails if it shows another one.
+
+A record is named VICTIM_DEFENCE_SEED.json. A cell is the mean over seeds, with the standard deviation if there are some.
+"""
+
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from dhbe import records
+from dhbe.records import Record
+from dhbe.report import percent
+
+ROOT = Path(__file__).resolve().parents[1]
+START, END = "<!-- table: benchmarks/peers.py -->", "<!-- end of table -->"
+
+PAPER = {
+    "finetuning": "90.6 / 14.3 / 60.5", "fine-pruning": "91.9 / 30.6 / 99.3", "mcr": "90.2 / 2.7 / —",
+    "nad": "90.6 / 3.6 / 62.2", "neural-cleanse": "93.4 / 19.7 / 72.1", "gdm": "94.2 / 0.3 / 11.6",
+    "dhbe": "94.3 / 1.6 / 1.2",
+}  # fmt: skip
+"""ACC, ASR (tables 3 and 5, means of nine attacks) and ASR x9 (table 6, means of three) on a ResNet-18 of ACC 94.95."""
+
+HEADS = ("victim", "defence", "seeds", "ACC %", "ASR %", "x4 %", "x9 %", "seconds", "MiB", "paper: ACC / ASR / x9 %")
+
+
+def table(folder: Path) -> str:
+    """One row for each victim and defence, below a row for each victim as it was."""
+    runs: dict[str, dict[str, list[Record]]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.glob("*.json")):
+        victim, defence, _ = path.stem.split("_")
+        runs[victim][defence].append(records.read(path))
+    rows = ["| " + " | ".join(HEADS) + " |", "| " + " | ".join("---" for _ in HEADS) + " |"]
+    for victim, defences in runs.items():
+        before = next(iter(defences.values()))[0].before
+        rates = [percent(getattr(before, name)).rstrip("%") for name in ("acc", "asr", "asr_x4", "asr_x9")]
+        rows.append("| " + " | ".join([victim, "none", "", *rates, "", "", ""]) + " |")
+        for defence, found in sorted(defences.items()):
+            cells = [victim, defence, str(len(found))]
+            cells += [
+                spread(found, lambda r, name=name: getattr(r.after, name))
+                for name in ("acc", "asr", "asr_x4", "asr_x9")
+            ]
+            cells += [f"{statistics.mean(r.seconds for r in found):.0f}", memory(found), PAPER.get(defence, "")]
+            rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def spread(found: list[Record], value: Callable[[Record], float | None]) -> str:
+    """Mean and standard deviation in percent; a dash where it was not measured."""
+    values = [100 * x for x in map(value, found) if x is not None]
+    if not values:
+        return "—"
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def memory(found: list[Record]) -> str:
+    """The largest peak, in MiB."""
+    peaks = [record.memory for record in found if record.memory is not None]
+    return f"{max(peaks) / 2**20:.0f}" if peaks else "—"
+
+
+def shown(text: str) -> str:
+    """The table that a page shows."""
+    return text.partition(START)[2].partition(END)[0].strip()
+
+
+if __name__ == "__main__":
+    rows = table(ROOT / "results" / "peers")
+    if "--check" not in sys.argv:
+        print(rows)
+    elif shown((ROOT / "docs" / "defenses.md").read_text()) != rows:
+        sys.exit("the table of docs/defenses.md is not what results/peers gives: run python benchmarks/peers.py")
