@@ -4,6 +4,7 @@ import copy
 import hashlib
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -234,6 +235,8 @@ def _run(
         curve: list[dict[str, float]] = run.saved["curve"] if run and run.saved else []
         spent = run.saved["seconds"] if run and run.saved else 0.0
         ledger = Ledger(run.saved["ledger"] if run and run.saved else None)
+        if where.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(where)
         began = time.monotonic()
 
         def look(glimpse: Glimpse) -> None:
@@ -627,7 +630,8 @@ def _peak_memory(device: torch.device) -> int:
     """Bytes: of the device where it counts them, else of this process, with whatever else it has done."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _now() -> str:

@@ -148,6 +148,12 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(defense):
 
 
 @every
+def test_bf16_runs_and_is_left_behind(defense):
+    rough = defense(victim(), KNOWN, precision="bf16")
+    assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in rough.state_dict().values())
+
+
+@every
 def test_needs_are_enforced_and_the_rest_makes_no_difference(defense):
     model = victim()
     if "clean images" in defense.needs:

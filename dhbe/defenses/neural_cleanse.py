@@ -33,8 +33,8 @@ class NeuralCleanse(Tuner):
     name: ClassVar[str] = "neural-cleanse"
 
     search_epochs: Annotated[int, "passes of the search for each class"] = 20
-    search_size: Annotated[int, "images a pass of the search; each takes others"] = 640
-    search_batch: Annotated[int, "images a step of the search"] = 64
+    search_size: Annotated[int, "images a pass of the search; each takes others"] = 320
+    search_batch: Annotated[int, "images a step of the search"] = 32
     lr_trigger: Annotated[float, "learning rate of masks and patterns (Adam)"] = 0.1
     cost: Annotated[float, "first weight of a mask's L1 norm"] = 1e-3
     patience: Annotated[int, "passes above, or below, the success rate until the weight changes"] = 5
