@@ -1,0 +1,35 @@
+import runpy
+from pathlib import Path
+
+import pytest
+
+from dhbe import records
+from dhbe.defenses import PEERS
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "results" / "peers"
+TABLE = runpy.run_path(str(ROOT / "benchmarks" / "peers.py"))
+PAGE = (ROOT / "docs" / "defenses.md").read_text()
+
+
+def test_the_page_shows_the_table_that_the_committed_records_give():
+    rows = TABLE["table"](FOLDER)
+    assert rows.count("\n") > 1, "no records"
+    assert TABLE["shown"](PAGE) == rows
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_record_tells_what_was_lent_and_its_name_says_what_it_is(path):
+    record = records.read(path)
+    _, name, seed = path.stem.split("_")
+    settings = record.defense
+    assert (settings["name"], record.seed) == (name, int(seed))
+    assert ("images_sha256" in settings) == ("clean images" in PEERS[name].needs)
+    assert record.after.asr is not None
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_page_tells_of_every_defence_what_it_needs(name):
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |"))
+    needs = row.split("|")[3].strip()
+    assert needs == (", ".join(sorted(PEERS[name].needs)) or "nothing")
