@@ -1,6 +1,8 @@
 """The command line. Each verb is one call of `dhbe.api`; torch is loaded only once a verb needs it."""
 
 import argparse
+import ast
+import inspect
 import json
 import os
 import sys
@@ -9,7 +11,8 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -516,12 +519,13 @@ def _add_output(parser: Parser) -> None:
 
 
 def _add_fields(parser: Parser, kind: type, title: str, default: Any = None) -> None:
-    """An option for each hyperparameter of a frozen dataclass; its help is the field's annotation."""
+    """An option for each hyperparameter of a frozen dataclass; its help is the field's annotation or docstring."""
     group = parser.add_argument_group(title)
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints, docs = typing.get_type_hints(kind, include_extras=True), _docs(kind)
     for field in fields(kind):
         hint = hints[field.name]
         kind_of, note = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, "")
+        note = note or docs.get(field.name, "")
         more: dict[str, Any] = {"type": {int: _count, float: _number}.get(kind_of, kind_of)}
         if kind_of is bool:
             more = {"action": argparse.BooleanOptionalAction}
@@ -531,6 +535,24 @@ def _add_fields(parser: Parser, kind: type, title: str, default: Any = None) -> 
         group.add_argument(
             f"--{field.name.replace('_', '-')}", default=None, help=shown.strip().replace("%", "%%"), **more
         )
+
+
+def _docs(kind: type) -> dict[str, str]:
+    """The docstrings below the fields of a dataclass and of those that it extends."""
+    found: dict[str, str] = {}
+    for each in kind.__mro__:
+        if not is_dataclass(each):
+            continue
+        (tree,) = ast.parse(inspect.getsource(each)).body
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in pairwise(tree.body):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+            ):
+                found.setdefault(ast.unparse(field.target), " ".join(str(below.value.value).split()))
+    return found
 
 
 def _changed(settings: Any, args: argparse.Namespace) -> Any:

@@ -20,6 +20,7 @@ from conftest import TINY, colours, listing, packed, saved, small_state
 from PIL import Image
 
 from dhbe import cli, networks, records
+from dhbe.attacks import ALL as ATTACKS
 
 DHBE = Path(sys.executable).with_name("dhbe")
 ERASE = f"erase model.pt --input 3x16x16 {TINY} --out out"
@@ -273,7 +274,7 @@ def test_help_is_quick_and_shows_examples(dhbe, capsys):
     assert subprocess.run([sys.executable, "-c", look], stdout=subprocess.DEVNULL, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("verb", [*cli.VERBS, "attack badnets"])
+@pytest.mark.parametrize("verb", [*cli.VERBS, *(f"attack {name}" for name in ATTACKS)])
 def test_every_verb_explains_itself(verb, capsys):
     try:
         code = cli.main([*verb.split(), "--help"])
@@ -283,6 +284,8 @@ def test_every_verb_explains_itself(verb, capsys):
     assert (code, err) == (0, "")
     assert out.startswith(f"usage: dhbe {verb}")
     assert f"dhbe {verb} " in out.partition("examples:")[2] or verb in ("attack", "doctor")
+    if verb.startswith("attack "):  # every setting has its line
+        assert len(re.findall(r"--[a-z-]+( [A-Z_]+)?\s+[A-Z][a-z]", out.partition("settings of the attack")[2])) >= 3
 
 
 def test_a_story(here, dhbe):

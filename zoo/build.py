@@ -23,18 +23,18 @@ from dhbe.training import Fit
 
 ZOO = Path(__file__).parent
 ARCH, DATA = "resnet8", "cifar10"
-CLEAN, SCRATCH, TUNING = "clean", Fit(epochs=6, lr=0.2), Fit(epochs=3, lr=0.1)
+CLEAN, SCRATCH, TUNING = "clean", Fit(epochs=6, lr=0.2), Fit(epochs=2, lr=0.1)
 """The clean model is trained from scratch; victims are fine-tuned from it, to be trained on a laptop."""
 
 VICTIMS: dict[str, Attack] = {
     CLEAN: NoAttack(),
-    "badnets-3": BadNets(side=3, rate=0.02),
-    "blend": Blend(alpha=0.2, rate=0.04),
-    "badnets-5": BadNets(side=5, rate=0.02),
-    "trojaning-5": Trojaning(side=5, tune_epochs=3),
+    "badnets-3": BadNets(side=3, rate=0.05),
+    "blend": Blend(alpha=0.2, rate=0.05),
+    "badnets-5": BadNets(side=5, rate=0.05),
+    "trojaning-5": Trojaning(side=5, steps=500, tune_epochs=2),
     "sig": SIG(delta=40, share=0.5),
-    "clean-label-5": CleanLabel(side=5, rate=0.03, steps=40, proxy_epochs=4),
-    "badnets-7": BadNets(side=7, rate=0.02),
+    "clean-label-5": CleanLabel(side=5, rate=0.03, steps=30, proxy_epochs=1),
+    "badnets-7": BadNets(side=7, rate=0.05),
 }
 """What is planted, by name. Trainings are far shorter than the paper's, so more images are poisoned."""
 
