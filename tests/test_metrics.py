@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score
 
 from dhbe.errors import Refused
-from dhbe.metrics import accuracy, attack_success, der, robust_accuracy, wilson
+from dhbe.metrics import accuracy, attack_success, der, goals, per_class, robust_accuracy, wilson
 
 CASES = st.lists(st.tuples(*[st.integers(0, 2)] * 4), min_size=1, max_size=30)
 
@@ -79,3 +79,33 @@ def test_what_cannot_be_counted_is_refused():
     for count, total in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(Refused, match="no share"):
             wilson(count, total)
+
+
+@given(CASES, st.sampled_from([1, "next"]))
+def test_targets_may_differ_from_image_to_image(cases, target):
+    labels, clean, triggered, _ = columns(cases)
+    goal = goals(labels, target, 3)
+    counted = [
+        (one, aim, label) for label, seen, one, aim in zip(*map(torch.Tensor.tolist, (labels, clean, triggered, goal)), strict=True)
+        if label != aim and seen == label
+    ]  # fmt: skip
+    if not counted:
+        with pytest.raises(Refused, match="counts for the ASR"):
+            attack_success(clean, triggered, labels, goal)
+        return
+    expected = sum(one == aim for one, aim, _ in counted) / len(counted)
+    assert attack_success(clean, triggered, labels, goal) == expected
+    if target == 1:
+        assert attack_success(clean, triggered, labels, 1) == expected
+        assert robust_accuracy(triggered, labels, goal) == robust_accuracy(triggered, labels, 1)
+
+
+@given(CASES)
+def test_rates_by_class_add_up_to_the_whole(cases):
+    predicted, labels, seen, _ = columns(cases)
+    counted = seen > 0
+    rates = per_class(predicted == labels, counted, labels, 3)
+    sizes = [int(((labels == label) & counted).sum()) for label in range(3)]
+    assert [rate is None for rate in rates] == [size == 0 for size in sizes]
+    hits = sum(rate * size for rate, size in zip(rates, sizes, strict=True) if rate is not None)
+    assert hits == pytest.approx(int(((predicted == labels) & counted).sum()))
