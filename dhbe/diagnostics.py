@@ -80,48 +80,36 @@ def trigger_distance(trigger: Transform, pixels: Tensor) -> float:
     return (trigger(pixels) - pixels).double().abs().flatten(1).sum(1).mean().item()
 
 
-def sliced_wasserstein(one: Tensor, other: Tensor, directions: Tensor) -> Tensor:
-    """1-Wasserstein distances of two sets of points, projected on lines.
-
-    Args:
-        one: Points [n, d].
-        other: Points [m, d].
-        directions: Unit vectors [k, d].
-
-    Returns:
-        The distance along each direction, [k]; their mean is the sliced Wasserstein distance.
-    """
-    here, there = ((points @ directions.T).sort(0).values for points in (one, other))
-    if len(here) == len(there):
-        return (here - there).abs().mean(0)
-    # The quantile functions are steps; between two steps of either both stay constant.
-    steps = torch.cat([torch.arange(1, len(each) + 1, dtype=torch.float64) / len(each) for each in (here, there)])
-    steps = steps.sort().values
-    widths = steps.diff(prepend=steps.new_zeros(1))
-    middles = steps - widths / 2
-    at = [(middles * len(each)).long().clamp_max(len(each) - 1) for each in (here, there)]
-    return (widths.to(one)[:, None] * (here[at[0]] - there[at[1]]).abs()).sum(0)
-
-
-def class_distance(one: Tensor, other: Tensor, directions: Tensor) -> float:
-    """How far apart the images of two classes lie (table 2), as L1 mass: pixels in [0, 1], summed over an image.
-
-    The paper names sliced Wasserstein distances and gives no more than the figures. Those of CIFAR-10 come out as the
-    number of values in an image times the largest of the distances along 250 random directions.
-
-    Args:
-        one: Images of one class, [n, d] in [0, 1].
-        other: Images of the other, [m, d].
-        directions: Unit vectors, [r, k, d]: the mean over r draws of the largest of k.
-    """
-    found = [sliced_wasserstein(one, other, draw).max() for draw in directions]
-    return one.shape[1] * torch.stack(found).mean().item()
-
-
 def directions(count: int, dimensions: int, generator: torch.Generator) -> Tensor:
     """Random unit vectors, evenly over all directions: [count, dimensions]."""
     drawn = torch.randn(count, dimensions, generator=generator)
     return drawn / drawn.norm(dim=1, keepdim=True)
+
+
+def shadows(points: Tensor, lines: Tensor) -> Tensor:
+    """What points [n, d] look like along unit vectors [k, d]: [k, n], sorted."""
+    return (lines @ points.T).sort(1).values
+
+
+def wasserstein(here: Tensor, there: Tensor) -> Tensor:
+    """1-Wasserstein distances of two sets of points along directions; their mean is the sliced Wasserstein distance.
+
+    Args:
+        here: Shadows of one set, [k, n].
+        there: Shadows of the other along the same directions, [k, m].
+
+    Returns:
+        A distance for each direction, [k].
+    """
+    if here.shape == there.shape:
+        return (here - there).abs().mean(1)
+    # The quantile functions are steps; between two steps of either both stay constant.
+    sizes = here.shape[1], there.shape[1]
+    steps = torch.cat([torch.arange(1, size + 1, dtype=torch.float64) / size for size in sizes]).sort().values
+    widths = steps.diff(prepend=steps.new_zeros(1))
+    middles = steps - widths / 2
+    mine, other = ((middles * size).long().clamp_max(size - 1) for size in sizes)
+    return ((here[:, mine] - there[:, other]).abs() * widths.to(here)).sum(1)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Supervised training and prediction. The whole data set lies on the device; an epoch is a permutation of it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -80,24 +81,26 @@ class Fit:
         images = images.to(device)
         classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (missing in torch's stub)
         trained = [classifier] if tuned is None else tuned
+        parameters = [parameter for part in trained for parameter in part.parameters()]
         optimizer = torch.optim.SGD(
-            [parameter for part in trained for parameter in part.parameters()],
+            parameters,
             lr=self.lr,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             nesterov=self.momentum > 0,
         )
-        for epoch in range(self.epochs):
-            classifier.eval()
-            for part in trained:
-                part.train()  # again each time: a watcher may have looked
-            loss, right, seen = self._epoch(classifier, images, optimizer, epoch, perturb)
-            if not math.isfinite(loss):
-                raise Failed(
-                    f"training diverged in epoch {epoch + 1} of {self.epochs}: lower the learning rate {self.lr:g}"
-                )
-            lr = optimizer.param_groups[0]["lr"]
-            watch({"epoch": epoch + 1, "epochs": self.epochs, "loss": loss, "acc": right / seen, "lr": lr})
+        with _fixed(classifier, parameters):
+            for epoch in range(self.epochs):
+                classifier.eval()
+                for part in trained:
+                    part.train()  # again each time: a watcher may have looked
+                loss, right, seen = self._epoch(classifier, images, optimizer, epoch, perturb)
+                if not math.isfinite(loss):
+                    raise Failed(
+                        f"training diverged in epoch {epoch + 1} of {self.epochs}: lower the learning rate {self.lr:g}"
+                    )
+                lr = optimizer.param_groups[0]["lr"]
+                watch({"epoch": epoch + 1, "epochs": self.epochs, "loss": loss, "acc": right / seen, "lr": lr})
         classifier.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] (as above)
         return classifier.eval()
 
@@ -155,6 +158,20 @@ class Fit:
             raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
         if len(images) < 2 or int(images.labels.max()) >= classifier.classes:  # BatchNorm needs two
             raise Refused(f"the training set must hold at least 2 images, with labels below {classifier.classes}")
+
+
+@contextmanager
+def _fixed(classifier: Classifier, trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, the other parameters have no gradients, so that those of the layers before them are not computed."""
+    numbers = {id(parameter) for parameter in trained}
+    others = [each for each in classifier.parameters() if each.requires_grad and id(each) not in numbers]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_()
 
 
 def crop_and_flip(pixels: Tensor, pad: int, offsets: Tensor, flip: Tensor) -> Tensor:

@@ -295,6 +295,7 @@ def test_only_tuned_parts_are_trained():
     changed = {key for key, value in classifier.state_dict().items() if not torch.equal(value, before[key])}
     assert changed
     assert all(key.startswith(("network.layer3", "network.fc")) for key in changed)
+    assert all(parameter.requires_grad for parameter in classifier.parameters())
 
 
 def test_a_proxy_makes_the_epochs_longer():

@@ -29,7 +29,7 @@ CLEAN, SCRATCH, TUNING = "clean", Fit(epochs=6, lr=0.2), Fit(epochs=2, lr=0.1)
 VICTIMS: dict[str, Attack] = {
     CLEAN: NoAttack(),
     "badnets-3": BadNets(side=3, rate=0.05),
-    "blend": Blend(alpha=0.2, rate=0.05),
+    "blend": Blend(alpha=0.2, rate=0.1),
     "badnets-5": BadNets(side=5, rate=0.05),
     "trojaning-5": Trojaning(side=5, steps=500, tune_epochs=2),
     "sig": SIG(delta=40, share=0.5),
