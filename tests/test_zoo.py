@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def test_a_victim_is_whole_small_and_within_its_window(name):
     assert suspect.warnings == ()
     assert (suspect.info.arch, suspect.info.input) == (record.model.arch, record.model.input)
     attack = ALL[record.attack["name"]]
-    settings = {key: value for key, value in record.attack.items() if key in attack.__dataclass_fields__}
+    settings = {field.name: record.attack[field.name] for field in fields(attack)}
     clean = records.read(ROOT / "zoo/clean.json").before
     attack(**settings).confirm(record.before.asr, record.before.acc, clean.acc)
     assert record.warnings == []
