@@ -19,7 +19,7 @@ from dhbe.classifier import Classifier
 from dhbe.data import Images
 from dhbe.defenses import ALL, PRESETS, Defense, Known, Ledger
 from dhbe.defenses.dhbe import DHBE, OFFICIAL, PAPER
-from dhbe.defenses.fast import ENOUGH, Album, FastDHBE, margin, paste
+from dhbe.defenses.fast import FastDHBE
 from dhbe.defenses.parts import descend, frozen, gap, lay, set_lr, variation
 from dhbe.defenses.statistics import BatchStatistics, imbalance
 from dhbe.errors import Refused
@@ -165,22 +165,6 @@ def test_imbalance_is_minus_the_entropy_of_the_mean_prediction():
     assert one.grad.isfinite().all()
 
 
-def test_margin_is_the_lead_over_the_best_other_class_up_to_a_ceiling():
-    logits = np.random.default_rng(4).normal(size=(7, 4)) * 2
-    logits[0, 1] += 20
-    wanted = np.array([1, 0, 1, 2, 3, 3, 0])
-
-    def each(x):
-        leads = []
-        for row, own in zip(x, wanted, strict=True):
-            others = [row[j] for j in range(4) if j != own]
-            leads.append(min(ENOUGH, row[own] - max(others)))
-        return np.array(leads)
-
-    agrees(lambda x: margin(x, torch.tensor(wanted)).sum(), lambda x: each(x).sum(), logits, rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(margin(torch.tensor(logits), torch.tensor(wanted)).numpy(), each(logits))
-
-
 # ---- patches
 
 
@@ -231,37 +215,6 @@ def test_lay_hands_each_patch_its_own_gradient():
     (laid * weights).sum().backward()
     for patch, weight, (top, left) in zip(patches.grad, weights, places_of(laid.detach(), patches), strict=True):
         torch.testing.assert_close(patch, weight[:, top : top + 3, left : left + 3])
-
-
-@pytest.mark.parametrize("side", [1, 3, 8])
-def test_paste_replaces_just_the_pixels_it_covers(side):
-    torch.manual_seed(0)
-    pixels, patches = torch.rand(9, 3, 8, 8), 2 * torch.rand(9, 3, side, side) - 1
-    before = pixels.clone()
-    pasted = paste(pixels, patches)
-    assert torch.equal(pixels, before)
-    places = set()
-    for image, result, patch in zip(pixels, pasted, patches, strict=True):
-        rows, columns = (result != image).any(0).nonzero().T
-        top, left = int(rows.min()), int(columns.min())
-        expected = image.clone()
-        expected[:, top : top + side, left : left + side] = (patch + 1) / 2
-        assert torch.equal(result, expected)
-        places.add((top, left))
-    assert len(places) > 1 or side == 8
-
-
-def test_album_keeps_the_latest_images_each_with_its_answer():
-    torch.manual_seed(0)
-    album, shown = Album(10, (1, 2, 2), 3), 0
-    for size in (4, 4, 4, 3, 13):
-        values = torch.arange(shown, shown + size).float()
-        album.add(values.view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 255, values[:, None].expand(-1, 3))
-        shown += size
-        pixels, answers = album.sample(200)
-        assert pixels.shape == (200, 1, 2, 2)
-        torch.testing.assert_close(pixels[:, 0, 0, 0] * 255, answers[:, 0])
-        assert set(answers[:, 0].tolist()) == set(range(max(0, shown - 10), shown))
 
 
 # ---- steps
@@ -568,10 +521,9 @@ def test_fast_answers_in_the_album_are_the_teachers():
     model, ledger = victim(), Ledger()
     tiny(FastDHBE())(model, ledger=ledger)
     album = ledger.part("album")
-    assert album.added == 5 * 4
     with torch.no_grad():
         answers = model(album.pixels.float() / 255)
-    torch.testing.assert_close(album.answers, answers, rtol=0, atol=0.1)  # the pixels were rounded to 8 bits
+    torch.testing.assert_close(album.answers, answers)
     assert album.answers.std() > 0.1
 
 
@@ -671,10 +623,11 @@ def test_scenes_are_the_same_for_a_seed_and_show_what_is_said(defense):
         assert torch.equal(getattr(scene, name), getattr(again, name))
         assert not getattr(scene, name).requires_grad
     assert scene.pixels.shape == scene.triggered.shape == (7, 3, 8, 8)
-    assert scene.patches.shape == (7, 3, 3, 3)
+    side = 8 if isinstance(defense, FastDHBE) else 3  # its triggers are shown on grey images
+    assert scene.patches.shape == (7, 3, side, side)
     assert 0 <= scene.patches.min() <= scene.patches.max() <= 1
     changed = (scene.triggered - scene.pixels).abs().amax(1) > 1e-5
-    assert 0 < changed.sum((1, 2)).max() <= 9
+    assert 0 < changed.sum((1, 2)).max() <= side**2
 
 
 @every

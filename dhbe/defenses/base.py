@@ -203,7 +203,7 @@ class Scene:
     triggered: Tensor
     """The same images with generated triggers."""
     patches: Tensor
-    """The triggers alone [n, c, p, p] in [0, 1]; where they are added, 0.5 is no change."""
+    """The triggers alone [n, c, p, p] in [0, 1], or laid on grey images; where they are added, 0.5 is no change."""
 
 
 @dataclass(frozen=True)

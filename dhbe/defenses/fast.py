@@ -1,13 +1,14 @@
 """The preset `fast`: the paper's idea in a hundredth of its iterations, on networks that are not only ResNets.
 
-What differs from the paper, and why (docs/method.md has the figures):
+What differs from the paper, and why (docs/method.md tells more):
 
-- Images are valid pixels, and first of all familiar to the teacher: their statistics at its BatchNorm layers are those
-  it remembers. A generator that seeks disagreement needs thousands of rounds to come near to what real images look like.
-- Images are kept in an album with the teacher's answers and used again: a student step costs two passes, not four.
-- The student keeps the teacher's BatchNorm statistics and moves by small steps, so that it never has to relearn.
-- Triggers replace the pixels they cover, as real ones do, each image at its own place. Beside the paper's generator,
-  which seeks any reaction, one set of patches for each class seeks that class.
+- Images are pieces of two photographs, and images that a generator makes familiar to the teacher's BatchNorm layers.
+  None seeks disagreement: a generator that does finds the trigger by itself and teaches it back.
+- Triggers are sought in the teacher before the student moves, one for each class, patches and masked and faint patterns.
+  What leads a class far more than the others is a backdoor's work and is restricted with full weight; where nothing
+  stands out the restriction is light, and a clean model stays what it is.
+- All triggers found stay in a memory and are shown again as long as the student reacts to them.
+- The student keeps the teacher's BatchNorm statistics and moves by small, bounded steps, so that it never has to relearn.
 """
 
 from collections.abc import Iterator
@@ -20,32 +21,54 @@ from torch.optim import SGD, Adam
 
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
+from dhbe.defenses.album import Album
 from dhbe.defenses.base import Eraser, Known, Ledger, Round, Scene
-from dhbe.defenses.parts import channels_last, descend, frozen, frozen_copy, gap, lay, set_lr
-from dhbe.defenses.statistics import BatchStatistics, imbalance
+from dhbe.defenses.memory import Memory
+from dhbe.defenses.parts import channels_last, descend, frozen_copy, gap, set_lr
+from dhbe.defenses.photographs import pieces
+from dhbe.defenses.search import NAMES, Masked, Search, anomalies, compact
+from dhbe.defenses.statistics import BatchStatistics, imbalance, tracked
 from dhbe.errors import Refused
-from dhbe.generators import NOISE, PixelGenerator, TriggerGenerator
+from dhbe.generators import NOISE, PixelGenerator
+
+PROBES = 64
+"""Images on which leads and reactions are measured."""
+
+GROUPS = 8
+"""Triggers in a batch; each is laid on its share of the triggered images."""
+
+REFRESH = 5
+"""Rounds between two looks at what the student still reacts to."""
+
+TURNS = ((1, 3), (2, 0))
+"""Families that go on seeking in the student, in even and in odd rounds."""
 
 
 @dataclass(frozen=True)
 class FastDHBE(Eraser):
-    """Restricted distillation on familiar images."""
+    """Restricted distillation on familiar images, against triggers that were sought before."""
 
     name: ClassVar[str] = "fast"
 
-    warm_up: Annotated[int, "rounds of the generators alone, before the student moves"] = 80
-    iterations: Annotated[int, "rounds: k student steps, one step of the images and one of the triggers"] = 90
+    warm_up: Annotated[int, "rounds before the student moves: images become familiar, triggers are sought"] = 60
+    iterations: Annotated[int, "rounds: k student steps, then one step of each of two families of triggers"] = 40
     student_steps: Annotated[int, "student steps per round (k)"] = 5
-    batch: Annotated[int, "images per step"] = 64
+    batch: Annotated[int, "images per step"] = 128
     alpha: Annotated[float, "weight of the restriction (eq. 8)"] = 1.0
     lr: Annotated[float, "peak learning rate of the student (SGD): up for a tenth of the rounds, then down to 0"] = 5e-3
     momentum: Annotated[float, "momentum of the student's SGD"] = 0.9
     weight_decay: Annotated[float, "weight decay of the student"] = 5e-4
+    clip: Annotated[float, "largest norm of the student's gradient"] = 1.0
     lr_images: Annotated[float, "learning rate of the image generator (Adam)"] = 1e-3
-    lr_triggers: Annotated[float, "learning rate of the trigger generator (Adam)"] = 1e-2
-    lr_patches: Annotated[float, "learning rate of the patches that seek a class (Adam)"] = 0.1
-    balance: Annotated[float, "weight of an even share of the classes among the images"] = 1.0
-    album: Annotated[int, "images that are kept and used again"] = 2048
+    balance: Annotated[float, "weight of an even share of the classes among the generated images"] = 1.0
+    album: Annotated[int, "images that the student is shown"] = 4096
+    shown: Annotated[float, "share of the pixels that a masked trigger may show; a second family has half of it"] = (
+        0.025
+    )
+    change: Annotated[float, "largest change of a pixel by a faint trigger"] = 16 / 255
+    suspicion: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 5.0
+    triggered: Annotated[float, "share of triggered images in a student batch when a class stands out"] = 0.5
+    light: Annotated[float, "the same when none does"] = 0.125
 
     @property
     def rounds(self) -> int:
@@ -54,58 +77,98 @@ class FastDHBE(Eraser):
     def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
         student, teacher = model.eval(), frozen_copy(model)
         channels, side, _ = model.shape
-        images, triggers = PixelGenerator(side, channels), TriggerGenerator(self.patch, channels)
-        seekers, album = Seekers(model.classes, self.patch, channels), Album(self.album, model.shape, model.classes)
+        images, familiar = PixelGenerator(side, channels), bool(tracked(teacher))
+        search = Search(model.classes, model.shape, self.patch, self.shown, self.change)
+        album = Album(self.album, model.shape, model.classes)
+        memory = Memory(max(128, 4 * model.classes), model.shape, model.classes, len(search.families))
         channels_last(student, teacher, images)
         learn = SGD(student.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         imagine = Adam(images.parameters(), self.lr_images, fused=True)
-        attack = Adam(triggers.parameters(), self.lr_triggers, fused=True)
-        seek = Adam(seekers.parameters(), self.lr_patches, fused=True)
         done = ledger.keep(
-            student=student, images=images, triggers=triggers, seekers=seekers, album=album,
-            learn=learn, imagine=imagine, attack=attack, seek=seek,
+            student=student, images=images, families=nn.ModuleList(search.families), album=album, memory=memory,
+            learn=learn, imagine=imagine, **{f"seek_{name}": optimizer for name, optimizer in zip(NAMES, search.optimizers, strict=True)},
         )  # fmt: skip
-
-        def stamp(pixels: Tensor) -> Tensor:
-            """Half of the images with patches that seek a class, half with generated ones."""
-            half = len(pixels) // 2
-            patches = [seekers(torch.randint(model.classes, (half,))), triggers(torch.randn(len(pixels) - half, NOISE))]
-            return paste(pixels, torch.cat(patches))
+        if not done:
+            album.fill(pieces(len(album), model.shape).to(model.mean.device), teacher)
 
         with BatchStatistics(teacher) as statistics:
-            for round in range(done, self.rounds):
-                warm = round < self.warm_up
+            for _ in range(done, self.warm_up):
                 losses: Round = {}
-                set_lr([learn], self.rate(round - self.warm_up))
-
-                for _ in range(0 if warm else self.student_steps):  # minimise over S
-                    pixels, answer = album.sample(self.batch)
-                    with torch.no_grad():
-                        triggered = stamp(pixels)
-                    clean = student(pixels)
-                    losses["distillation"] = gap(clean, answer)
-                    losses["restriction"] = gap(student(triggered), clean.detach())
-                    descend(learn, losses["distillation"] + self.alpha * losses["restriction"])
-
-                with frozen(student):
-                    pixels = images(torch.randn(self.batch, NOISE))  # familiar images
+                if familiar:
                     with statistics.gathering():
-                        answer = teacher(pixels)
+                        answer = teacher(images(torch.randn(self.batch // 2, NOISE)))
                     losses["familiarity"] = statistics.distance()
                     descend(imagine, losses["familiarity"] + self.balance * imbalance(answer))
-                    album.add(pixels, answer)
-
-                    pixels, _ = album.sample(self.batch)  # maximise over R
-                    with torch.no_grad():
-                        clean = student(pixels)
-                    losses["reaction"] = gap(student(paste(pixels, triggers(torch.randn(self.batch, NOISE)))), clean)
-                    descend(attack, -losses["reaction"])
-
-                    wanted = torch.arange(self.batch) % model.classes
-                    losses["margin"] = margin(student(paste(pixels, seekers(wanted))), wanted).mean()
-                    descend(seek, -losses["margin"])
-
+                for number in range(len(search.families)):
+                    losses[f"lead_{NAMES[number]}"] = self.seek(search, teacher, number, album.sample(self.batch)[0])
                 yield losses
+
+        if done <= self.warm_up:  # nothing of it is in a ledger of the last round of the warm-up
+            if familiar:
+                album.renew(images, teacher)
+            self.conclude(teacher, search, album, memory)
+        share = self.triggered if memory.backdoored else self.light
+        covered = min(max(1, round(share * self.batch)), self.batch - 1)
+
+        for round_ in range(max(0, done - self.warm_up), self.iterations):
+            set_lr([learn], self.rate(round_))
+            if round_ % REFRESH == 0:
+                self.remember(student, search, album, memory)
+
+            for _ in range(self.student_steps):  # minimise over S: both kinds of image in one pass, no statistics move
+                pixels, answer = album.sample(self.batch)
+                with torch.no_grad():
+                    groups = [memory.draw()(group) for group in pixels[:covered].tensor_split(GROUPS)]
+                logits = student(torch.cat([*groups, pixels[covered:]]))
+                restriction = gap(logits[:covered], answer[:covered])
+                distillation = gap(logits[covered:], answer[covered:])
+                learn.zero_grad()
+                (2 * (1 - share) * distillation + 2 * share * self.alpha * restriction).backward()
+                nn.utils.clip_grad_norm_(student.parameters(), self.clip)
+                learn.step()
+
+            losses = {"distillation": distillation, "restriction": restriction, "success": memory.success.amax()}
+            for number in TURNS[round_ % 2]:  # maximise over R
+                pixels, _ = album.sample(self.batch // 2)
+                losses[f"lead_{NAMES[number]}"] = self.seek(search, student, number, pixels, memory.suspects)
+            yield losses
+
+    def seek(
+        self, search: Search, model: Classifier, number: int, pixels: Tensor, suspects: Tensor | None = None
+    ) -> Tensor:
+        """One step of a family, over all classes evenly, or three quarters of it over those that stand out."""
+        wanted = (torch.arange(len(pixels)) + torch.randint(search.classes, ())) % search.classes
+        if suspects is not None and suspects.any():
+            drawn = torch.multinomial(suspects.float(), len(pixels), replacement=True)
+            wanted = torch.where(torch.rand(len(pixels)) < 0.75, drawn, wanted)
+        return search.step(model, number, pixels, wanted)
+
+    @torch.no_grad()
+    def conclude(self, teacher: Classifier, search: Search, album: Album, memory: Memory) -> None:
+        """What the search in the teacher came to: which classes stand out, and the triggers to begin with."""
+        pixels, _ = album.sample(PROBES)
+        leads = search.leads(teacher, pixels)
+        anomaly = anomalies(leads, album.answers.std())
+        memory.note(anomaly, leads.quantile(0.5, dim=1), anomaly > self.suspicion)
+        for family, lead, sought in zip(search.families, leads, memory.sought, strict=True):
+            wanted = sought.nonzero().flatten()
+            forms = family.forms(wanted)
+            memory.take(forms, wanted, lead[wanted])
+            if memory.backdoored and isinstance(family, Masked):
+                for place, label in enumerate(wanted.tolist()):
+                    squares, strength = compact(teacher, forms[[place]], label, pixels[:8])
+                    memory.take(squares, wanted[place].expand(len(strength)), strength)
+                    album.sieve(forms[[place]], label, teacher)
+
+    @torch.no_grad()
+    def remember(self, student: Classifier, search: Search, album: Album, memory: Memory) -> None:
+        """Takes in what the search found in the student, if it leads more than is natural, and retries all."""
+        pixels, _ = album.sample(PROBES)
+        leads = search.leads(student, pixels)
+        for family, lead, natural, sought in zip(search.families, leads, memory.natural, memory.sought, strict=True):
+            wanted = (sought & (lead > natural)).nonzero().flatten()
+            memory.take(family.forms(wanted), wanted, lead[wanted])
+        memory.retry(student, pixels)
 
     def check(self, shape: Shape) -> None:
         super().check(shape)
@@ -118,71 +181,8 @@ class FastDHBE(Eraser):
         return max(0.0, min((iteration + 1) / max(1, round(0.1 * self.iterations)), (1 - done) / 0.9, 1.0))
 
     def draw_scene(self, model: Classifier, ledger: Ledger, count: int) -> Scene:
-        pixels = ledger.part("images")(torch.randn(count, NOISE))
-        half = count // 2
-        patches = [
-            ledger.part("seekers")(torch.arange(half) % model.classes),
-            ledger.part("triggers")(torch.randn(count - half, NOISE)),
-        ]
-        mixed = torch.cat(patches)[torch.randperm(count)]
-        return Scene(pixels, paste(pixels, mixed), (mixed + 1) / 2)
-
-
-class Seekers(nn.Module):
-    """One patch for each class, which seeks that class; values in (-1, 1) as the trigger generator's."""
-
-    def __init__(self, classes: int, side: int, channels: int) -> None:
-        super().__init__()
-        self.raw = nn.Parameter(0.5 * torch.randn(classes, channels, side, side))
-
-    def forward(self, wanted: Tensor) -> Tensor:
-        """Patches [n, c, p, p] of classes [n]."""
-        return self.raw.tanh()[wanted]
-
-
-class Album(nn.Module):
-    """The latest images with the teacher's answers, in 8 bits as a camera would deliver them."""
-
-    pixels: Tensor
-    answers: Tensor
-    added: Tensor
-
-    def __init__(self, size: int, shape: tuple[int, int, int], classes: int) -> None:
-        super().__init__()
-        self.register_buffer("pixels", torch.zeros(size, *shape, dtype=torch.uint8))
-        self.register_buffer("answers", torch.zeros(size, classes))
-        self.register_buffer("added", torch.zeros((), dtype=torch.int64))
-
-    def add(self, pixels: Tensor, answers: Tensor) -> None:
-        """Takes images in, in place of the oldest."""
-        place = (self.added + torch.arange(len(pixels))) % len(self.pixels)
-        self.pixels[place] = (pixels.detach() * 255).round().to(torch.uint8)
-        self.answers[place] = answers.detach()
-        self.added += len(pixels)
-
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images [n, c, h, w] in [0, 1] and answers [n, classes], with repetition."""
-        filled = self.added.clamp(max=len(self.pixels))
-        place = (torch.rand(count) * filled).long()
-        pixels = self.pixels[place].float() / 255
-        return pixels.contiguous(memory_format=torch.channels_last), self.answers[place]
-
-
-def paste(pixels: Tensor, patches: Tensor) -> Tensor:
-    """Images [n, c, h, w] in [0, 1] with patches [n, c, p, p] in (-1, 1) in place of what they cover, anywhere."""
-    height, width = pixels.shape[-2:]
-    cover = torch.ones_like(patches[:, :1])
-    laid = lay(torch.cat([(patches + 1) / 2, cover], dim=1), height, width, each=True)
-    patch, mask = laid[:, :-1], laid[:, -1:]
-    return pixels * (1 - mask) + patch
-
-
-def margin(logits: Tensor, wanted: Tensor) -> Tensor:
-    """How far the wanted class leads before the best other one, [n]; up to `ENOUGH`, more is not sought."""
-    own = logits.gather(1, wanted[:, None]).squeeze(1)
-    others = logits.scatter(1, wanted[:, None], -torch.inf).amax(1)
-    return (own - others).clamp(max=ENOUGH)
-
-
-ENOUGH = 5.0
-"""Logits; a patch that leads by so much needs no more strength."""
+        pixels, _ = ledger.part("album").sample(count)
+        memory: Memory = ledger.part("memory")
+        strongest = memory.strength.argsort(descending=True)[: max(1, len(memory))]
+        forms = memory.forms(strongest[torch.randint(len(strongest), (count,))])
+        return Scene(pixels, forms(pixels), forms(torch.full_like(pixels, 0.5)))

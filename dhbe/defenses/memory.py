@@ -1,0 +1,91 @@
+"""What a run knows of the triggers that it found."""
+
+import torch
+from torch import Tensor, nn
+
+from dhbe.classifier import Classifier
+from dhbe.data import Shape
+from dhbe.defenses.search import Forms, lead
+
+NEVER_ZERO = 1e-6
+"""Keeps a draw possible when no trigger acts any more."""
+
+
+class Memory(nn.Module):
+    """The triggers found, of which none is forgotten until the memory is full; then the weakest goes first."""
+
+    keep: Tensor
+    add: Tensor
+    wanted: Tensor
+    """The class that each leads to [size]."""
+    strength: Tensor
+    """Its mean lead when it was found [size]; minus infinity where there is none."""
+    success: Tensor
+    """The share of images that it brought to its class when it was tried last [size]."""
+    anomaly: Tensor
+    """How far each class stands out of each family [families, classes], in robust standard deviations."""
+    natural: Tensor
+    """The median lead of each family in the teacher [families]."""
+    sought: Tensor
+    """Which triggers are worth remembering [families, classes]: those that stand out, or all if none does."""
+    suspects: Tensor
+    """Which classes stand out [classes]."""
+
+    def __init__(self, size: int, shape: Shape, classes: int, families: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.register_buffer("keep", torch.ones(size, 1, height, width))
+        self.register_buffer("add", torch.zeros(size, channels, height, width))
+        self.register_buffer("wanted", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("strength", torch.full((size,), -torch.inf))
+        self.register_buffer("success", torch.zeros(size))
+        self.register_buffer("anomaly", torch.zeros(families, classes))
+        self.register_buffer("natural", torch.zeros(families))
+        self.register_buffer("sought", torch.ones(families, classes, dtype=torch.bool))
+        self.register_buffer("suspects", torch.zeros(classes, dtype=torch.bool))
+
+    def __len__(self) -> int:
+        return int((self.strength > -torch.inf).sum())
+
+    @property
+    def backdoored(self) -> bool:
+        """Whether a class stands out."""
+        return bool(self.suspects.any())
+
+    def note(self, anomaly: Tensor, natural: Tensor, outliers: Tensor) -> None:
+        """Writes down what the search in the teacher came to; `outliers` are bool [families, classes]."""
+        self.anomaly, self.natural, self.suspects = anomaly, natural, outliers.any(0)
+        self.sought = outliers if self.backdoored else torch.ones_like(outliers)
+
+    def take(self, forms: Forms, wanted: Tensor, strength: Tensor) -> None:
+        """Takes triggers in, in place of empty ones and then of weaker ones."""
+        for keep, add, label, value in zip(forms.keep, forms.add, wanted, strength, strict=True):
+            weakest = self.strength.argmin()
+            if value > self.strength[weakest]:
+                self.keep[weakest], self.add[weakest] = keep, add
+                self.wanted[weakest], self.strength[weakest] = label, value
+
+    def forms(self, index: Tensor) -> Forms:
+        """The triggers at places [n]."""
+        return Forms(self.keep[index], self.add[index])
+
+    def draw(self) -> Forms:
+        """One trigger by chance, more often one that still acts; half of the time weaker and at another place."""
+        forms = self.forms(torch.multinomial(self.success.square() + NEVER_ZERO, 1))
+        if torch.rand(()) < 0.5:
+            shift = torch.randint(self.keep.shape[-1], (2,)).tolist()
+            return forms.weaker(0.5 + 0.5 * torch.rand(())).moved(shift)
+        return forms
+
+    @torch.no_grad()
+    def retry(self, model: Classifier, pixels: Tensor) -> None:
+        """Notes the share of images [n, c, h, w] that each trigger brings to its class.
+
+        Images that almost go there count too: it is the mean gain of the leads' logistic function.
+        """
+        clean = model(pixels)
+        for index in (self.strength > -torch.inf).nonzero().flatten():
+            wanted = self.wanted[index].expand(len(pixels))
+            triggered = model(self.forms(index.expand(len(pixels)))(pixels))
+            gained = lead(triggered, wanted).sigmoid() - lead(clean, wanted).sigmoid()
+            self.success[index] = gained.clamp_min(0).mean()

@@ -1,0 +1,232 @@
+"""The search for triggers without data: the maximum over R of eq. 8, one universal trigger for each class.
+
+Every trigger has the same form, ``clip(keep * x + add)``: a patch keeps nothing where it lies and adds itself, a faint
+pattern keeps everything. Three families cover the field: patches at any place, patterns through a mask of a few pixels
+at their own place (a network that flattens its features answers nowhere else), and faint patterns over the whole image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam
+
+from dhbe.classifier import Classifier
+from dhbe.defenses.parts import descend, frozen, lay
+
+BETAS = (0.8, 0.95)
+"""Of Adam in the search; a universal trigger is found within some dozen steps."""
+
+NAMES = ("patches", "masked", "masked_half", "faint")
+"""Of the families, in the order of `Search`."""
+
+FEWEST = 12
+"""Pixels that a masked trigger may show in the smallest of images."""
+
+SMALLEST_SPREAD = 0.25
+"""Of the margins of a family, in standard deviations of the teacher's logits: below, differences mean nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Forms:
+    """Triggers [n]: what they keep of an image [n, 1, h, w], in [0, 1], and what they add [n, c, h, w]."""
+
+    keep: Tensor
+    add: Tensor
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Triggered copies of pixels [n, c, h, w] in [0, 1], each with its own trigger."""
+        return (self.keep * pixels + self.add).clamp(0, 1).contiguous(memory_format=torch.channels_last)
+
+    def __getitem__(self, index: Tensor | list[int]) -> "Forms":
+        return Forms(self.keep[index], self.add[index])
+
+    def weaker(self, opacity: float | Tensor) -> "Forms":
+        """The same, blended with the untouched image: at opacity 0 nothing is left of the trigger."""
+        return Forms(1 - opacity * (1 - self.keep), opacity * self.add)
+
+    def moved(self, shift: Sequence[int]) -> "Forms":
+        """The same, so many rows down and columns to the right; what leaves the image comes in at the other side."""
+        return Forms(self.keep.roll(tuple(shift), (2, 3)), self.add.roll(tuple(shift), (2, 3)))
+
+
+class Family(nn.Module):
+    """Triggers that are sought, one for each class."""
+
+    step: float
+    """Learning rate of Adam."""
+
+    def forms(self, wanted: Tensor) -> Forms:
+        """The triggers of classes [n]."""
+        raise NotImplementedError
+
+
+class Patches(Family):
+    """Opaque patches of side p at random places."""
+
+    step = 0.1
+
+    def __init__(self, classes: int, side: int, channels: int, patch: int) -> None:
+        super().__init__()
+        self.side = side
+        self.raw = nn.Parameter(0.5 * torch.randn(classes, channels, patch, patch))
+
+    def forms(self, wanted: Tensor) -> Forms:
+        patches = torch.sigmoid(2 * self.raw[wanted])
+        laid = lay(torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1), self.side, self.side, each=True)
+        return Forms(1 - laid[:, -1:], laid[:, :-1])
+
+
+class Masked(Family):
+    """Patterns through masks that show so many pixels in sum: eq. 6 with replaced pixels, each at its own place."""
+
+    step = 0.3
+
+    def __init__(self, classes: int, side: int, channels: int, shown: float) -> None:
+        super().__init__()
+        self.shown = shown
+        self.raw = nn.Parameter(0.5 * torch.randn(classes, channels, side, side))
+        self.share = nn.Parameter(0.01 * torch.randn(classes, 1, side, side))
+
+    def forms(self, wanted: Tensor) -> Forms:
+        mask = (self.shown * self.share[wanted].flatten(1).softmax(1)).clamp(max=1).view(-1, 1, *self.raw.shape[-2:])
+        return Forms(1 - mask, mask * torch.sigmoid(2 * self.raw[wanted]))
+
+
+class Faint(Family):
+    """Patterns over the whole image, added, that change a pixel by so much at the most."""
+
+    step = 0.1
+
+    def __init__(self, classes: int, side: int, channels: int, change: float) -> None:
+        super().__init__()
+        self.change = change
+        self.raw = nn.Parameter(0.3 * torch.randn(classes, channels, side, side))
+
+    def forms(self, wanted: Tensor) -> Forms:
+        add = self.change * self.raw[wanted].tanh()
+        return Forms(torch.ones_like(add[:, :1]), add)
+
+
+def lead(logits: Tensor, wanted: Tensor) -> Tensor:
+    """How far the wanted class leads before the best other one, [n]: negative where another one leads."""
+    own = logits.gather(1, wanted[:, None]).squeeze(1)
+    return own - logits.scatter(1, wanted[:, None], -torch.inf).amax(1)
+
+
+class Search:
+    """Families and their optimisers.
+
+    The lead is sought without a ceiling: a backdoor's grows far beyond what any natural pattern reaches.
+    """
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], patch: int, shown: float, change: float) -> None:
+        channels, side, _ = shape
+        self.classes = classes
+        pixels = max(shown * side**2, FEWEST)
+        self.families: list[Family] = [
+            Patches(classes, side, channels, patch),
+            Masked(classes, side, channels, pixels),
+            Masked(classes, side, channels, pixels / 2),
+            Faint(classes, side, channels, change),
+        ]
+        self.optimizers = [Adam(each.parameters(), each.step, betas=BETAS, fused=True) for each in self.families]
+
+    def step(self, model: Classifier, number: int, pixels: Tensor, wanted: Tensor) -> Tensor:
+        """One step of a family on images [n, c, h, w] towards classes [n]; returns the mean lead."""
+        with frozen(model):
+            reached = lead(model(self.families[number].forms(wanted)(pixels)), wanted).mean()
+            descend(self.optimizers[number], -reached)
+        return reached.detach()
+
+    @torch.no_grad()
+    def leads(self, model: Classifier, pixels: Tensor) -> Tensor:
+        """Mean lead of each family's trigger for each class [families, classes], over images of other classes."""
+        answer = model(pixels).argmax(1)
+        rows = []
+        for family in self.families:
+            row = []
+            for wanted in range(self.classes):
+                others = pixels[answer != wanted]
+                label = torch.full((len(others),), wanted)
+                # With no image of another class nothing can lead there.
+                row.append(lead(model(family.forms(label)(others)), label).mean() if len(others) else torch.zeros(()))
+            rows.append(torch.stack(row))
+        return torch.stack(rows)
+
+
+def anomalies(leads: Tensor, spread: Tensor) -> Tensor:
+    """How far each class stands out of its family [families, classes], in robust standard deviations.
+
+    The median and the median absolute deviation x 1.4826, as in Neural Cleanse (Wang et al. 2019), of leads instead of
+    sizes, and upwards only.
+
+    Args:
+        leads: What `Search.leads` returned for the teacher.
+        spread: Standard deviation of the teacher's logits, to tell what is nothing.
+    """
+    middle = leads.quantile(0.5, dim=1, keepdim=True)
+    deviation = 1.4826 * (leads - middle).abs().quantile(0.5, dim=1, keepdim=True)
+    return (leads - middle) / deviation.clamp_min(SMALLEST_SPREAD * spread.item())
+
+
+SIDES = (1, 2, 3, 4, 5, 6)
+"""Of the squares that `compact` tries, in pixels of an image of `UNIT` px; larger images have larger ones."""
+
+REACH = 2
+"""How far from the mask's centre they may lie, in the same pixels."""
+
+UNIT = 32
+
+
+@torch.no_grad()
+def compact(model: Classifier, form: Forms, wanted: int, pixels: Tensor) -> tuple[Forms, Tensor]:
+    """The squares that act most where a mask lies: what an attacker stamps is compact.
+
+    A mask found by gradients spreads over the trigger and around it, and a student that ignores it may still answer
+    the sharper original. So squares of 1 to 6 px around the mask's centre are tried, filled with the pattern as found,
+    with its nearest pure colours, white, black, its mean colour, or the pure colour nearest to that.
+
+    Args:
+        model: The teacher.
+        form: One trigger.
+        wanted: Its class.
+        pixels: A few images [n, c, h, w].
+
+    Returns:
+        For each size and filling the one at the best place, and their mean leads [36].
+    """
+    mask, pattern = 1 - form.keep[0], form.add[0] / (1 - form.keep[0]).clamp_min(1e-6)
+    height, width = mask.shape[-2:]
+    window = 2 * REACH + 1
+    weight = F.avg_pool2d(mask[None], window, stride=1, padding=REACH)[0, 0]
+    row, column = divmod(int(weight.argmax()), width)
+    mean, plain = (pattern * mask).sum((1, 2), keepdim=True) / mask.sum(), torch.ones_like(pattern)
+    fillings = [pattern, pattern.round(), plain, 0 * plain, mean * plain, mean.round() * plain]
+    best, leads = [], []
+    unit = max(1, round(height / UNIT))
+    for side in (unit * side for side in SIDES):
+        boxes = _boxes(row - side // 2, column - side // 2, side, unit, mask)
+        for filling in fillings:
+            squares = Forms(1 - boxes, boxes * filling)
+            triggered = squares[torch.arange(len(boxes)).repeat_interleave(len(pixels))](
+                pixels.repeat(len(boxes), 1, 1, 1)
+            )
+            reached = lead(model(triggered), torch.full((len(triggered),), wanted)).view(len(boxes), -1).mean(1)
+            most = reached.argmax()
+            best.append(squares[most[None]])
+            leads.append(reached[most])
+    return Forms(torch.cat([b.keep for b in best]), torch.cat([b.add for b in best])), torch.stack(leads)
+
+
+def _boxes(row: int, column: int, side: int, unit: int, like: Tensor) -> Tensor:
+    """Squares of ones [n, 1, h, w] at places near a row and column, inside the image."""
+    most = like.shape[-1] - side
+    near = [unit * step for step in range(-REACH, REACH + 1)]
+    places = {(min(max(row + down, 0), most), min(max(column + right, 0), most)) for down in near for right in near}
+    boxes = torch.zeros(len(places), *like.shape, device=like.device)
+    for box, (top, left) in zip(boxes, sorted(places), strict=True):
+        box[:, top : top + side, left : left + side] = 1
+    return boxes

@@ -1,0 +1,186 @@
+"""The search for triggers, the memory of them and the album: against loops, SciPy and planted triggers."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+from scipy import stats
+from torch import nn
+
+from dhbe.classifier import Classifier
+from dhbe.defenses import FastDHBE, Ledger
+from dhbe.defenses.album import Album
+from dhbe.defenses.memory import Memory
+from dhbe.defenses.photographs import pieces
+from dhbe.defenses.search import Faint, Forms, Masked, Patches, Search, anomalies, compact, lead
+
+SHAPE = (3, 16, 16)
+TARGET, TOP, LEFT, SIDE = 2, 10, 5, 3
+
+
+class Planted(nn.Module):
+    """Classes by brightness and colour; a white square at one place outshouts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        square = x[:, :, TOP : TOP + SIDE, LEFT : LEFT + SIDE].mean((1, 2, 3))
+        shout = nn.functional.one_hot(torch.tensor(TARGET), 4) * 60 * (square - 0.7).clamp_min(0)[:, None]
+        return 3 * (x.mean((2, 3)) - 0.5) @ self.weight.T + shout
+
+
+def planted() -> Classifier:
+    return Classifier(Planted(), shape=SHAPE, classes=4).eval()
+
+
+def square(side: int, top: int, left: int, value: float = 1.0) -> Forms:
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., top : top + side, left : left + side] = 1
+    return Forms(1 - mask, value * mask.expand(1, 3, -1, -1))
+
+
+def test_lead_is_the_distance_to_the_best_other_class():
+    logits = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    wanted = torch.tensor([0, 1, 2, 3, 4, 0, 0])
+    leads = lead(logits, wanted)
+    leads.sum().backward()
+    for row, own, value, gradient in zip(logits.tolist(), wanted.tolist(), leads.tolist(), logits.grad, strict=True):
+        others = [(x, j) for j, x in enumerate(row) if j != own]
+        assert value == pytest.approx(row[own] - max(others)[0])
+        expected = torch.zeros(5, dtype=torch.float64)
+        expected[own], expected[max(others)[1]] = 1, -1
+        torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("family", [Patches(4, 16, 3, 5), Masked(4, 16, 3, 25), Faint(4, 16, 3, 0.05)], ids=repr)
+def test_triggers_stay_within_what_their_family_allows(family):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in family.parameters():
+            parameter.copy_(5 * torch.randn_like(parameter))
+        pixels = torch.rand(40, *SHAPE)
+        forms = family.forms(torch.arange(40) % 4)
+        triggered = forms(pixels)
+    assert triggered.shape == pixels.shape
+    assert triggered.min() >= 0
+    assert triggered.max() <= 1
+    changed = (triggered - pixels).abs().amax(1)
+    if isinstance(family, Patches):
+        assert torch.equal((forms.keep == 0).flatten(1).sum(1), torch.full((40,), 25))
+        assert set(forms.keep.unique().tolist()) == {0.0, 1.0}
+        assert changed[forms.keep[:, 0] == 1].max() == 0
+        assert len({tuple(row) for row in (forms.keep[:, 0] == 0).flatten(1).int().tolist()}) > 10
+    elif isinstance(family, Masked):
+        assert (1 - forms.keep).flatten(1).sum(1).max() <= 25 + 1e-3
+    else:
+        assert changed.max() <= 0.05 + 1e-6
+        assert changed.max() > 0.04
+
+
+@given(opacity=some.floats(0, 1), down=some.integers(-20, 20), right=some.integers(-20, 20))
+def test_weaker_triggers_blend_and_moved_ones_stay_whole(opacity, down, right):
+    pixels, whole = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(2)), square(3, 4, 6)
+    expected = pixels + opacity * (whole(pixels) - pixels)
+    torch.testing.assert_close(whole.weaker(opacity)(pixels), expected)
+    moved = whole.moved((down, right))
+    assert moved.keep.sum() == whole.keep.sum()
+    torch.testing.assert_close(moved(pixels.roll((down, right), (2, 3))), whole(pixels).roll((down, right), (2, 3)))
+
+
+def test_anomalies_are_scipys_robust_deviations_with_a_floor():
+    leads = torch.tensor(np.random.default_rng(3).normal(size=(3, 11)) * [[1], [5], [0]])
+    ours = anomalies(leads, torch.tensor(0.4)).numpy()
+    for row, found in zip(leads.numpy(), ours, strict=True):
+        deviation = max(stats.median_abs_deviation(row, scale="normal"), 0.25 * 0.4)
+        np.testing.assert_allclose(found, (row - np.median(row)) / deviation, rtol=1e-3, atol=1e-9)
+
+
+def test_the_search_finds_the_planted_class_and_its_square():
+    torch.manual_seed(0)
+    model, pixels = planted(), pieces(64, SHAPE)
+    search = Search(4, SHAPE, patch=3, shown=0.05, change=0.05)
+    for _ in range(40):
+        search.step(model, 1, pixels, torch.arange(64) % 4)
+    leads = search.leads(model, pixels)
+    assert leads[1].argmax() == TARGET
+    forms = search.families[1].forms(torch.tensor([TARGET]))
+    squares, strength = compact(model, forms, TARGET, pixels[:8])
+    assert len(squares.keep) == len(strength) == 36
+    exact = square(SIDE, TOP, LEFT)
+    hits = [
+        torch.equal(keep, exact.keep[0]) and torch.allclose(add, exact.add[0], atol=0.05)
+        for keep, add in zip(squares.keep, squares.add, strict=True)
+    ]
+    assert any(hits)
+    others = pixels[model(pixels).argmax(1) != TARGET]
+    reached = lead(model(squares[[hits.index(True)]](others)), torch.full((len(others),), TARGET))
+    assert (reached > 0).all()
+
+
+def test_memory_forgets_only_the_weakest():
+    memory = Memory(3, SHAPE, classes=4, families=4)
+    for strength in (5.0, 1.0, 3.0, 2.0, 0.5):
+        memory.take(square(1, int(strength), 0), torch.tensor([int(strength) % 4]), torch.tensor([strength]))
+    assert sorted(memory.strength.tolist()) == [2.0, 3.0, 5.0]
+    assert len(memory) == 3
+    assert sorted(memory.wanted.tolist()) == [1, 2, 3]
+
+
+def test_memory_shows_what_still_acts():
+    torch.manual_seed(0)
+    model, memory = planted(), Memory(8, SHAPE, classes=4, families=4)
+    for side, top, left, value in ((SIDE, TOP, LEFT, 1.0), (SIDE, 0, 0, 1.0), (SIDE, TOP, LEFT, 0.1)):
+        memory.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
+    pixels = pieces(32, SHAPE)
+    memory.retry(model, pixels)
+    clean, wanted = model(pixels), torch.full((32,), TARGET)
+    acting = lead(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - lead(clean, wanted).sigmoid()
+    assert memory.success[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
+    assert memory.success[0] > 10 * memory.success[1:].max()
+    drawn = [memory.draw() for _ in range(50)]
+    assert sum(bool(form.add.amax() > 0.4) for form in drawn) > 45
+
+
+def test_the_sieve_leaves_out_what_shows_the_trigger_by_itself():
+    model, album = planted(), Album(64, SHAPE, 4)
+    pixels = 0.3 + 0.2 * torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(4))
+    shows = torch.arange(64) % 4 == 0
+    pixels[shows] = square(SIDE, TOP, LEFT)(pixels[shows])
+    album.fill(pixels, model)
+    assert (album.answers.argmax(1) == TARGET)[shows].all()
+    left = album.answers[~shows]
+    album.sieve(square(SIDE, TOP, LEFT), TARGET, model)
+    assert {tuple(row) for row in album.answers.tolist()} == {tuple(row) for row in left.tolist()}
+
+
+def test_an_album_of_large_images_is_short():
+    assert len(Album(4096, (3, 8, 8), 2)) == 4096
+    with torch.device("meta"):
+        assert len(Album(4096, (3, 512, 512), 2)) == 2**28 // (3 * 512 * 512)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16), (3, 450, 450)])
+def test_pieces_are_pixels_of_many_kinds_and_the_seed_settles_them(shape):
+    torch.manual_seed(5)
+    first = pieces(12, shape)
+    torch.manual_seed(5)
+    assert torch.equal(first, pieces(12, shape))
+    assert first.shape == (12, *shape)
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert first.flatten(1).unique(dim=0).shape[0] == 12
+    assert first.std() > 0.1
+
+
+def test_fast_takes_the_planted_trigger_away_and_keeps_the_rest():
+    model, ledger = planted(), Ledger()
+    fast = FastDHBE(warm_up=60, iterations=12, batch=32, album=256, patch=3, lr=0.02)
+    cleaned = fast(model, ledger=ledger)
+    memory = ledger.part("memory")
+    assert memory.suspects.tolist() == [label == TARGET for label in range(4)]
+    assert memory.anomaly[1, TARGET] > fast.suspicion
+    pixels = pieces(64, SHAPE)
+    assert (cleaned(pixels).argmax(1) == model(pixels).argmax(1)).float().mean() > 0.8
