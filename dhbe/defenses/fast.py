@@ -32,7 +32,7 @@ from dhbe.errors import Refused
 from dhbe.generators import NOISE, PixelGenerator
 
 PROBES = 64
-"""Images on which leads and reactions are measured."""
+"""Images on which the search in the teacher is concluded; later looks at the student take half of them."""
 
 GROUPS = 8
 """Triggers in a batch; each is laid on its share of the triggered images."""
@@ -163,7 +163,7 @@ class FastDHBE(Eraser):
     @torch.no_grad()
     def remember(self, student: Classifier, search: Search, album: Album, memory: Memory) -> None:
         """Takes in what the search found in the student, if it leads more than is natural, and retries all."""
-        pixels, _ = album.sample(PROBES)
+        pixels, _ = album.sample(PROBES // 2)
         leads = search.leads(student, pixels)
         for family, lead, natural, sought in zip(search.families, leads, memory.natural, memory.sought, strict=True):
             wanted = (sought & (lead > natural)).nonzero().flatten()
