@@ -115,3 +115,16 @@ def test_help_lists_every_defence_with_its_needs(dhbe):
     for name in PEERS:
         assert f"{name} " in said
         assert dhbe(f"defend {name} --help")[0] == 0
+
+
+def test_what_neural_cleanse_found_is_told(here, dhbe):
+    search = "--search-epochs 1 --search-size 8 --search-batch 8 --epochs 1 --size 16 --batch 8 --index 1e6 --quiet"
+    code, said, _ = dhbe(f"defend neural-cleanse {MODEL} {KNOWN} {search} --out out")
+    assert code == 0
+    found = records.read(here / "out" / "record.json").before.signs
+    assert found.keys() == {"anomaly_index", "suspected_class"}
+    assert found["suspected_class"] in (0, 1, 2)
+    assert "suspected_class" in said
+    page = (here / "out" / "report.html").read_text()
+    assert "suspected_class" in page
+    assert "How the two models differ on generated images" not in page
