@@ -41,6 +41,7 @@ class NeuralCleanse(Tuner):
     success: Annotated[float, "success rate that a trigger must reach"] = 0.99
     index: Annotated[float, "anomaly index from which a class is flagged"] = 2.0
     stamped: Annotated[float, "share of the images that carry the found trigger in the repair"] = 0.2
+    strength: Annotated[float, "factor up to which, at random, the found mask is made stronger in the repair"] = 2.0
 
     @property
     def rounds(self) -> int:
@@ -68,7 +69,9 @@ class NeuralCleanse(Tuner):
         def stamp(pixels: Tensor) -> Tensor:
             label = flagged[torch.randint(len(flagged), (len(pixels),))]
             chosen = (torch.rand(len(pixels), 1, 1, 1) < self.stamped).float()
-            return mix(pixels, chosen * triggers.masks[label], triggers.patterns[label])
+            # The search finds the weakest trigger that works; the real one may be stronger.
+            factor = 1 + (self.strength - 1) * torch.rand(len(pixels), 1, 1, 1)
+            return mix(pixels, chosen * (factor * triggers.masks[label]).clamp(max=1), triggers.patterns[label])
 
         for epoch in range(max(0, done - self.search_epochs), self.epochs):
             yield {"loss": self.tune(model, learn, clean, epoch, stamp=stamp)}
@@ -154,7 +157,7 @@ def anomaly(norms: Tensor) -> Tensor:
     The median of an even number of classes is the mean of the middle two, which torch's own is not.
 
     >>> [round(float(x), 2) for x in anomaly(torch.tensor([4.0, 30.0, 32.0, 34.0]))]
-    [9.1, 0.34, 0.0, 0.0]
+    [9.11, 0.34, 0.0, 0.0]
     """
     median = norms.quantile(0.5)
     deviation = CONSISTENT * (norms - median).abs().quantile(0.5)
