@@ -256,7 +256,8 @@ def _run(
         signs = [defense.found(ledger), {}]
         if isinstance(defense, Eraser):
             scene = defense.scene(victim, ledger, LOOKED_AT, seed)
-            signs = [_signs(model, victim, scene) for model in (victim, cleaned)]
+            shown = [_signs(model, victim, scene) for model in (victim, cleaned)]
+            signs = [{**shown[0], **defense.found(ledger)}, shown[1]]
             pictures = {
                 "samples": report.grid(scene.pixels[:32].cpu()),
                 "triggers": report.grid(scene.patches[:32].cpu(), scale=4),

@@ -45,10 +45,17 @@ SIGNS = {
     "reaction": "Mean absolute change of the logits under generated triggers. Smaller is calmer.",
     "flips": "Share of generated images whose class changes under generated triggers.",
     "familiarity": "Distance of the generated images from what the model's BatchNorm layers remember of real ones.",
+    "anomaly_index": "How far the class that stands out most does, in robust standard deviations of all classes.",
+    "suspected_class": "That class, from 0.",
 }
 """What a data-free sign means."""
 
 CURVES = {
+    "success": "Share of images that the strongest trigger found still brings to its class. The student makes it small.",
+    "lead_patches": "How far patches at random places bring their classes to lead, in logits.",
+    "lead_masked": "The same of patterns that show few pixels at one place.",
+    "lead_masked_half": "The same with half as many pixels.",
+    "lead_faint": "The same of faint patterns over the whole image.",
     "familiarity": "Distance of the generated images from the model's BatchNorm statistics.",
     "distillation": "Gap between the two models' logits on generated images. The student makes it small.",
     "restriction": "Change of the student's logits under generated triggers. The student makes it small.",
@@ -210,6 +217,9 @@ def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
     if "reaction" in after.signs:
         suspect = f", against {before.signs['reaction']:.3g} on the suspect model" if "reaction" in before.signs else ""
         yield f"Generated triggers move its logits by {after.signs['reaction']:.3g} on average{suspect}."
+    if "anomaly_index" in before.signs and "suspected_class" in before.signs:
+        index, label = before.signs["anomaly_index"], before.signs["suspected_class"]
+        yield f"In the search for triggers class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
     yield "These are signs, not proof."
 
 

@@ -170,6 +170,11 @@ class FastDHBE(Eraser):
             memory.take(family.forms(wanted), wanted, lead[wanted])
         memory.retry(student, pixels)
 
+    def found(self, ledger: Ledger) -> dict[str, float]:
+        """How far the class that stands out most does, against `suspicion`, and which it is."""
+        anomaly = ledger.part("memory").anomaly.amax(0)
+        return {"anomaly_index": float(anomaly.max()), "suspected_class": int(anomaly.argmax())}
+
     def check(self, shape: Shape) -> None:
         super().check(shape)
         if self.album < self.batch:
