@@ -45,8 +45,10 @@ SIGNS = {
     "reaction": "Mean absolute change of the logits under generated triggers. Smaller is calmer.",
     "flips": "Share of generated images whose class changes under generated triggers.",
     "familiarity": "Distance of the generated images from what the model's BatchNorm layers remember of real ones.",
+    "anomaly_index": "How far the smallest trigger found lies below the others, in deviations. Above 2 is suspicious.",
+    "suspected_class": "The class that this trigger leads to, from 0.",
 }
-"""What a data-free sign means."""
+"""What a sign means."""
 
 CURVES = {
     "familiarity": "Distance of the generated images from the model's BatchNorm statistics.",
@@ -56,6 +58,10 @@ CURVES = {
     "reaction": "The change again, as the trigger generator finds it. It seeks large values.",
     "margin": "How far a class leads under the patch that seeks it, in logits, over all classes. The patches raise it.",
     "loss": "The loss that training makes small.",
+    "mask": "Size of the smallest trigger found, in pixels.",
+    "success": "How often the triggers found lead to their class.",
+    "index": "Anomaly index of the smallest trigger. Above 2 is suspicious.",
+    "pruned": "Share of the channels or filters that were pruned.",
 }
 """What a curve means."""
 
