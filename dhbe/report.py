@@ -48,7 +48,7 @@ SIGNS = {
     "anomaly_index": "How far the class that stands out most does, in robust standard deviations of all classes.",
     "suspected_class": "That class, from 0.",
 }
-"""What a data-free sign means."""
+"""What a sign means."""
 
 CURVES = {
     "success": "Share of images that the strongest trigger found still brings to its class. The student makes it small.",
@@ -63,6 +63,10 @@ CURVES = {
     "reaction": "The change again, as the trigger generator finds it. It seeks large values.",
     "margin": "How far a class leads under the patch that seeks it, in logits, over all classes. The patches raise it.",
     "loss": "The loss that training makes small.",
+    "mask": "Size of the smallest trigger found, in pixels.",
+    "success": "How often the triggers found lead to their class.",
+    "index": "Anomaly index of the smallest trigger. Above 2 is suspicious.",
+    "pruned": "Share of the channels or filters that were pruned.",
 }
 """What a curve means."""
 
