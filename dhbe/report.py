@@ -51,7 +51,6 @@ SIGNS = {
 """What a sign means."""
 
 CURVES = {
-    "success": "Share of images that the strongest trigger found still brings to its class. The student makes it small.",
     "lead_patches": "How far patches at random places bring their classes to lead, in logits.",
     "lead_masked": "The same of patterns that show few pixels at one place.",
     "lead_masked_half": "The same with half as many pixels.",
@@ -64,7 +63,7 @@ CURVES = {
     "margin": "How far a class leads under the patch that seeks it, in logits, over all classes. The patches raise it.",
     "loss": "The loss that training makes small.",
     "mask": "Size of the smallest trigger found, in pixels.",
-    "success": "How often the triggers found lead to their class.",
+    "success": "Share of images that the triggers found bring to their class.",
     "index": "Anomaly index of the smallest trigger. Above 2 is suspicious.",
     "pruned": "Share of the channels or filters that were pruned.",
 }
