@@ -467,7 +467,8 @@ def test_a_run_that_diverges_fails_in_one_line(rounds, here, dhbe):
 
 
 def test_too_large_for_memory_is_one_line(here, dhbe):
-    for command in (f"{ERASE} --album {2**40}", f"{ATTACK} --crop {2**40}"):
+    official = "erase model.pt --input 3x16x16 --preset official --out out"
+    for command in (f"{official} --batch {2**40}", f"{ATTACK} --crop {2**40}"):
         assert dhbe(f"{command} --quiet") == (4, "", "dhbe: out of memory: lower --batch\n")
         assert not (here / "out").exists()
 

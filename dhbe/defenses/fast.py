@@ -11,6 +11,7 @@ What differs from the paper, and why (docs/method.md tells more):
 - The student keeps the teacher's BatchNorm statistics and moves by small, bounded steps, so that it never has to relearn.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -39,6 +40,9 @@ GROUPS = 8
 
 REFRESH = 5
 """Rounds between two looks at what the student still reacts to."""
+
+AT_ONCE = 2**24
+"""Values of the photographs' pieces that are drawn at a time."""
 
 TURNS = ((1, 3), (2, 0))
 """Families that go on seeking in the student, in even and in odd rounds."""
@@ -89,7 +93,10 @@ class FastDHBE(Eraser):
             learn=learn, imagine=imagine, **{f"seek_{name}": optimizer for name, optimizer in zip(NAMES, search.optimizers, strict=True)},
         )  # fmt: skip
         if not done:
-            album.fill(pieces(len(album), model.shape).to(model.mean.device), teacher)
+            some = max(1, AT_ONCE // math.prod(model.shape))
+            for first in range(0, len(album), some):
+                drawn = pieces(min(some, len(album) - first), model.shape)
+                album.fill(drawn.to(model.mean.device), teacher, first)
 
         with BatchStatistics(teacher) as statistics:
             for _ in range(done, self.warm_up):

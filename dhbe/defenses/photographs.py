@@ -5,6 +5,7 @@ A teacher answers them surely and in many ways, and distillation on pieces of a 
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ def pieces(count: int, shape: Shape) -> Tensor:
         return drawn if channels == 3 else drawn.mean(1, keepdim=True).expand(-1, channels, -1, -1).contiguous()
 
 
+@cache
 def _pyramid(side: int) -> list[Tensor]:
     """Both photographs [2, 3, h, w] from full size down to where `side` pixels are their whole height."""
     from sklearn.datasets import load_sample_images
