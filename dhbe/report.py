@@ -78,8 +78,8 @@ ACTIVATIONS = {
 """What moved under the trigger, and how it is measured."""
 
 PICTURES = {
-    "samples": "Generated images, made from the model alone. They are not real images and need not look like any.",
-    "triggers": "Generated triggers: patches that the cleaned model learned to ignore.",
+    "samples": "Images that the method looked at: generated from the model alone, or pieces of two public photographs.",
+    "triggers": "Triggers found or generated, which the cleaned model learned to ignore.",
     "trigger": "The trigger on an empty image.",
     "stamped": "Images with the trigger.",
 }

@@ -5,6 +5,7 @@ pattern keeps everything. Three families cover the field: patches at any place, 
 at their own place (a network that flattens its features answers nowhere else), and faint patterns over the whole image.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -52,15 +53,15 @@ class Forms:
         return Forms(self.keep.roll(tuple(shift), (2, 3)), self.add.roll(tuple(shift), (2, 3)))
 
 
-class Family(nn.Module):
+class Family(nn.Module, ABC):
     """Triggers that are sought, one for each class."""
 
     step: float
     """Learning rate of Adam."""
 
+    @abstractmethod
     def forms(self, wanted: Tensor) -> Forms:
         """The triggers of classes [n]."""
-        raise NotImplementedError
 
 
 class Patches(Family):
