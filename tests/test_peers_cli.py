@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import colours, listing, packed
 
-from dhbe import api, records
+from dhbe import records
+from dhbe.api import running
 from dhbe.defenses import PEERS, Defense
 
 TUNED = "--epochs 1 --size 16 --batch 8 --quiet"
@@ -48,7 +49,9 @@ def rows(images):
 
 def test_what_is_lent_never_measures(here, dhbe, handed, monkeypatch):
     measured = []
-    monkeypatch.setattr(api, "measured", lambda model, evidence, *more: measured.append(evidence) or records.Measures())
+    monkeypatch.setattr(
+        running, "measured", lambda model, evidence, *more: measured.append(evidence) or records.Measures()
+    )
     (here / "other.npz").write_bytes(packed(**colours(count=30, side=16)))
     for command, lent, shown in (
         (KNOWN, 48, 12),

@@ -1,0 +1,115 @@
+"""Cleaning a classifier: by the method itself, which needs no data, or by a defence of others."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Unpack
+
+import torch
+from torch import nn
+
+from dhbe import networks
+from dhbe.api.running import Erasure, Options, run
+from dhbe.checkpoint import State
+from dhbe.classifier import Classifier, evaluating, last
+from dhbe.data import Images, Shape, clean_subset
+from dhbe.defenses import PRESETS, Defense, Eraser, Known
+from dhbe.errors import Refused
+from dhbe.records import ModelInfo
+from dhbe.suspects import Suspect
+
+
+def erase(
+    model: nn.Module | Suspect,
+    *,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    preset: str = "fast",
+    defense: Eraser | None = None,
+    **options: Unpack[Options],
+) -> Erasure:
+    """Gives back a classifier of the same form that no longer answers to a trigger; it needs no data.
+
+    Args:
+        model: The suspect network, which takes normalised images, or what `suspects.load` returned. It is not changed.
+        input_shape: Image shape (channels, height, width); square, 8 px or more. Not for a `Suspect`, which has its own.
+        mean: Mean of each channel that the network's input is normalised with, pixels in [0, 1].
+        std: The standard deviation likewise.
+        preset: `fast`, `paper` or `official`.
+        defense: Hyperparameters; None takes the preset's.
+        **options: Seed, device, evidence, folder, ...: see `Options`.
+
+    Raises:
+        Refused: The model or the settings cannot be used.
+        Failed: The run diverged or could not be written.
+    """
+    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
+    if preset not in PRESETS:
+        raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+    named = {"name": "dhbe", "preset": preset}
+    return run(suspect, defense or PRESETS[preset], Known(), named, exact=preset != "fast", **options)
+
+
+def defend(
+    model: nn.Module | Suspect,
+    defense: Defense,
+    *,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    clean: Images | None = None,
+    source: str = "",
+    images: int = 2000,
+    target: int | None = None,
+    **options: Unpack[Options],
+) -> Erasure:
+    """Runs one of the defences of others, which may hold what it says that it needs and nothing else.
+
+    Args:
+        model: The suspect network or what `suspects.load` returned, as in `erase`. It is not changed.
+        defense: With its hyperparameters.
+        input_shape: Image shape, as in `erase`.
+        mean: Of each channel, as in `erase`.
+        std: The same of the standard deviation.
+        clean: Clean images with labels, for a defence that needs them.
+        source: Name of the data that `clean` comes from, for the record.
+        images: How many of `clean` are lent, chosen by the seed; all if there are fewer.
+        target: The target class, for a defence that needs it.
+        **options: As in `erase`; `auto` precision is fp32, as in the papers.
+
+    Raises:
+        Refused: The model, the settings or what is lent cannot be used.
+        Failed: The run diverged or could not be written.
+    """
+    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
+    lent: dict[str, Any] = {}
+    if clean is None or "clean images" not in defense.needs:
+        clean = None
+    else:
+        clean = clean_subset(clean, images, options.get("seed", 0)) if images < len(clean) else clean
+        content = hashlib.sha256(clean.pixels.numpy().tobytes() + clean.labels.numpy().tobytes()).hexdigest()
+        lent |= {"clean": source, "images": len(clean), "images_sha256": content}
+    if target is None or "target class" not in defense.needs:
+        target = None
+    elif not 0 <= target < suspect.info.classes:
+        raise Refused(f"no target class {target}: the model has classes 0 to {suspect.info.classes - 1}")
+    else:
+        lent["known_target"] = target
+    return run(suspect, defense, Known(clean, target), {"name": defense.name, **lent}, exact=True, **options)
+
+
+def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std: Sequence[float]) -> Suspect:
+    """A module that the caller holds already."""
+    if shape is None:
+        raise Refused("give the image shape: erase(model, input_shape=(3, 32, 32), ...)")
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with evaluating(network):
+        with torch.no_grad():
+            classes = last(network(torch.zeros(2, *shape, device=device))).shape[1]
+        softmax = networks.probe(network, shape, classes)
+    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax)
+    info = ModelInfo(
+        path=None, sha256=None, arch=type(network).__name__, classes=classes, input=shape,
+        mean=tuple(mean), std=tuple(std), softmax=softmax,
+    )  # fmt: skip
+    return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)

@@ -1,0 +1,68 @@
+"""The machine that a run is on: device, precision, versions, memory, the hour."""
+
+import platform
+import resource
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+import torch
+
+from dhbe.errors import Refused
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; `auto` is CUDA where there is one.
+
+    Raises:
+        Refused: There is no such device, or it computes nothing.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+        torch.zeros(1, device=found).item()  # some devices compute nothing
+    except (RuntimeError, AssertionError) as error:
+        raise Refused(f"no device {name!r} here ({str(error).splitlines()[0][:80]}): give --device cpu") from error
+    return found
+
+
+def device_name(where: torch.device) -> str:
+    """What a record calls the device."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def precision(asked: Precision, where: torch.device, *, exact: bool) -> Literal["fp32", "bf16"]:
+    """`auto` is bf16 where the device is made for it, and fp32 elsewhere and wherever a paper is followed exactly."""
+    if asked != "auto":
+        return asked
+    # On a CPU without matrix units bf16 is emulated, many times slower than fp32.
+    quick = torch.cuda.is_bf16_supported() if where.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    return "bf16" if quick and not exact else "fp32"
+
+
+def peak_memory(where: torch.device) -> int:
+    """Bytes: of the device where it counts them, else of this process, with whatever else it has done."""
+    if where.type == "cuda":
+        return torch.cuda.max_memory_allocated(where)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    found = {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()}
+    try:
+        return {"dhbe": version("dhbe"), **found}
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        return found
+
+
+def now() -> str:
+    """The hour, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

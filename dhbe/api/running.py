@@ -1,0 +1,231 @@
+"""One run of a defence in its folder: measured before and after, saved at intervals, recorded."""
+
+import copy
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import nn
+
+from dhbe import checkpoint, files, records, report, runs, suspects
+from dhbe.api import machine, measuring
+from dhbe.api.measuring import Evidence, measured
+from dhbe.classifier import Classifier
+from dhbe.defenses import PEERS, Defense, Eraser, Glimpse, Known, Ledger, Scene
+from dhbe.errors import Failed, Refused
+from dhbe.records import ModelInfo, Record
+from dhbe.suspects import Suspect
+
+Watch = Callable[[Glimpse], None]
+
+CLEAN = "clean.safetensors"
+
+LOOKED_AT = 512
+"""Generated images on which the data-free signs are taken."""
+
+
+class Options(TypedDict, total=False):
+    """What every run of a defence may be told; each may be left out."""
+
+    seed: int
+    """Seed of everything random (default: 0)."""
+    device: str
+    """`auto` (default), `cpu`, `cuda`, `cuda:1`, ..."""
+    precision: machine.Precision
+    """`fp32`, `bf16`, or `auto` (default): bf16 for `fast` where the device is made for it, fp32 elsewhere."""
+    evidence: Evidence | None
+    """Data to measure ACC and ASR on, before and after. The defence never sees it."""
+    out: Path | None
+    """Folder for the results and the checkpoint; None (default) keeps all in memory."""
+    resume: bool
+    """Go on with the interrupted run in `out`."""
+    overwrite: bool
+    """Begin anew over what `out` holds."""
+    checkpoint_every: float
+    """Seconds between two checkpoints (default: 30)."""
+    watch: Watch
+    """Called after every round."""
+
+
+@dataclass(frozen=True, eq=False)
+class Erasure:
+    """What `erase` gives back."""
+
+    model: nn.Module
+    """The cleaned network, of the same class as the one given, in eval mode."""
+    record: Record
+    """What was done and measured."""
+    pictures: dict[str, bytes]
+    """PNG files for the report."""
+
+
+def run(
+    suspect: Suspect,
+    defense: Defense,
+    known: Known,
+    named: dict[str, Any],
+    *,
+    exact: bool,
+    seed: int = 0,
+    device: str = "auto",
+    precision: machine.Precision = "auto",
+    evidence: Evidence | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    checkpoint_every: float = 30.0,
+    watch: Watch = lambda glimpse: None,
+) -> Erasure:
+    """Runs a defence on a suspect, which is not changed.
+
+    `known` is lent to the defence beside the model; `named` stands before the hyperparameters in the record: the
+    defence's name, and all else that it was given. Where a paper is followed `exact`ly, `auto` precision is fp32.
+    All from `seed` on is documented in `Options`.
+
+    Raises:
+        Refused: The model or the settings cannot be used.
+        Failed: The run diverged or could not be written.
+    """
+    where = machine.device(device)
+    how = machine.precision(precision, where, exact=exact)
+    defense.check(suspect.info.input)
+    if evidence:
+        measuring.check(evidence, suspect.info)
+    if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
+        raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
+    recorded = {**named, **asdict(defense)}
+    settings = _settings(suspect.info, recorded, seed, how)
+    with (
+        runs.opened(
+            out, {**settings, "device": where.type}, results=[CLEAN],
+            resume=resume, overwrite=overwrite, every=checkpoint_every,
+        ) if out else nullcontext()
+    ) as held:  # fmt: skip
+        if held and held.finished:
+            return _finished(held.folder, suspect, settings, evidence)
+        victim = suspect.classifier.to(where)
+        before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
+        if where.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(where)
+        course = _Course(held, watch)
+        cleaned = defense(victim, known, seed=seed, precision=how, watch=course.look, ledger=course.ledger)
+        seconds = course.seconds()
+        then, now, pictures = _looked_at(defense, course.ledger, victim, cleaned, seed)
+        before = before.model_copy(update={"signs": then})
+        after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
+        record = Record(
+            kind="erase", model=suspect.info, defense=recorded,
+            data=evidence.name if evidence else None,
+            trigger=evidence.trigger.name if evidence and evidence.trigger else None,
+            target=evidence.one_target if evidence else None,
+            before=before, after=after, seconds=seconds, iterations=len(course.curve),
+            device=machine.device_name(where), precision=how, versions=machine.versions(), seed=seed,
+            curve=course.curve, memory=machine.peak_memory(where), warnings=list(suspect.warnings),
+            finished=machine.now(),
+        )  # fmt: skip
+        cleaned.to("cpu")
+        if held:
+            suspects.save(held.folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+            files.write(held.folder / runs.REPORT, report.render(record, pictures))
+            records.write(held.folder / runs.RECORD, record)  # last: a folder with a record is a finished run
+            held.close()
+        return Erasure(cleaned.network, record, pictures)
+
+
+class _Course:
+    """How far a run has come, kept in its folder; one that was interrupted goes on from there."""
+
+    def __init__(self, held: runs.Run | None, watch: Watch) -> None:
+        saved = held.saved if held else None
+        self.curve: list[dict[str, float]] = saved["curve"] if saved else []
+        self.ledger = Ledger(saved["ledger"] if saved else None)
+        self._spent = saved["seconds"] if saved else 0.0
+        self._began = time.monotonic()
+        self._held, self._watch = held, watch
+
+    def seconds(self) -> float:
+        return self._spent + time.monotonic() - self._began
+
+    def look(self, glimpse: Glimpse) -> None:
+        """Watches the defence."""
+        self.curve.append({"iteration": glimpse.number, **{name: float(x) for name, x in glimpse.round.items()}})
+        _check_finite(self.curve[-1])
+        self._watch(glimpse)
+        if self._held:
+            self._held.keep(self._state, last=glimpse.number == glimpse.total)
+
+    def _state(self) -> dict[str, Any]:
+        return {"ledger": self.ledger.state(), "curve": self.curve, "seconds": self.seconds()}
+
+
+def _looked_at(
+    defense: Defense, ledger: Ledger, victim: Classifier, cleaned: Classifier, seed: int
+) -> tuple[dict[str, float], dict[str, float], dict[str, bytes]]:
+    """What shows without data: signs of the victim, signs of the cleaned model, pictures for the report."""
+    if not isinstance(defense, Eraser):
+        return defense.found(ledger), {}, {}
+    scene = defense.scene(victim, ledger, LOOKED_AT, seed)
+    before, after = (_signs(model, victim, scene) for model in (victim, cleaned))
+    pictures = {
+        "samples": report.grid(scene.pixels[:32].cpu()),
+        "triggers": report.grid(scene.patches[:32].cpu(), scale=4),
+        "stamped": report.grid(scene.triggered[:32].cpu()),
+    }
+    return {**before, **defense.found(ledger)}, after, pictures
+
+
+@torch.inference_mode()
+def _signs(model: Classifier, victim: Classifier, scene: Scene) -> dict[str, float]:
+    """What can be said of a model without data, on generated images and triggers."""
+    told, clean, moved = victim(scene.pixels), model(scene.pixels), model(scene.triggered)
+    if not (clean.isfinite().all() and moved.isfinite().all()):
+        raise Failed("the model's logits on generated images are not finite: lower --lr, or another --seed")
+    return {
+        "agreement": (told.argmax(1) == clean.argmax(1)).sum().item() / len(clean),
+        "reaction": (moved - clean).abs().mean().item(),
+        "flips": (moved.argmax(1) != clean.argmax(1)).sum().item() / len(clean),
+    }
+
+
+def _settings(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
+    """All that the cleaned weights depend on, but the device."""
+    of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
+    unlike = () if defense["name"] in PEERS else ("name", "preset")  # a preset and its settings by hand are one
+    of_defense = {name: value for name, value in defense.items() if name not in unlike}
+    return {**of_model, **of_defense, "seed": seed, "precision": precision}
+
+
+def _finished(folder: Path, suspect: Suspect, settings: dict[str, Any], evidence: Evidence | None) -> Erasure:
+    """What the folder holds, read back, if it is what was asked for."""
+    record = records.read(folder / runs.RECORD)
+    if record.kind != "erase" or record.defense is None:
+        raise Refused(f"{folder} holds a finished run of another kind ({record.kind}): choose another --out")
+    then = _settings(record.model, record.defense, record.seed, record.precision)
+    runs.refuse_other(f"{folder} holds a finished run", then, settings)
+    trigger = evidence.trigger.name if evidence and evidence.trigger else None
+    if evidence and (evidence.name, trigger, evidence.one_target) != (record.data, record.trigger, record.target):
+        raise Refused(
+            f"{folder} holds a finished run that was measured on {record.data or 'no data'} with "
+            f"{record.trigger or 'no trigger'}: use dhbe score {folder / CLEAN}, or choose another --out"
+        )
+    network = copy.deepcopy(suspect.classifier.network)
+    checkpoint.load_into(network, checkpoint.read(folder / CLEAN))
+    return Erasure(network.eval(), record, {})
+
+
+def _same(path: Path, other: Path) -> bool:
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # one of them is not there
+        return False
+
+
+def _check_finite(point: dict[str, float]) -> None:
+    if broken := [name for name, x in point.items() if x - x != 0]:
+        raise Failed(
+            f"the run diverged in round {point['iteration']} ({', '.join(broken)}): lower --lr, or another --seed"
+        )

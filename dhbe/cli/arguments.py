@@ -1,0 +1,118 @@
+"""Groups of options that several verbs share, and what they come to."""
+
+import argparse
+from pathlib import Path
+
+from dhbe import suspects
+from dhbe.api import Evidence, Options
+from dhbe.attacks.triggers import parse
+from dhbe.cli import values
+from dhbe.cli.parser import Parser
+from dhbe.data import load, part_to_measure
+from dhbe.errors import Refused
+from dhbe.progress import Progress
+from dhbe.suspects import Suspect
+
+TRIGGER_HELP = "as badnets:3 (dhbe attack --help lists them), an .npz with pattern and mask, or a file that dhbe wrote"
+DATA_HELP = (
+    "digits, digits16, cifar10, cifar100, another data set in $DHBE_DATA, an image folder (one sub-folder a class), "
+    "or an .npz"
+)
+ARCH_HELP = "name of the zoo, torchvision:NAME, timm:NAME, file.py:function or package.module:function (runs that code)"
+
+
+def add_model(parser: Parser) -> None:
+    """Which model, and how it is built and fed."""
+    parser.add_argument(
+        "model", type=Path, metavar="MODEL", help=".safetensors, or .pt/.pth/.th/.tar that holds tensors"
+    )
+    parser.add_argument("--arch", help=ARCH_HELP + "; default: as the tensors tell")
+    parser.add_argument(
+        "--classes", type=values.whole, metavar="N", help="number of classes; default: as the tensors tell"
+    )
+    parser.add_argument("--input", type=values.shape, metavar="CxHxW", help="shape of the images (default: 3x32x32)")
+    for name, neutral in (("mean", 0), ("std", 1)):
+        parser.add_argument(
+            f"--{name}", type=values.constants(name), nargs="+", metavar="X",
+            help=f"{name} that inputs are normalised with, pixels in 0..1: one number, one a channel, or the name of a "
+            f"data set, as cifar10 (default: {neutral})",
+        )  # fmt: skip
+
+
+def add_machine(parser: Parser) -> None:
+    """What computes."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="default: auto")
+    parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
+
+
+def add_run(parser: Parser) -> None:
+    """Where a defence runs and what becomes of it."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
+    add_machine(parser)
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
+    earlier.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=values.seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds between two checkpoints (default: 30)",
+    )
+
+
+def add_evidence(parser: Parser, *, needed: bool) -> None:
+    """What is measured with."""
+    group = parser.add_argument_group("measuring" + ("" if needed else " (the method itself never sees these)"))
+    group.add_argument("--data", required=needed, help=DATA_HELP)
+    group.add_argument(
+        "--split",
+        choices=["auto", "train", "test", "all"],
+        default="auto",
+        help="part of the data (default: test where the data has one)",
+    )
+    group.add_argument("--trigger", help=TRIGGER_HELP)
+    group.add_argument(
+        "--target",
+        type=values.target,
+        metavar="T",
+        help="class that the trigger leads to; next: each image's own plus one",
+    )
+    group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
+
+
+def add_output(parser: Parser) -> None:
+    """What is said, and where."""
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+
+
+def suspect(args: argparse.Namespace) -> Suspect:
+    """The model that was named, loaded."""
+    mean, std = ([x for part in given for x in part] if given else None for given in (args.mean, args.std))
+    return suspects.load(args.model, arch=args.arch, classes=args.classes, shape=args.input, mean=mean, std=std)
+
+
+def evidence(args: argparse.Namespace, suspect: Suspect) -> Evidence | None:
+    """The data that was named to measure on."""
+    if args.data is None:
+        if args.trigger or args.target is not None:
+            raise Refused("--trigger and --target need --data to be measured on")
+        return None
+    if args.source is not None and args.trigger is None:
+        raise Refused("--source needs --trigger and --target")
+    if (args.trigger is None) != (args.target is None):
+        raise Refused("give both --trigger and --target, or neither")
+    split = part_to_measure(args.data) if args.split == "auto" else args.split
+    images = load(args.data, split, suspect.info.input)
+    trigger = parse(args.trigger, suspect.info.input) if args.trigger else None
+    return Evidence(images, args.data, trigger, args.target, args.source)
+
+
+def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, progress: Progress) -> Options:
+    """What `add_run` was told, for one run of a defence."""
+    return Options(
+        seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
+        overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, watch=progress.glimpse,
+    )  # fmt: skip

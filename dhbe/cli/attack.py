@@ -1,0 +1,94 @@
+"""`dhbe attack NAME`: trains a backdoored classifier to practise on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dhbe import api, suspects
+from dhbe.attacks import ALL, Attack
+from dhbe.attacks.triggers import MAKERS, summary, usage
+from dhbe.cli import arguments, settings, shown, values, vendor
+from dhbe.cli.codes import DONE
+from dhbe.cli.parser import Parser
+from dhbe.data import load
+from dhbe.errors import Refused
+from dhbe.progress import Progress
+from dhbe.training import Fit
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if argv[0] not in ALL:
+        raise Refused(f"no attack {argv[0]!r}; there are {', '.join(ALL)} (see dhbe attack --help)")
+    kind = ALL[argv[0]]
+    args = _parser(kind).parse_args(argv[1:])
+    train, test = (load(args.data, part, args.input) for part in ("train", "test"))
+    how, fit = settings.changed(kind(), args), settings.changed(Fit(epochs=30), args)
+    clean = suspects.load(args.clean, shape=train.shape) if args.clean else None
+    running = vendor.running(suspects.vendor_code(args.arch))
+    epochs = how.epochs(fit, clean=clean is not None)
+    with Progress(epochs, f"training {args.arch} with {kind.name}", args.quiet) as progress, running:
+        record = api.attack(
+            how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
+            clean=clean, fine_tune=args.fine_tune, force=args.force, overwrite=args.overwrite, watch=progress.epoch,
+        )  # fmt: skip
+    before = record.before
+    assert before is not None
+    shown.notes(args, record.warnings)
+    shown.show(
+        args, record.model_dump(mode="json"),
+        lambda: shown.rates({"made": before}) + f"\n{args.out / api.BACKDOORED}",
+    )  # fmt: skip
+    return DONE
+
+
+def _overview() -> str:
+    """All attacks and all triggers, one line each."""
+    made = [(usage(name), summary(name)) for name in MAKERS]
+    width = max(len(text) for text, _ in made)
+    return "\n".join(
+        [
+            "usage: dhbe attack NAME --data DATA --arch ARCH --out DIR (dhbe attack NAME --help tells more)",
+            "",
+            "attacks:",
+            *(f"  {name:11} {kind.summary}" for name, kind in ALL.items()),
+            "",
+            "triggers, for --trigger of other verbs:",
+            *(f"  {text:{width}}  {what}" for text, what in made),
+            "  each with :opacity=SHARE :scale=FACTOR :at=PLACE :copies=4 or 9 behind it; or as an .npz or .json file",
+        ]
+    )
+
+
+def _parser(kind: type[Attack]) -> Parser:
+    parser = Parser(
+        f"attack {kind.name}",
+        f"  dhbe attack {kind.name} --data digits --arch resnet8 --out practice --no-flip\n"
+        f"  dhbe attack {kind.name} --data cifar10 --arch resnet18 --out victim --epochs 200 --schedule steps",
+        description=f"{kind.summary[0].upper()}{kind.summary[1:]}. Trains a classifier with this backdoor.",
+    )
+    parser.add_argument("--data", required=True, help=arguments.DATA_HELP)
+    parser.add_argument("--arch", required=True, help=arguments.ARCH_HELP)
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for model, trigger and record")
+    parser.add_argument("--input", type=values.shape, metavar="CxHxW", help="size that image files are converted to")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
+    parser.add_argument(
+        "--clean",
+        type=Path,
+        metavar="MODEL",
+        help="a clean model: ACC is compared with its own, and trojaning starts there",
+    )
+    parser.add_argument(
+        "--fine-tune",
+        action="store_true",
+        help="start from the weights of --clean, not from scratch: fewer epochs suffice",
+    )
+    parser.add_argument("--force", action="store_true", help="keep the model even if the attack missed, marked as such")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew over what --out holds")
+    arguments.add_output(parser)
+    settings.add(parser, kind, "settings of the attack", kind())
+    settings.add(parser, Fit, "settings of the training", Fit(epochs=30))
+    return parser

@@ -1,0 +1,94 @@
+"""`dhbe defend NAME MODEL`: runs one of the defences of others."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dhbe import api
+from dhbe.cli import arguments, gates, settings, shown, values, vendor
+from dhbe.cli.codes import DONE
+from dhbe.cli.parser import Parser
+from dhbe.data import Images, Shape, load, part_to_measure
+from dhbe.defenses import PEERS, Defense
+from dhbe.errors import Refused
+from dhbe.progress import Progress
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if argv[0] not in PEERS:
+        raise Refused(f"no defence {argv[0]!r}; there are {', '.join(PEERS)} (see dhbe defend --help)")
+    kind = PEERS[argv[0]]
+    args = _parser(kind).parse_args(argv[1:])
+    suspect, defense = arguments.suspect(args), settings.changed(kind(), args)
+    if args.clean == args.data:  # what is lent does not measure
+        args.clean = None
+    args.split, target = "auto" if args.clean else "test", args.target
+    if target == "next" and "target class" in kind.needs:
+        raise Refused(f"{kind.name} needs one target class, not all of them: give --target NUMBER")
+    if args.trigger is None:
+        args.target = None  # then it is what the defender knows, and nothing is measured with it
+    clean = _lent(args, kind, suspect.info.input) if "clean images" in kind.needs else None
+    evidence = arguments.evidence(args, suspect)
+    gates.check(args, evidence)
+    out = args.out or Path("runs") / f"{args.model.stem}-{kind.name}"
+    shown.notes(args, suspect.warnings)
+    running = vendor.running(suspect.info.code)
+    with Progress(defense.rounds, f"{kind.name} on {args.model.name}", args.quiet, folder=out) as progress, running:
+        record = api.defend(
+            suspect, defense, clean=clean, source=args.clean or args.data or "", images=args.images,
+            target=None if target == "next" else target, **arguments.options(args, evidence, out, progress),
+        ).record  # fmt: skip
+    shown.erased(args, record, out)
+    return gates.passed(args, record)
+
+
+def _lent(args: argparse.Namespace, kind: type[Defense], shape: Shape) -> Images:
+    """The clean images that a defence may look at."""
+    source = args.clean or args.data
+    if source is None:
+        raise Refused(f"{kind.name} needs clean images: give --data, or --clean")
+    whole = args.clean and part_to_measure(source) == "all"
+    return load(source, "all" if whole else "train", shape)
+
+
+def _needs(kind: type[Defense]) -> str:
+    return " and ".join(sorted(kind.needs)) or "nothing"
+
+
+def _overview() -> str:
+    names = "\n".join(f"  {name:16} needs {_needs(kind)}" for name, kind in PEERS.items())
+    return (
+        f"usage: dhbe defend NAME MODEL --data DATA (dhbe defend NAME --help tells more)\n\n{names}\n\n"
+        "examples:\n  dhbe defend clp vendor.pt --arch resnet18 --classes 10\n"
+        "  dhbe defend nad suspect.safetensors --data cifar10 --trigger badnets:3 --target 9 --out cleaned"
+    )
+
+
+def _parser(kind: type[Defense]) -> Parser:
+    parser = Parser(
+        f"defend {kind.name}",
+        f"  dhbe defend {kind.name} vendor.pt --arch resnet18 --data cifar10\n"
+        f"  dhbe defend {kind.name} suspect.safetensors --data cifar10 --trigger badnets:3 --target 9 --out cleaned",
+        description=f"Needs {_needs(kind)} beside the model.",
+    )
+    arguments.add_model(parser)
+    arguments.add_run(parser)
+    group = parser.add_argument_group("data (the test part measures, and no defence sees it)")
+    group.add_argument(
+        "--data", help=f"{arguments.DATA_HELP}; its training part is lent to a defence that needs images"
+    )
+    group.add_argument("--clean", metavar="DATA", help="lend these images instead; all of --data may measure then")
+    group.add_argument(
+        "--images", type=values.whole, default=2000, metavar="N", help="how many are lent (default: 2000)"
+    )
+    group.add_argument("--trigger", help=arguments.TRIGGER_HELP)
+    group.add_argument("--target", type=values.target, metavar="T", help="class that the trigger leads to, or next")
+    group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
+    gates.add(parser)
+    arguments.add_output(parser)
+    settings.add(parser, kind, f"settings of {kind.name}", kind())
+    return parser

@@ -1,0 +1,95 @@
+"""Where a command begins and ends: it finds the verb, and turns what goes wrong into one line and an exit code."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+from dhbe.cli import shown, vendor
+from dhbe.cli.codes import DONE, FAILED, INTERRUPTED, USAGE
+from dhbe.errors import Failed, Interrupted, Refused
+
+VERBS = {
+    "erase": "give back a classifier of the same form without its backdoor; no data needed",
+    "score": "measure ACC and ASR of a model on data",
+    "attack": "train a backdoored classifier to practise on",
+    "defend": "run one of the defences of others, to compare or to use clean images",
+    "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
+    "doctor": "tell what this machine offers, and whether the installation works",
+}
+"""Verbs, each a module of this package with a function `run`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code."""
+    try:
+        code = _obey(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except Refused as error:
+        return shown.said(error, USAGE)
+    except Failed as error:
+        return shown.said(error, FAILED)
+    except Interrupted as error:
+        return shown.said(error, INTERRUPTED)
+    except KeyboardInterrupt:
+        return shown.said("interrupted", INTERRUPTED)
+    except OSError as error:  # mostly of our output: its reader has gone, or its disk is full
+        _give_up_output()
+        if isinstance(error, BrokenPipeError):
+            return DONE
+        place = f"{error.filename}: " if error.filename else ""
+        return shown.said(f"{place}{(error.strerror or type(error).__name__).lower()}", FAILED)
+    except (MemoryError, RuntimeError) as error:
+        if not vendor.out_of_memory(error):
+            raise
+        return shown.said("out of memory: lower --batch", FAILED)
+
+
+def _obey(given: list[str]) -> int:
+    verb, *rest = given or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_overview())
+        return DONE
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"dhbe {version('dhbe')}")
+        return DONE
+    if verb not in VERBS:
+        raise Refused(f"no verb {verb!r}; there are {', '.join(VERBS)} (see dhbe --help)")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
+        try:
+            return import_module(f"dhbe.cli.{verb}").run(rest)
+        except SystemExit:  # argparse has shown its help
+            return DONE
+
+
+def _give_up_output() -> None:
+    """Lets nothing complain any more, when Python ends, about what cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _overview() -> str:
+    lines = [f"  {name:8} {what}" for name, what in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: dhbe VERB ... (dhbe VERB --help tells more)",
+            "",
+            "Erase backdoors from image classifiers when there is no data.",
+            "",
+            *lines,
+            "",
+            "examples:",
+            "  dhbe demo",
+            "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
+            "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
+            "",
+            "exit codes: 0 done; 1 a gate failed; 2 wrong usage or refused input; 4 failed; 130 interrupted, state saved",
+        ]
+    )

@@ -1,0 +1,39 @@
+"""Gates: rates that a cleaned model must keep, or the exit code says that it did not."""
+
+import argparse
+
+from dhbe.api import Evidence
+from dhbe.cli import shown, values
+from dhbe.cli.codes import DONE, GATE
+from dhbe.cli.parser import Parser
+from dhbe.errors import Refused
+from dhbe.records import Record
+
+
+def add(parser: Parser) -> None:
+    """Options of the gates."""
+    for name, which in (("--max-asr", "ASR is above"), ("--min-acc", "ACC is below")):
+        parser.add_argument(
+            name, type=values.fraction, metavar="F", help=f"exit 1 if the cleaned model's {which} (0..1)"
+        )
+
+
+def check(args: argparse.Namespace, evidence: Evidence | None) -> None:
+    """Raises `Refused` if a gate asks for what will not be measured."""
+    if args.max_asr is not None and (evidence is None or evidence.trigger is None):
+        raise Refused("--max-asr needs --data, --trigger and --target")
+    if args.min_acc is not None and evidence is None:
+        raise Refused("--min-acc needs --data")
+
+
+def passed(args: argparse.Namespace, record: Record) -> int:
+    """The exit code that the gates leave."""
+    after = record.after
+    assert after is not None
+    if args.max_asr is not None and after.asr is None:
+        return shown.said("gate failed: no ASR, because the cleaned model gets no image right", GATE)
+    if args.max_asr is not None and after.asr > args.max_asr:
+        return shown.said(f"gate failed: ASR {after.asr:.4f} is above --max-asr {args.max_asr:g}", GATE)
+    if args.min_acc is not None and (after.acc is None or after.acc < args.min_acc):
+        return shown.said(f"gate failed: ACC {after.acc:.4f} is below --min-acc {args.min_acc:g}", GATE)
+    return DONE

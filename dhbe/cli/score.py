@@ -1,0 +1,31 @@
+"""`dhbe score MODEL`: ACC and ASR on data."""
+
+from collections.abc import Sequence
+
+from dhbe import api
+from dhbe.cli import arguments, shown, vendor
+from dhbe.cli.codes import DONE
+from dhbe.cli.parser import Parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code."""
+    parser = Parser(
+        "score",
+        "  dhbe score suspect.safetensors --data digits --trigger badnets:3 --target 9\n"
+        "  dhbe score vendor.pt --arch vendor.py:net --classes 10 --data test.npz --trigger trigger.npz --target 0 --json",
+        description="Measures accuracy (ACC) and, with a trigger, attack success rates (ASR) of a model on data.",
+    )
+    arguments.add_model(parser)
+    arguments.add_evidence(parser, needed=True)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    arguments.add_output(parser)
+    args = parser.parse_args(argv)
+    suspect = arguments.suspect(args)
+    shown.notes(args, suspect.warnings)
+    evidence = arguments.evidence(args, suspect)
+    assert evidence is not None
+    with vendor.running(suspect.info.code):
+        measures = api.score(suspect, evidence, device=args.device)
+    shown.show(args, measures.model_dump(mode="json", exclude={"signs"}), lambda: shown.rates({"measured": measures}))
+    return DONE

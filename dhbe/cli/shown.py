@@ -1,0 +1,65 @@
+"""What is shown: results on stdout, everything else on stderr."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dhbe.records import Measures, Record
+
+
+def said(error: object, code: int) -> int:
+    """One line on stderr; returns the exit code that goes with it."""
+    print(f"dhbe: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def tell(args: argparse.Namespace, line: str) -> None:
+    """A remark on stderr."""
+    if not args.quiet:
+        print(line, file=sys.stderr, flush=True)
+
+
+def notes(args: argparse.Namespace, lines: Iterable[str]) -> None:
+    """What is worth knowing about a model or a run."""
+    for line in lines:
+        tell(args, f"note: {line}")
+
+
+def show(args: argparse.Namespace, content: dict[str, Any], text: Callable[[], str]) -> None:
+    """The result on stdout: as JSON if that was asked for, else as text."""
+    encoding = sys.stdout.encoding or "utf-8"  # names of files need not fit into it
+    said = json.dumps(content) if args.json else text()
+    print(said.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def rates(columns: "dict[str, Measures]") -> str:
+    """A table of rates, a column for each state of a model."""
+    rows = (("ACC", "acc"), ("ASR", "asr"), ("ASR x4", "asr_x4"), ("ASR x9", "asr_x9"))
+    rows += (("ASR (victim right)", "asr_victim"), ("ASR (all)", "asr_all"), ("RA", "ra"), ("DER", "der"))
+    lines = [f"{'':20}" + "".join(f"{head:>12}" for head in columns)]
+    for name, field in rows:
+        values = [getattr(measures, field) for measures in columns.values()]
+        if any(value is not None for value in values):
+            lines.append(f"{name:20}" + "".join(f"{'-' if v is None else f'{v:.2%}':>12}" for v in values))
+    return "\n".join(lines)
+
+
+def erased(args: argparse.Namespace, record: "Record", out: Path) -> None:
+    """What a run of a defence came to."""
+    show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _erased(record, out))
+
+
+def _erased(record: "Record", out: Path) -> str:
+    before, after = record.before, record.after
+    assert before is not None
+    assert after is not None
+    lines: Iterable[str] = [
+        f"{name:20}" + "".join(f"{state.signs[name]:>12.3f}" for state in (before, after) if name in state.signs)
+        for name in {**before.signs, **after.signs}
+    ]
+    head = rates({"suspect": before, "cleaned": after})
+    return "\n".join([head, *lines, f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}"])

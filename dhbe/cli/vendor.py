@@ -1,0 +1,27 @@
+"""What may go wrong while networks of others run."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+from dhbe.errors import Failed, Interrupted, Refused
+
+
+@contextmanager
+def running(code: str | None) -> Iterator[None]:
+    """While networks run: what the vendor's `code` prints goes to stderr, what it raises becomes one line."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except (Refused, Failed, Interrupted):
+        raise
+    except (Exception, SystemExit) as error:
+        if code is None or out_of_memory(error):
+            raise
+        raise Failed(f"the vendor's code {code} raised {type(error).__name__}: {error}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says, in the words of Python or torch."""
+    said = ("out of memory", "can't allocate memory", "not enough memory", "size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
