@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dhbe.data import Images, cifar, load, read_pack, to_uint8
+from dhbe.data import Images, cifar, download, load, read_pack, to_uint8
 from dhbe.data.folders import load_folder
 from dhbe.data.packs import load_pack
 from dhbe.errors import Failed, Refused
@@ -108,7 +108,9 @@ def test_splits_part_the_data_class_by_class(name):
 
 def test_unknown_data_is_refused_with_what_exists(tmp_path):
     for name in ("digit", str(tmp_path / "missing"), "data.zip"):
-        with pytest.raises(Refused, match="digits16, cifar10, cifar100, an image folder, or an") as caught:
+        with pytest.raises(
+            Refused, match="digits16, cifar10, cifar100, fashion-mnist, an image folder, or an"
+        ) as caught:
             load(name)
         assert "\n" not in str(caught.value)
     with pytest.raises(Refused, match="file name too long"):
@@ -381,7 +383,7 @@ def archive(tmp_path, monkeypatch):
 
 
 def test_cifar_is_read_from_its_bytes(archive, tmp_path, monkeypatch):
-    with pytest.raises(Refused, match="not the archive that"):
+    with pytest.raises(Refused, match="not the file that"):
         load("cifar100")
     path = tmp_path / "cifar-100-binary.tar.gz"
     changed = replace(cifar.ARCHIVES["cifar100"], sha256=sha256(path))
@@ -399,7 +401,7 @@ def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, monkeypa
         raise OSError("no network")
 
     monkeypatch.setenv("DHBE_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(cifar.urllib.request, "urlopen", fail)
+    monkeypatch.setattr(download.urllib.request, "urlopen", fail)
     with pytest.raises(Failed, match=r"cannot download https.*cifar-10-binary.tar.gz: no network; put the file into"):
         load("cifar10")
     assert list((tmp_path / "cache").iterdir()) == []

@@ -1,6 +1,7 @@
 """Data sets that lie on this machine under a name, encoded packs, and what is known of them."""
 
 import gzip
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dhbe.data import KNOWN, Images, clean_subset, load, part_to_measure
-from dhbe.errors import Refused
+from dhbe.data import KNOWN, Images, clean_subset, download, idx, load, part_to_measure
+from dhbe.errors import Failed, Refused
 
 SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 RANDOM = np.random.default_rng(0)
@@ -155,9 +156,100 @@ def test_fashion_mnist_is_read_from_its_files(kept):
             load("fashion-mnist", "train")
 
 
+def test_fashion_mnist_is_downloaded_once_and_compared(kept, monkeypatch):
+    def published(address, timeout):
+        asked.append(address.rpartition("/")[2])
+        return io.BytesIO(files[asked[-1]])
+
+    bodies = {"images-idx3": ([0x803, 2, 28, 28], bytes(2 * 784)), "labels-idx1": ([0x801, 2], b"\0\1")}
+    files = {
+        f"{stem}-{kind}-ubyte.gz": gzip.compress(np.array(head, ">u4").tobytes() + body)
+        for stem in ("train", "t10k")
+        for kind, (head, body) in bodies.items()
+    }
+    asked = []
+    monkeypatch.setattr(download.urllib.request, "urlopen", published)
+    monkeypatch.setattr(idx, "SHA256", {name: hashlib.sha256(body).hexdigest() for name, body in files.items()})
+    good, files["t10k-labels-idx1-ubyte.gz"] = files["t10k-labels-idx1-ubyte.gz"], b"a page that says sorry"
+    with pytest.raises(
+        Failed, match=r"t10k-labels-idx1-ubyte.gz: another file is there now; put the file into .*mnist"
+    ):
+        load("fashion-mnist")
+    assert len(list((kept / "fashion-mnist").iterdir())) == 3
+    files["t10k-labels-idx1-ubyte.gz"] = good
+    assert load("fashion-mnist", "test").labels.tolist() == [0, 1]
+    assert len(load("fashion-mnist")) == 4
+    assert sorted(asked) == sorted([*files, "t10k-labels-idx1-ubyte.gz"])
+
+
+@pytest.fixture
+def tiny(kept):
+    """Tiny-ImageNet's archive, unpacked, with two classes of two images and three to test."""
+    root = kept / "tiny-imagenet-200"
+    for name, grey in (("n02", 20), ("n01", 10)):
+        (root / "train" / name / "images").mkdir(parents=True)
+        (root / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t9\t9\n")
+        for number in range(2):
+            Image.new("RGB", (64, 64), (grey, 0, number)).save(
+                root / "train" / name / f"images/{name}_{number}.JPEG", "PNG"
+            )
+    for part in ("val", "test"):
+        (root / part / "images").mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (64, 64), 50 + number).save(root / part / f"images/{part}_{number}.JPEG", "PNG")
+    (root / "wnids.txt").write_text("n02\nn01\n")
+    (root / "words.txt").write_text("n01\tant\nn02\tbee\n")
+    rows = (("val_2.JPEG", "n01"), ("val_0.JPEG", "n02"), ("val_1.JPEG", "n02"))
+    (root / "val" / "val_annotations.txt").write_text("".join(f"{file}\t{name}\t0\t0\t9\t9\n" for file, name in rows))
+    return root
+
+
+def test_tiny_imagenet_is_read_as_its_archive_unpacks(tiny):
+    for name in ("tiny-imagenet", str(tiny)):
+        train, test, whole = (load(name, split) for split in ("train", "test", "all"))
+        assert (train.names, train.shape, part_to_measure(name)) == (("n01", "n02"), (3, 64, 64), "test")
+        assert train.labels.tolist() == [0, 0, 1, 1]
+        assert train.pixels[:, 0, 0, 0].tolist() == [10, 10, 20, 20]
+        assert test.labels.tolist() == [0, 1, 1]
+        assert test.pixels[:, 0, 0, 0].tolist() == [52, 50, 51]
+        assert torch.equal(whole.pixels, torch.cat([train.pixels, test.pixels.expand(-1, 3, -1, -1)]))
+        assert load(name, "test", (3, 32, 32)).shape == (3, 32, 32)
+
+
 @pytest.mark.parametrize(
-    "name", ["gtsrb", "tiny-imagenet", "mini-imagenet", "vggface2-100", "lfw-100", "fashion-mnist"]
+    ("file", "content", "message"),
+    [
+        ("wnids.txt", "", "names no classes"),
+        ("wnids.txt", b"\xff\xfe", "cannot read .*wnids.txt"),
+        ("wnids.txt", "n01\nn02\nn03\n", "cannot read the folder .*n03"),
+        ("val/val_annotations.txt", "val_0.JPEG\tn09\n", "val_annotations.txt, line 1 names no file and class"),
+        ("val/val_annotations.txt", "val_0.JPEG\tn01\nval_1.JPEG\n", "line 2 names no file and class"),
+        ("val/val_annotations.txt", "../x.JPEG\tn01\n", "line 1 names no file and class"),
+        ("val/val_annotations.txt", "val_9.JPEG\tn01\n", "val_9.JPEG is no image"),
+        ("val/val_annotations.txt", "", "holds no images of the test part"),
+        ("train/n01/images/note.txt", "hello", "note.txt is no image"),
+    ],
 )
+def test_a_broken_tiny_imagenet_is_refused(tiny, file, content, message):
+    (tiny / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(Refused, match=message) as caught:
+        (load("tiny-imagenet", "test"), load("tiny-imagenet", "train"))
+    assert "\n" not in str(caught.value)
+
+
+def test_mini_imagenet_is_a_folder_of_photographs_made_64_px(kept):
+    photo = RANDOM.integers(0, 256, (84, 84, 3), dtype=np.uint8)
+    for name in ("crab", "ant"):
+        (kept / "mini-imagenet" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.fromarray(photo).save(kept / "mini-imagenet" / name / f"{number}.png")
+    train, test = load("mini-imagenet", "train"), load("mini-imagenet", "test")
+    assert (train.shape, len(train), len(test), train.names) == ((3, 64, 64), 8, 2, ("ant", "crab"))
+    expected = np.asarray(Image.fromarray(photo).resize((64, 64), Image.Resampling.BILINEAR))
+    assert np.array_equal(test.pixels[0].permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("name", ["gtsrb", "tiny-imagenet", "mini-imagenet", "vggface2-100", "lfw-100"])
 def test_a_named_data_set_that_is_not_there_is_refused(name, kept):
     with pytest.raises(Refused, match=f"{name} is not in .*put the image folder {name} there") as caught:
         load(name)

@@ -14,6 +14,7 @@ from dhbe.data.images import Images, Shape, to_uint8
 from dhbe.data.known import KNOWN
 from dhbe.data.local import kept, load_parts, local_parts
 from dhbe.data.packs import read_pack
+from dhbe.data.tiny_imagenet import holds_tiny_imagenet, load_tiny_imagenet
 from dhbe.errors import Refused
 
 __all__ = [
@@ -32,8 +33,9 @@ def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
 
     Args:
         data: `digits` or `digits16` (scikit-learn's handwritten digits, RGB of 32 or 16 px), `cifar10`, `cifar100`,
-            another name of `KNOWN` whose files lie in $DHBE_DATA, an image folder (one sub-folder a class, or such
-            folders inside `train` and `test` or `val`), or an .npz file (see `load_pack`).
+            `fashion-mnist`, another name of `KNOWN` whose files lie in $DHBE_DATA, an image folder (one sub-folder a
+            class, or such folders inside `train` and `test` or `val`, or Tiny-ImageNet's archive unpacked), or an .npz
+            file (see `load_pack`).
         split: Which part.
         shape: Shape (c, h, w) that the caller needs. Image files are converted to it, other data that differs is
             refused. None takes the data as it is.
@@ -59,7 +61,7 @@ def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
 
 def part_to_measure(data: str) -> Split:
     """The part of a data set that a model is measured on: its test images, or all where the data has no own split."""
-    split = data in DIGITS or data in KNOWN or (Path(data).is_dir() and own_splits(Path(data)) is not None)
+    split = data in DIGITS or data in KNOWN or _is_split(Path(data))
     return "test" if split else "all"
 
 
@@ -90,30 +92,39 @@ def clean_subset(images: Images, size: int, number: int = 0) -> Images:
     return images.subset(order[first])
 
 
+def _is_split(path: Path) -> bool:
+    return holds_tiny_imagenet(path) or (path.is_dir() and own_splits(path) is not None)
+
+
 def _find(data: str, split: Split, shape: Shape | None) -> Images:
     if data in DIGITS:
         return _part(_digits(DIGITS[data]), split, data)
     if data in KNOWN:
         return _named(data, split, shape)
     path = Path(data)
+    if holds_tiny_imagenet(path):
+        return load_tiny_imagenet(path, split, shape)
     if path.is_dir():
         splits = own_splits(path)
         parts = {part: [inside] for part, inside in splits.items()} if splits else {"all": [path]}
         return _parted(parts, split, shape, data)
     if path.suffix.lower() == ".npz":
         return _parted({"all": [path]}, split, shape, data)
-    known = ", ".join((*DIGITS, *ARCHIVES))
-    others = ", ".join(name for name in KNOWN if name not in ARCHIVES)
+    known = (*DIGITS, *ARCHIVES, "fashion-mnist")
+    others = ", ".join(name for name in KNOWN if name not in known)
     raise Refused(
-        f"no data called {data!r}: give one of {known}, an image folder, or an .npz file; or one of {others}, "
+        f"no data called {data!r}: give one of {', '.join(known)}, an image folder, or an .npz file; or one of {others}, "
         "which you have put into $DHBE_DATA"
     )
 
 
 def _named(name: str, split: Split, shape: Shape | None) -> Images:
-    known = KNOWN[name]
-    if holds_idx(kept() / name):
-        return load_idx(kept() / name, split)
+    known, folder = KNOWN[name], kept() / name
+    for unpacked in (folder, kept() / f"{name}-200"):  # its archive is called tiny-imagenet-200
+        if holds_tiny_imagenet(unpacked):
+            return load_tiny_imagenet(unpacked, split, shape or known.shape)
+    if holds_idx(folder) or (name == "fashion-mnist" and not local_parts(name)):
+        return load_idx(folder, split)
     if parts := local_parts(name):
         return _parted(parts, split, shape or known.shape, name, known.middle)
     if name in ARCHIVES:

@@ -1,21 +1,14 @@
 """CIFAR-10 and CIFAR-100 in their authors' binary form, which holds bytes and no pickles."""
 
-import contextlib
-import os
-import shutil
 import tarfile
-import urllib.request
 from dataclasses import dataclass
-from http.client import HTTPException
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dhbe.data.download import fetched
 from dhbe.data.images import Images
 from dhbe.data.local import kept
-from dhbe.errors import Failed, Refused
-from dhbe.files import sha256
 
 SOURCE = "https://www.cs.toronto.edu/~kriz/"
 SHAPE = (3, 32, 32)
@@ -66,37 +59,13 @@ def load_cifar(name: str, split: str) -> Images:
         Refused: It is not the archive that the authors published.
     """
     archive = ARCHIVES[name]
-    path = _fetch(archive)
-    if sha256(path) != archive.sha256:
-        raise Refused(f"{path} is not the archive that {SOURCE} publishes: delete it to have it downloaded again")
+    path = fetched(SOURCE + archive.file, archive.sha256, kept())
     members = {"train": archive.train, "test": archive.test}.get(split, archive.train + archive.test)
     with tarfile.open(path) as tar:
         records = torch.cat([_records(_member(tar, name), archive.label_bytes) for name in members])
         names = tuple(_member(tar, archive.names).decode().split())
     labels = records[:, archive.label_bytes - 1].long()
     return Images(records[:, archive.label_bytes :].reshape(-1, *SHAPE).contiguous(), labels, names)
-
-
-def _fetch(archive: Archive) -> Path:
-    folder = kept()
-    path = folder / archive.file
-    if path.exists():
-        return path
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # S310 fears file: addresses; this one is a constant.
-        with urllib.request.urlopen(SOURCE + archive.file, timeout=60) as answer, part.open("wb") as file:  # noqa: S310
-            shutil.copyfileobj(answer, file)
-        part.replace(path)
-    except (OSError, HTTPException) as error:
-        raise Failed(
-            f"cannot download {SOURCE + archive.file}: {error}; put the file into {folder} yourself"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-    return path
 
 
 def _member(tar: tarfile.TarFile, name: str) -> bytes:

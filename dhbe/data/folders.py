@@ -29,7 +29,7 @@ def own_splits(root: Path) -> dict[str, Path] | None:
 
     A folder with classes called train and test would look the same; then rename one.
     """
-    names = {path.name for path in _visible(root)}
+    names = {path.name for path in visible(root)}
     if names not in ({"train", "test"}, {"train", "val"}, {"train", "val", "test"}):
         return None
     return {"train": root / "train", "test": root / ("test" if "test" in names else "val")}
@@ -37,7 +37,7 @@ def own_splits(root: Path) -> dict[str, Path] | None:
 
 def class_names(root: Path) -> tuple[str, ...]:
     """Names of the class folders, in the order of their numbers."""
-    return tuple(path.name for path in _visible(root))
+    return tuple(path.name for path in visible(root))
 
 
 def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT, middle: int | None = None) -> Images:
@@ -53,22 +53,38 @@ def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT, midd
     Raises:
         Refused: No classes, an empty class, a file that is no image, a broken or huge image, mixed sizes.
     """
-    folders = _visible(root)
+    folders = visible(root)
     if stray := next((path for path in folders if not path.is_dir()), None):
         raise Refused(f"{stray} lies beside the class folders: an image folder holds one sub-folder a class, no files")
     if not folders:
         raise Refused(f"{root} holds no classes: an image folder holds one sub-folder a class")
-    files = [_visible(folder) for folder in folders]
+    files = [visible(folder) for folder in folders]
     if empty := next((folder for folder, inside in zip(folders, files, strict=True) if not inside), None):
         raise Refused(f"{empty} is empty: put images of this class there or remove the folder")
-    paths = [path for inside in files for path in inside]
-    labels = torch.arange(len(folders)).repeat_interleave(torch.tensor([len(inside) for inside in files]))
+    paths = [(path, label) for label, inside in enumerate(files) for path in inside]
+    return load_files(paths, tuple(folder.name for folder in folders), root, shape, limit, middle)
+
+
+def load_files(
+    files: Sequence[tuple[Path, int]],
+    names: tuple[str, ...],
+    root: Path,
+    shape: Shape | None = None,
+    limit: int = LIMIT,
+    middle: int | None = None,
+) -> Images:
+    """Images from files, each given with its class; `root` is what messages call them, for the rest see `load_folder`.
+
+    Raises:
+        Refused: A file is no image, or broken or huge; mixed sizes.
+    """
+    paths = [path for path, _ in files]
     shape = shape or _common_shape(paths)
     check_size(len(paths), shape, root, limit)
     pixels = torch.empty(len(paths), *shape, dtype=torch.uint8)
     for number, path in enumerate(paths):
         pixels[number] = decode(path, path, shape, middle)
-    return Images(pixels, labels, tuple(folder.name for folder in folders))
+    return Images(pixels, torch.tensor([label for _, label in files]), names)
 
 
 def load_image(path: Path, shape: Shape) -> torch.Tensor:
@@ -80,7 +96,12 @@ def load_image(path: Path, shape: Shape) -> torch.Tensor:
     return decode(path, path, shape).float() / 255
 
 
-def _visible(folder: Path) -> list[Path]:
+def visible(folder: Path) -> list[Path]:
+    """What a folder holds, in the order of names, but for hidden files.
+
+    Raises:
+        Refused: It cannot be read.
+    """
     try:
         inside = sorted(folder.iterdir())
     except OSError as error:

@@ -6,24 +6,37 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dhbe.data.download import fetched
 from dhbe.data.images import Images
 from dhbe.errors import Refused
 
 NAMES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot")
 STEMS = {"train": "train", "test": "t10k"}
+SOURCE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+SHA256 = {
+    "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+    "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+    "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+    "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+}
+"""Of Fashion-MNIST's files. What lies in the folder already may be MNIST, and is not compared."""
 
 
 def holds_idx(folder: Path) -> bool:
-    """Whether all four files are there."""
-    return all(path.is_file() for stem in STEMS.values() for path in _files(folder, stem))
+    """Whether any of the four files is there."""
+    return any((folder / file).is_file() for file in SHA256)
 
 
 def load_idx(folder: Path, split: str) -> Images:
-    """The official train or test images, or both, as grey images of 28 px.
+    """The official train or test images, or both, as grey images of 28 px; what is missing is downloaded.
 
     Raises:
+        Failed: A file cannot be downloaded.
         Refused: A file is not as its authors published it.
     """
+    for file, digest in SHA256.items():
+        if not (folder / file).exists():
+            fetched(SOURCE + file, digest, folder)
     stems = [STEMS[split]] if split in STEMS else list(STEMS.values())
     pixels, labels = zip(*(map(_read, _files(folder, stem), ((28, 28), ())) for stem in stems), strict=True)
     return Images(torch.cat(pixels)[:, None], torch.cat(labels).long(), NAMES)

@@ -1,0 +1,48 @@
+"""Files that are fetched once from where their authors publish them."""
+
+import contextlib
+import os
+import shutil
+import urllib.request
+from http.client import HTTPException
+from pathlib import Path
+
+from dhbe.errors import Failed, Refused
+from dhbe.files import sha256
+
+
+def fetched(address: str, digest: str, folder: Path) -> Path:
+    """The file of this address in `folder`, downloaded if it is not there.
+
+    Args:
+        address: Where it is published; its last part is the file's name.
+        digest: SHA-256 of its content, hexadecimal.
+        folder: Where files are kept; it is made if need be.
+
+    Raises:
+        Failed: It cannot be downloaded, or the address has another file now.
+        Refused: What is there is not the file that was published.
+    """
+    path = folder / address.rpartition("/")[2]
+    if not path.exists():
+        _download(address, digest, path)
+    elif sha256(path) != digest:
+        raise Refused(f"{path} is not the file that {address} should be: delete it to have it downloaded again")
+    return path
+
+
+def _download(address: str, digest: str, path: Path) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # S310 fears file: addresses; those here are constants.
+        with urllib.request.urlopen(address, timeout=60) as answer, part.open("wb") as file:  # noqa: S310
+            shutil.copyfileobj(answer, file)
+        if sha256(part) != digest:
+            raise OSError("another file is there now")
+        part.replace(path)
+    except (OSError, HTTPException) as error:
+        raise Failed(f"cannot download {address}: {error}; put the file into {path.parent} yourself") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
