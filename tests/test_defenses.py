@@ -494,7 +494,7 @@ def test_rates_fall_in_all_three_optimisers():
 
 # ---- what `fast` promises
 
-TINY = {"iterations": 3, "warm_up": 2, "student_steps": 2, "batch": 4, "album": 10, "patch": 3}
+TINY = {"iterations": 3, "cycles": 2, "warm_up": 2, "student_steps": 2, "batch": 4, "album": 10, "patch": 3}
 
 
 def tiny(settings: Defense) -> Defense:
@@ -573,8 +573,9 @@ def test_victim_and_random_state_stay_and_the_result_is_in_eval_mode(defense):
     assert all(value.isfinite().all() for value in cleaned.state_dict().values())
     assert len({p.data_ptr() for p in [*cleaned.parameters(), *model.parameters()]}) == 2 * len([*model.parameters()])
     assert [(glimpse.number, glimpse.total) for glimpse in rounds] == [
-        (i + 1, defense.rounds) for i in range(defense.rounds)
+        (i + 1, defense.rounds) for i in range(len(rounds))
     ]
+    assert 0 < len(rounds) <= defense.rounds  # `fast` may stop before
     assert all(value.ndim == 0 and value.isfinite() for glimpse in rounds for value in glimpse.round.values())
 
 
@@ -649,14 +650,13 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(defense, precisio
 
     ledger = Ledger()
     whole = defense(model, seed=3, precision=precision, watch=watch, ledger=ledger)
-    assert len(saved) == defense.rounds
     for done, state in enumerate(saved, start=1):
         torch.rand(done)
         rest = []
         ledger = Ledger(torch.load(io.BytesIO(state), weights_only=True))
         resumed = defense(model, seed=3, precision=precision, ledger=ledger, watch=rest.append)
         assert same(resumed, whole), f"after round {done}"
-        assert [g.number for g in rest] == list(range(done + 1, defense.rounds + 1))
+        assert [g.number for g in rest] == list(range(done + 1, len(saved) + 1))
         assert [{name: value.item() for name, value in g.round.items()} for g in rest] == curves[done:]
 
 

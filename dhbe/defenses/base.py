@@ -95,7 +95,7 @@ class Glimpse:
     number: int
     """Rounds done, from 1."""
     total: int
-    """Rounds that the defence will take."""
+    """Rounds that the defence will take at the most."""
     round: Round
     model: Classifier
     """The model at this moment, in eval mode. Looking does not change the run."""
@@ -123,7 +123,7 @@ class Defense(ABC):
     @property
     @abstractmethod
     def rounds(self) -> int:
-        """How many rounds `run` takes."""
+        """How many rounds `run` takes at the most; it may see that it can stop before."""
 
     @abstractmethod
     def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:

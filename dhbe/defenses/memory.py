@@ -24,8 +24,10 @@ class Memory(nn.Module):
     """The share of images that it brought to its class when it was tried last [size]."""
     anomaly: Tensor
     """How far each class stands out of each family [families, classes], in robust standard deviations."""
-    natural: Tensor
-    """The median lead of each family in the teacher [families]."""
+    leads: Tensor
+    """How far each class led in the teacher [families, classes]."""
+    agreement: Tensor
+    """The share of images for which student and teacher chose the same class when they were compared last."""
     sought: Tensor
     """Which triggers are worth remembering [families, classes]: those that stand out, or all if none does."""
     suspects: Tensor
@@ -40,7 +42,8 @@ class Memory(nn.Module):
         self.register_buffer("strength", torch.full((size,), -torch.inf))
         self.register_buffer("success", torch.zeros(size))
         self.register_buffer("anomaly", torch.zeros(families, classes))
-        self.register_buffer("natural", torch.zeros(families))
+        self.register_buffer("leads", torch.zeros(families, classes))
+        self.register_buffer("agreement", torch.ones(()))
         self.register_buffer("sought", torch.ones(families, classes, dtype=torch.bool))
         self.register_buffer("suspects", torch.zeros(classes, dtype=torch.bool))
 
@@ -52,9 +55,14 @@ class Memory(nn.Module):
         """Whether a class stands out."""
         return bool(self.suspects.any())
 
-    def note(self, anomaly: Tensor, natural: Tensor, outliers: Tensor) -> None:
+    @property
+    def natural(self) -> Tensor:
+        """The median lead of each family in the teacher [families]."""
+        return self.leads.quantile(0.5, dim=1)
+
+    def note(self, leads: Tensor, anomaly: Tensor, outliers: Tensor) -> None:
         """Writes down what the search in the teacher came to; `outliers` are bool [families, classes]."""
-        self.anomaly, self.natural, self.suspects = anomaly, natural, outliers.any(0)
+        self.leads, self.anomaly, self.suspects = leads, anomaly, outliers.any(0)
         self.sought = outliers if self.backdoored else torch.ones_like(outliers)
 
     def take(self, forms: Forms, wanted: Tensor, strength: Tensor) -> None:

@@ -111,10 +111,19 @@ class Faint(Family):
         return Forms(torch.ones_like(add[:, :1]), add)
 
 
-def lead(logits: Tensor, wanted: Tensor) -> Tensor:
-    """How far the wanted class leads before the best other one, [n]: negative where another one leads."""
-    own = logits.gather(1, wanted[:, None]).squeeze(1)
-    return own - logits.scatter(1, wanted[:, None], -torch.inf).amax(1)
+def lead(logits: Tensor, wanted: Tensor, usual: Tensor | None = None) -> Tensor:
+    """How far the wanted class leads before the best other one, [n]: negative where another one leads.
+
+    Args:
+        logits: Of triggered images [n, classes].
+        wanted: Classes [n]. The number after the last one stands for any but the usual.
+        usual: The classes of the images without triggers [n], where that number occurs.
+    """
+    away = wanted == logits.shape[1]
+    named = wanted if usual is None else torch.where(away, usual, wanted)
+    own = logits.gather(1, named[:, None]).squeeze(1)
+    ahead = own - logits.scatter(1, named[:, None], -torch.inf).amax(1)
+    return torch.where(away, -ahead, ahead)
 
 
 class Search:
@@ -123,54 +132,70 @@ class Search:
     The lead is sought without a ceiling: a backdoor's grows far beyond what any natural pattern reaches.
     """
 
-    def __init__(self, classes: int, shape: tuple[int, int, int], patch: int, shown: float, change: float) -> None:
+    def __init__(
+        self,
+        classes: int,
+        shape: tuple[int, int, int],
+        patch: int,
+        shown: float,
+        change: float,
+        *,
+        away: bool = False,
+    ) -> None:
         channels, side, _ = shape
         self.classes = classes
+        self.aims = classes + away
+        """Triggers in each family: one for each class, and perhaps one that leads anywhere but to the usual class."""
         pixels = max(shown * side**2, FEWEST)
         self.families: list[Family] = [
-            Patches(classes, side, channels, patch),
-            Masked(classes, side, channels, pixels),
-            Masked(classes, side, channels, pixels / 2),
-            Faint(classes, side, channels, change),
+            Patches(self.aims, side, channels, patch),
+            Masked(self.aims, side, channels, pixels),
+            Masked(self.aims, side, channels, pixels / 2),
+            Faint(self.aims, side, channels, change),
         ]
         self.optimizers = [Adam(each.parameters(), each.step, betas=BETAS, fused=True) for each in self.families]
 
     def step(self, model: Classifier, number: int, pixels: Tensor, wanted: Tensor) -> Tensor:
         """One step of a family on images [n, c, h, w] towards classes [n]; returns the mean lead."""
         with frozen(model):
-            reached = lead(model(self.families[number].forms(wanted)(pixels)), wanted).mean()
+            with torch.no_grad():
+                usual = model(pixels).argmax(1) if self.aims > self.classes else None
+            reached = lead(model(self.families[number].forms(wanted)(pixels)), wanted, usual).mean()
             descend(self.optimizers[number], -reached)
         return reached.detach()
 
     @torch.no_grad()
+    def lead(self, model: Classifier, family: Family, wanted: Tensor, pixels: Tensor) -> Tensor:
+        """Mean lead of the triggers of classes [k], each over those images that `model` takes for another class, [k].
+
+        With no image of another class nothing can lead there: 0.
+        """
+        answer, means = model(pixels).argmax(1), []
+        for label in wanted.tolist():
+            others = pixels[answer != label]
+            labels = torch.full((len(others),), label)
+            means.append(lead(model(family.forms(labels)(others)), labels).mean() if len(others) else torch.zeros(()))
+        return torch.stack(means) if means else torch.zeros(0)
+
     def leads(self, model: Classifier, pixels: Tensor) -> Tensor:
-        """Mean lead of each family's trigger for each class [families, classes], over images of other classes."""
-        answer = model(pixels).argmax(1)
-        rows = []
-        for family in self.families:
-            row = []
-            for wanted in range(self.classes):
-                others = pixels[answer != wanted]
-                label = torch.full((len(others),), wanted)
-                # With no image of another class nothing can lead there.
-                row.append(lead(model(family.forms(label)(others)), label).mean() if len(others) else torch.zeros(()))
-            rows.append(torch.stack(row))
-        return torch.stack(rows)
+        """The same for all families and classes [families, classes]."""
+        wanted = torch.arange(self.classes)
+        return torch.stack([self.lead(model, family, wanted, pixels) for family in self.families])
 
 
-def anomalies(leads: Tensor, spread: Tensor) -> Tensor:
+def anomalies(gains: Tensor, spread: Tensor) -> Tensor:
     """How far each class stands out of its family [families, classes], in robust standard deviations.
 
-    The median and the median absolute deviation x 1.4826, as in Neural Cleanse (Wang et al. 2019), of leads instead of
-    sizes, and upwards only.
+    The median and the median absolute deviation x 1.4826, as in Neural Cleanse (Wang et al. 2019), of what triggers
+    gain instead of sizes, and upwards only.
 
     Args:
-        leads: What `Search.leads` returned for the teacher.
+        gains: What the triggers add to the leads of their classes [families, classes].
         spread: Standard deviation of the teacher's logits, to tell what is nothing.
     """
-    middle = leads.quantile(0.5, dim=1, keepdim=True)
-    deviation = 1.4826 * (leads - middle).abs().quantile(0.5, dim=1, keepdim=True)
-    return (leads - middle) / deviation.clamp_min(SMALLEST_SPREAD * spread.item())
+    middle = gains.quantile(0.5, dim=1, keepdim=True)
+    deviation = 1.4826 * (gains - middle).abs().quantile(0.5, dim=1, keepdim=True)
+    return (gains - middle) / deviation.clamp_min(SMALLEST_SPREAD * spread.item())
 
 
 SIDES = (1, 2, 3, 4, 5, 6)

@@ -1,0 +1,150 @@
+"""What can be learned of a classifier without data, before anything moves: familiar images, and the triggers it answers."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from dhbe.classifier import Classifier
+from dhbe.defenses.album import Album
+from dhbe.defenses.base import Eraser, Round, Stateful
+from dhbe.defenses.memory import Memory
+from dhbe.defenses.parts import channels_last, descend
+from dhbe.defenses.photographs import pieces
+from dhbe.defenses.search import NAMES, Masked, Search, anomalies, compact, lead
+from dhbe.defenses.statistics import BatchStatistics, imbalance, tracked
+from dhbe.generators import NOISE, PixelGenerator
+
+PROBES = 64
+"""Images on which the search is concluded."""
+
+EACH = 6
+"""Images for each class in a step of the search."""
+
+FEWEST = 64
+"""Images in a step of the search, however few the classes."""
+
+AT_ONCE = 2**24
+"""Values of the photographs' pieces that are drawn at a time."""
+
+
+class Notes:
+    """All that a survey writes down."""
+
+    def __init__(self, survey: "Survey", model: Classifier) -> None:
+        channels, side, _ = model.shape
+        self.images = PixelGenerator(side, channels)
+        self.imagine = Adam(self.images.parameters(), survey.lr_images, fused=True)
+        self.search = Search(model.classes, model.shape, survey.patch, survey.shown, survey.change)
+        self.album = Album(survey.album, model.shape, model.classes)
+        self.memory = Memory(max(128, 4 * model.classes), model.shape, model.classes, len(self.search.families))
+        channels_last(self.images)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything that changes, by name."""
+        seekers = {f"seek_{name}": optimizer for name, optimizer in zip(NAMES, self.search.optimizers, strict=True)}
+        return {
+            "images": self.images, "imagine": self.imagine, "families": nn.ModuleList(self.search.families),
+            "album": self.album, "memory": self.memory, **seekers,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Survey(Eraser):
+    """Hyperparameters of the search in an untouched model, and the search."""
+
+    warm_up: Annotated[int, "rounds before the student moves: images become familiar, triggers are sought"] = 60
+    lr_images: Annotated[float, "learning rate of the image generator (Adam)"] = 1e-3
+    balance: Annotated[float, "weight of an even share of the classes among the generated images"] = 1.0
+    album: Annotated[int, "images that the student is shown"] = 4096
+    shown: Annotated[float, "share of the pixels that a masked trigger may show; a second family has half of it"] = (
+        0.025
+    )
+    change: Annotated[float, "largest change of a pixel by a faint trigger"] = 16 / 255
+    suspicion: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 5.0
+
+    def survey(self, teacher: Classifier, notes: Notes, done: int = 0) -> Iterator[Round]:
+        """Makes images familiar and seeks triggers, from round `done` on; `conclude` tells what it came to.
+
+        Args:
+            teacher: In eval mode, without gradients.
+            notes: Where all is written down.
+            done: Rounds that the notes hold.
+        """
+        album, search = notes.album, notes.search
+        if not done:
+            some = max(1, AT_ONCE // math.prod(teacher.shape))
+            for first in range(0, len(album), some):
+                drawn = pieces(min(some, len(album) - first), teacher.shape)
+                album.fill(drawn.to(teacher.mean.device), teacher, first)
+        familiar = bool(tracked(teacher))
+        with BatchStatistics(teacher) as statistics:
+            for _ in range(done, self.warm_up):
+                losses: Round = {}
+                if familiar:
+                    with statistics.gathering():
+                        answer = teacher(notes.images(torch.randn(FEWEST, NOISE)))
+                    losses["familiarity"] = statistics.distance()
+                    descend(notes.imagine, losses["familiarity"] + self.balance * imbalance(answer))
+                yield {**losses, **step(search, teacher, album)}
+        if familiar:
+            album.renew(notes.images, teacher)
+
+    def explore(self, model: Classifier, notes: Notes, watch: Callable[[Round], None]) -> Search:
+        """A fresh search of as many rounds on the images at hand, for each class and for any but the usual.
+
+        Args:
+            model: In eval mode, without gradients.
+            notes: Of a survey; only their images are used.
+            watch: Called after every round.
+        """
+        search = Search(model.classes, model.shape, self.patch, self.shown, self.change, away=True)
+        for _ in range(self.warm_up):
+            watch(step(search, model, notes.album))
+        return search
+
+    @torch.no_grad()
+    def conclude(self, teacher: Classifier, notes: Notes) -> None:
+        """What the search came to: which classes stand out, and the triggers to begin with."""
+        album, memory = notes.album, notes.memory
+        pixels, _ = album.sample(PROBES)
+        leads = notes.search.leads(teacher, pixels)
+        anomaly = anomalies(leads - resting(album.answers), album.answers.std())
+        memory.note(leads, anomaly, anomaly > self.suspicion)
+        for family, reached, sought in zip(notes.search.families, leads, memory.sought, strict=True):
+            wanted = sought.nonzero().flatten()
+            forms = family.forms(wanted)
+            memory.take(forms, wanted, reached[wanted])
+            if memory.backdoored and isinstance(family, Masked):
+                for place, label in enumerate(wanted.tolist()):
+                    squares, strength = compact(teacher, forms[[place]], label, pixels[:4])
+                    memory.take(squares, wanted[place].expand(len(strength)), strength)
+                    album.sieve(forms[[place]], label, teacher)
+
+
+def step(search: Search, model: Classifier, album: Album) -> Round:
+    """One step of each family."""
+    count = max(FEWEST, EACH * model.classes)
+    return {f"lead_{name}": seek(search, model, number, album.sample(count)[0]) for number, name in enumerate(NAMES)}
+
+
+def seek(search: Search, model: Classifier, number: int, pixels: Tensor, suspects: Tensor | None = None) -> Tensor:
+    """One step of a family, over all classes evenly, or three quarters of it over those that stand out."""
+    wanted = (torch.arange(len(pixels)) + torch.randint(search.aims, ())) % search.aims
+    if suspects is not None and suspects.any():
+        drawn = torch.multinomial(suspects.float(), len(pixels), replacement=True)
+        wanted = torch.where(torch.rand(len(pixels)) < 0.75, drawn, wanted)
+    return search.step(model, number, pixels, wanted)
+
+
+def resting(answers: Tensor) -> Tensor:
+    """Mean lead of each class [classes] without a trigger, over images [n, classes] that are taken for another one."""
+    rows = []
+    for label in range(answers.shape[1]):
+        others = answers[answers.argmax(1) != label]
+        rows.append(lead(others, torch.full((len(others),), label)).mean() if len(others) else torch.zeros(()))
+    return torch.stack(rows)

@@ -1,0 +1,152 @@
+"""Is a backdoor gone? Two states of a classifier are searched on the same images, without data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dhbe.classifier import Classifier
+from dhbe.defenses.base import Round, secluded
+from dhbe.defenses.parts import channels_last, frozen_copy
+from dhbe.defenses.scan import Watch, success
+from dhbe.defenses.search import NAMES, Search, anomalies
+from dhbe.defenses.statistics import tracked
+from dhbe.defenses.survey import PROBES, Notes, Survey, resting
+
+RESTARTS = 2
+"""Fresh searches in each state."""
+
+COMPARED = 512
+"""Images on which the two states are compared."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the searches in one state came to."""
+
+    anomaly_index: float
+    """How far the class that stood out most before does in this state."""
+    success: float
+    """The share of images that the strongest trigger found in the state before leads to its class."""
+    targeted: dict[str, float]
+    """By family: the largest share of images that one trigger found in this state leads to one class."""
+    untargeted: dict[str, float]
+    """By family: the share of images whose class a trigger changes that was found to change it."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two states of a classifier."""
+
+    suspect: int
+    """The class that stands out most in the state before."""
+    index: float
+    """How far it does."""
+    agreement: float
+    """The share of images that both give the same class."""
+    drift: float | None
+    """How far the BatchNorm statistics moved; None where there are none, or not the same."""
+    before: State
+    after: State
+
+
+def rounds(survey: Survey) -> int:
+    """Rounds that `compare` takes."""
+    return survey.warm_up * (1 + 2 * RESTARTS)
+
+
+def compare(
+    before: Classifier, after: Classifier, survey: Survey, *, seed: int = 0, watch: Watch = lambda number, round: None
+) -> Comparison:
+    """Searches both states, which stay as they are, as does the caller's random state.
+
+    Args:
+        before: The suspect classifier.
+        after: What a defence made of it, for the same classes and shape of images.
+        survey: Hyperparameters of the search.
+        seed: Seed of everything random.
+        watch: Called after every round.
+    """
+    states, device, number = [frozen_copy(before), frozen_copy(after)], before.mean.device, 0
+    channels_last(*states)
+
+    def watched(round: Round) -> None:
+        nonlocal number
+        number += 1
+        watch(number, round)
+
+    with secluded(device), torch.device(device), torch.no_grad():
+        torch.manual_seed(seed)
+        notes = Notes(survey, before)
+        with torch.enable_grad():
+            for losses in survey.survey(states[0], notes):
+                watched(losses)
+        survey.conclude(states[0], notes)
+        suspect = int(notes.memory.anomaly.amax(0).argmax())
+        pixels, _ = notes.album.sample(COMPARED)
+        classes = [state(pixels).argmax(1) for state in states]
+        return Comparison(
+            suspect=suspect,
+            index=float(notes.memory.anomaly.max()),
+            agreement=float((classes[0] == classes[1]).float().mean()),
+            drift=drift(*states),
+            before=_state(states[0], survey, notes, suspect, watched),
+            after=_state(states[1], survey, notes, suspect, watched),
+        )
+
+
+def _state(model: Classifier, survey: Survey, notes: Notes, suspect: int, watch: Callable[[Round], None]) -> State:
+    pixels, _ = notes.album.sample(PROBES)
+    answers = model(pixels)
+    memory = notes.memory
+    known = [place for place in range(len(memory.strength)) if memory.strength[place] > -torch.inf]
+    acting = [
+        success(model, memory.forms(torch.tensor([place])), int(memory.wanted[place]), pixels, answers)
+        for place in known
+        if memory.wanted[place] == suspect
+    ]
+    found: list[tuple[Tensor, Tensor]] = []
+    for _ in range(RESTARTS):
+        with torch.enable_grad():
+            search = survey.explore(model, notes, watch)
+        leads = search.leads(model, pixels)
+        index = anomalies(leads - resting(answers), answers.std())[:, suspect].amax()
+        found.append((index, _successes(model, search, pixels, answers)))
+    best = torch.stack([shares for _, shares in found]).amax(0)
+    return State(
+        anomaly_index=float(torch.stack([index for index, _ in found]).amax()),
+        success=max(map(float, acting), default=0.0),
+        targeted=dict(zip(NAMES, best[:, :-1].amax(1).tolist(), strict=True)),
+        untargeted=dict(zip(NAMES, best[:, -1].tolist(), strict=True)),
+    )
+
+
+def _successes(model: Classifier, search: Search, pixels: Tensor, answers: Tensor) -> Tensor:
+    """Of each family's trigger for each aim, the last one of which is any class but the usual [families, classes + 1]."""
+    aims = range(search.aims)
+    return torch.stack(
+        [
+            torch.stack([success(model, family.forms(torch.tensor([aim])), aim, pixels, answers) for aim in aims])
+            for family in search.families
+        ]
+    )
+
+
+def drift(before: Classifier, after: Classifier) -> float | None:
+    """Mean over BatchNorm layers and channels of how far means moved, in standard deviations of the state before.
+
+    None where the two have no BatchNorm layers, or not as many.
+    """
+    layers = tracked(before), tracked(after)
+    if not layers[0] or len(layers[0]) != len(layers[1]):
+        return None
+    moved = []
+    for old, new in zip(*layers, strict=True):
+        if old.running_mean is None or new.running_mean is None or old.running_var is None:
+            return None
+        if old.running_mean.shape != new.running_mean.shape:
+            return None
+        scale = (old.running_var + old.eps).sqrt()
+        moved.append(((new.running_mean - old.running_mean) / scale).abs().mean())
+    return float(torch.stack(moved).mean())
