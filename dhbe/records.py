@@ -117,6 +117,56 @@ class Measures(_Part):
     """The data-free signs by name."""
 
 
+class FormRates(_Part):
+    """What one form of the trigger does to both models: the ASR among non-target images that each gets right."""
+
+    form: Text
+    """What is written behind the trigger on the command line, as `opacity=0.5`; empty for the trigger as it is."""
+    before: Fraction | None
+    after: Fraction | None
+
+
+class Reactivation(_Part):
+    """How well one small perturbation of all images does what the trigger did, on images it was not searched on."""
+
+    epsilon: Fraction
+    """Largest change of any value (L-infinity), pixels in [0, 1]."""
+    before: Fraction | None
+    """Share of the images of other classes, classified right, that go to the trigger's target."""
+    after: Fraction | None
+    others_before: Fraction | None
+    """The same with perturbations towards other classes, the median of them."""
+    others_after: Fraction | None
+
+
+class Relearning(_Part):
+    """What a copy of the cleaned model learns of a few steps on a few triggered images and as many clean ones."""
+
+    images: Positive
+    """Triggered images that it learned from."""
+    asr: Fraction | None
+    """Among other images, those that the copy gets right untriggered."""
+    others: Fraction | None
+    """The same where the trigger was taught to lead to another class, the median of them."""
+    acc: Fraction
+    """Of the copy that was taught the trigger's own target."""
+
+
+class Battery(_Part):
+    """How much of a backdoor is left in a cleaned model, measured with data and the true trigger."""
+
+    forms: list[FormRates]
+    reactivation: Reactivation | None
+    """None where there were too few images to search on."""
+    relearning: list[Relearning]
+    searched: Count
+    """Images that perturbations were searched on and copies learned from."""
+    n: Positive
+    """Other images, on which that was measured."""
+    forms_n: Positive
+    """Images on which the forms were measured: all of these."""
+
+
 class Record(_Part):
     """One finished run, whole: enough to draw its report and to repeat it.
 
@@ -139,6 +189,8 @@ class Record(_Part):
     """Of `model`: the suspect one, the one scored, or the one that an attack made."""
     after: Measures | None = None
     """Of the cleaned model; an erase has one."""
+    battery: Battery | None = None
+    """What is left of the backdoor, where that was measured."""
     seconds: Annotated[float, Field(ge=0)]
     memory: Count | None = None
     """Peak in bytes: of the device where it counts them, else of the whole process."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from dhbe.errors import Refused
 from dhbe.metrics import wilson
-from dhbe.records import Box, Measures, Record
+from dhbe.records import Battery, Box, Measures, Record
 
 WEAK = 0.1
 """A trigger that leads a smaller share of the images to its target counts as suppressed in the headline."""
@@ -150,6 +150,7 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
         heads=_heads(states),
         rates=rates,
         measured=any(rate.value is not None for _, _, pair in rates for rate in pair),
+        strongest=strongest_form(record.battery) if record.battery else None,
         signs=[(name, SIGNS.get(name), [state.signs.get(name) for state in states]) for name in _names(states)],
         moved=[(name, note, boxplot(boxes)) for name, note in ACTIVATIONS.items() if (boxes := _boxes(states, name))],
         curves=[(name, CURVES.get(name), chart(points)) for name, points in series(record.curve)],
@@ -157,12 +158,27 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
     )
 
 
+def strongest_form(battery: Battery) -> str:
+    """Which form of the trigger does most to the cleaned model, in a sentence."""
+    counted = [each for each in battery.forms if each.after is not None]
+    if not counted:
+        return "The cleaned model gets no image right, so that no form of the trigger counts."
+    worst = max(counted, key=lambda each: each.after or 0.0)
+    what = f"The form {worst.form}" if worst.form else "The trigger as it is"
+    return f"{what} does most to the cleaned model: it leads {percent(worst.after)} of the images to the target."
+
+
 def _template() -> jinja2.Template:
     folder = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
     page = jinja2.Environment(
         loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page.filters |= {"duration": duration, "moment": moment, "setting": setting}
+    page.filters |= {
+        "duration": duration,
+        "moment": moment,
+        "setting": setting,
+        "rate": lambda value: Rate(value, None),
+    }
     return page.get_template("report.html")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dhbe import records
 from dhbe.errors import Failed, Refused
-from dhbe.records import Measures, ModelInfo, Record
+from dhbe.records import Battery, FormRates, Measures, ModelInfo, Reactivation, Record, Relearning
 
 
 def example(**changes) -> Record:
@@ -53,6 +53,18 @@ measures = st.builds(
     acc=fraction, asr=fraction, asr_x4=fraction, asr_x9=fraction, asr_victim=fraction, asr_all=fraction,
     n=st.none() | st.integers(1, 10**9), signs=st.dictionaries(text, number, max_size=3),
 )  # fmt: skip
+batteries = st.builds(
+    Battery,
+    forms=st.lists(st.builds(FormRates, form=text, before=fraction, after=fraction), max_size=3),
+    reactivation=st.none()
+    | st.builds(
+        Reactivation, epsilon=st.floats(0, 1), before=fraction, after=fraction, others_before=fraction, others_after=fraction
+    ),
+    relearning=st.lists(
+        st.builds(Relearning, images=st.integers(1, 99), asr=fraction, others=fraction, acc=st.floats(0, 1)), max_size=3
+    ),
+    searched=st.integers(0, 99), n=st.integers(1, 99), forms_n=st.integers(1, 99),
+)  # fmt: skip
 changes = st.fixed_dictionaries(
     {},
     optional={
@@ -60,6 +72,7 @@ changes = st.fixed_dictionaries(
         "data": st.none() | text,
         "before": measures,
         "after": measures,
+        "battery": st.none() | batteries,
         "seconds": st.floats(0, 1e9),
         "curve": st.lists(
             st.builds(lambda point, i: point | {"iteration": i}, st.dictionaries(text, number), st.integers(0, 10**6)),
@@ -107,6 +120,7 @@ def test_tuples_in_settings_equal_the_lists_that_come_back():
         (["defense", "alpha"], math.inf, "defense: .*not JSON compliant"),
         (["before", "signs"], {"agreement": math.nan}, "before.signs.agreement: .*finite"),
         (["curve", 0, "familiarity"], -math.inf, "curve.0.familiarity: .*finite"),
+        (["battery"], {"forms": [], "reactivation": None, "relearning": [], "searched": 1, "n": 0}, "battery.n: "),
         (["curve", 0], {"loss": 1.0}, 'curve.0: needs an "iteration"'),
         (["curve", 0, "iteration"], 0.5, 'curve.0: needs an "iteration"'),
         (["model", "sha256"], "../../etc", "model.sha256: "),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dhbe.errors import Refused
-from dhbe.records import Measures, ModelInfo, Record
+from dhbe.records import Battery, FormRates, Measures, ModelInfo, Reactivation, Record, Relearning
 from dhbe.report import boxplot, chart, grid, render, verdict
 
 HOSTILE = "</style></title><script>alert(1)</script><img src=https://evil.test/x onerror='a()'>\"{{ 7*7 }} $\\frac$"
@@ -43,6 +43,18 @@ def record(**changes) -> Record:
         "finished": "2025-01-31T12:00:00Z",
     }
     return Record(**(fields | changes))
+
+
+LEFT = Battery(
+    forms=[
+        FormRates(form="", before=0.9943, after=0.0312),
+        FormRates(form="opacity=0.5", before=0.5123, after=None),
+        FormRates(form="scale=2", before=0.7234, after=0.2351),
+    ],
+    reactivation=Reactivation(epsilon=0.05, before=0.8111, after=0.1222, others_before=0.2333, others_after=0.1444),
+    relearning=[Relearning(images=10, asr=0.3553, others=0.2666, acc=0.9777)],
+    searched=180, n=181, forms_n=361,
+)  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -95,6 +107,22 @@ def test_the_numbers_are_those_of_the_record():
         assert shown in text
     assert "patches of 5 × 5 pixels" in text
     assert "2 min 5 s" in text
+
+
+def test_what_is_left_is_drawn_row_by_row():
+    text = Page(render(record(battery=LEFT))).text
+    assert "The form scale=2 does most to the cleaned model: it leads 23.5% of the images to the target." in text
+    assert "as it is 99.4% 3.1% opacity=0.5 51.2% — scale=2 72.3% 23.5%" in text
+    assert "by more than 0.05. Searched on 180 images, measured on 181 others." in text
+    assert "the target 81.1% 12.2% other classes, the median 23.3% 14.4%" in text
+    assert "10 35.5% 26.7% 97.8%" in text
+    assert "What is left" not in Page(render(record())).text
+    none = [each.model_copy(update={"after": None}) for each in LEFT.forms]
+    bare = LEFT.model_copy(update={"forms": none, "reactivation": None, "relearning": []})
+    text = Page(render(record(battery=bare))).text
+    assert "gets no image right, so that no form of the trigger counts" in text
+    assert "One small change" not in text
+    assert "Learned again" not in text
 
 
 def test_without_data_nothing_is_claimed():
@@ -152,6 +180,7 @@ def test_a_page_stands_alone_and_a_hostile_record_stays_text(with_data):
         data=HOSTILE if with_data else None,
         trigger=HOSTILE,
         before=SUSPECT if with_data else Measures(signs={HOSTILE: 1.0}),
+        battery=LEFT.model_copy(update={"forms": [FormRates(form=HOSTILE, before=1.0, after=1.0)]}),
         device=HOSTILE,
         precision=HOSTILE,
         versions={HOSTILE: HOSTILE},

@@ -10,12 +10,13 @@ import torch
 
 from dhbe import files, networks, records, report, runs, suspects
 from dhbe.api import machine, measuring
-from dhbe.api.measuring import Evidence, measured
+from dhbe.api.measuring import measured
 from dhbe.attacks import Attack, Backdoor, Workshop
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier
 from dhbe.data import KNOWN, Images
 from dhbe.errors import Failed, Refused
+from dhbe.evidence import Evidence
 from dhbe.records import Measures, ModelInfo, Record
 from dhbe.suspects import Suspect
 from dhbe.training import Fit

@@ -1,6 +1,5 @@
-"""What a classifier is measured with, and the rates that come of it. No defence sees any of this."""
+"""The rates of a classifier on the evidence; no defence sees any of this."""
 
-from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -8,35 +7,16 @@ from torch import Tensor
 
 from dhbe import diagnostics, metrics
 from dhbe.api import machine
-from dhbe.attacks import Target
 from dhbe.attacks.triggers import Trigger
 from dhbe.classifier import Classifier
-from dhbe.data import Images
 from dhbe.errors import Refused
+from dhbe.evidence import Evidence
 from dhbe.records import Measures, ModelInfo
 from dhbe.suspects import Suspect
 from dhbe.training import predict
 
 BOXED = 1000
 """Images, at most, on which activation differences are taken."""
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """Data that a run is measured with, and never handed to a defence."""
-
-    images: Images
-    name: str = ""
-    trigger: Trigger | None = None
-    target: Target | None = None
-    """The class that the trigger leads to; "next" is each image's own plus one (all-to-all)."""
-    source: int | None = None
-    """The only class whose images the trigger is for (one-to-one)."""
-
-    @property
-    def one_target(self) -> int | None:
-        """The target, if it is the same for all images."""
-        return None if self.target == "next" else self.target
 
 
 def check(evidence: Evidence, info: ModelInfo) -> None:

@@ -13,10 +13,11 @@ from torch import nn
 
 from dhbe import checkpoint, files, records, report, runs, suspects
 from dhbe.api import machine, measuring
-from dhbe.api.measuring import Evidence, measured
+from dhbe.api.measuring import measured
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, Glimpse, Known, Ledger, Scene
 from dhbe.errors import Failed, Refused
+from dhbe.evidence import Evidence
 from dhbe.records import ModelInfo, Record
 from dhbe.suspects import Suspect
 

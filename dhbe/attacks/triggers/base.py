@@ -62,7 +62,11 @@ class Trigger(ABC):
         return self if copies == 1 else None
 
     def faded(self, opacity: float) -> "Trigger | None":
-        """The trigger with its effect scaled to a share in (0, 1]; None if it has no such form."""
+        """The trigger with its effect scaled: below 1 it is weaker, above 1 stronger; None if it has no such form.
+
+        Raises:
+            Refused: There is no room for a stronger form, or the factor is out of range.
+        """
         return None
 
     def resized(self, factor: float) -> "Trigger | None":
@@ -106,10 +110,10 @@ def floats(content: dict[str, Any], key: str, shape: tuple[int, ...] | None = No
     return tensor
 
 
-def check_share(name: str, share: float) -> None:
-    """Raises `Refused` unless a share lies in (0, 1]."""
-    if not 0 < share <= 1:  # NaN too
-        raise Refused(f"trigger {name}: an opacity of {share:g} is not above 0 and at most 1")
+def check_share(name: str, share: float, most: float = 1.0) -> None:
+    """Raises `Refused` unless a share lies in (0, most]."""
+    if not 0 < share <= most:  # NaN too
+        raise Refused(f"trigger {name}: an opacity of {share:g} is not above 0 and at most {most:g}")
 
 
 def short(number: float) -> str:

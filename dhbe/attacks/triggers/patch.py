@@ -109,8 +109,13 @@ class Patch(Trigger):
         return Patch(pattern, mask, self.mode, f"{self.name}:copies={copies}")
 
     def faded(self, opacity: float) -> "Patch":
-        check_share(self.name, opacity)
-        return Patch(self.pattern, self.mask * opacity, self.mode, f"{self.name}:opacity={short(opacity)}")
+        """The patch shown more weakly, or as strongly as mask (mode "replace") or pattern (mode "add") have room for."""
+        name = f"{self.name}:opacity={short(opacity)}"
+        if self.mode == "add" and opacity > 1:
+            check_share(self.name, opacity, 1 / self.pattern.abs().max().item())
+            return Patch(self.pattern * opacity, self.mask, self.mode, name)
+        check_share(self.name, opacity, 1 / self.mask.max().item())
+        return Patch(self.pattern, (self.mask * opacity).clamp_max(1), self.mode, name)
 
     def moved(self, place: str | tuple[int, int]) -> "Patch":
         """The patch at one of `PLACES`, or at a row and column.

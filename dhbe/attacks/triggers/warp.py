@@ -68,7 +68,7 @@ class Warp(Trigger):
         return grid_sample(pixels, field, mode="bilinear", padding_mode="border", align_corners=True).clamp(0, 1)
 
     def faded(self, opacity: float) -> "Warp":
-        check_share(self.name, opacity)
+        check_share(self.name, opacity, float("inf"))
         return Warp(self.control, self.strength * opacity, self.shape, f"{self.name}:opacity={short(opacity)}")
 
     def content(self) -> dict[str, Any]:
