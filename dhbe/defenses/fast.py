@@ -26,7 +26,7 @@ from dhbe.defenses.base import Known, Ledger, Round, Scene
 from dhbe.defenses.memory import Memory
 from dhbe.defenses.parts import channels_last, frozen_copy, gap, set_lr
 from dhbe.defenses.search import NAMES
-from dhbe.defenses.survey import Notes, Survey, seek
+from dhbe.defenses.survey import SECOND, Notes, Survey, seek
 from dhbe.errors import Refused
 
 GROUPS = 8
@@ -75,7 +75,7 @@ class FastDHBE(Survey):
 
     @property
     def rounds(self) -> int:
-        return self.warm_up + self.cycles * self.iterations
+        return self.warm_up + SECOND + self.cycles * self.iterations
 
     def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
         student, teacher = model.eval(), frozen_copy(model)
@@ -85,7 +85,7 @@ class FastDHBE(Survey):
         best = Best(student)
         done = ledger.keep(student=student, learn=learn, best=best, **notes.parts())
 
-        if done <= self.warm_up:  # nothing of the conclusion is in a ledger of the last round before it
+        if done <= notes.memory.surveyed:  # nothing of the conclusion is in a ledger of the last round before it
             yield from self.survey(teacher, notes, done)
             self.conclude(teacher, notes)
             self.look(student, notes)
@@ -93,7 +93,7 @@ class FastDHBE(Survey):
         share = self.triggered if memory.backdoored else self.light
         covered = min(max(1, round(share * self.batch)), self.batch - 1)
 
-        for round_ in range(max(0, done - self.warm_up), self.cycles * self.iterations):
+        for round_ in range(max(0, done - int(memory.surveyed)), self.cycles * self.iterations):
             if round_ and round_ % self.iterations == 0 and (not memory.backdoored or best.enough(self.calm)):
                 break
             set_lr([learn], best.pace * self.rate(round_ % self.iterations))

@@ -26,6 +26,8 @@ class Memory(nn.Module):
     """How far each class stands out of each family [families, classes], in robust standard deviations."""
     leads: Tensor
     """How far each class led in the teacher [families, classes]."""
+    surveyed: Tensor
+    """Rounds that the search in the teacher takes."""
     agreement: Tensor
     """The share of images for which student and teacher chose the same class when they were compared last."""
     sought: Tensor
@@ -43,6 +45,7 @@ class Memory(nn.Module):
         self.register_buffer("success", torch.zeros(size))
         self.register_buffer("anomaly", torch.zeros(families, classes))
         self.register_buffer("leads", torch.zeros(families, classes))
+        self.register_buffer("surveyed", torch.zeros((), dtype=torch.int64))
         self.register_buffer("agreement", torch.ones(()))
         self.register_buffer("sought", torch.ones(families, classes, dtype=torch.bool))
         self.register_buffer("suspects", torch.zeros(classes, dtype=torch.bool))

@@ -183,19 +183,19 @@ class Search:
         return torch.stack([self.lead(model, family, wanted, pixels) for family in self.families])
 
 
-def anomalies(gains: Tensor, spread: Tensor) -> Tensor:
+def anomalies(leads: Tensor, spread: Tensor) -> Tensor:
     """How far each class stands out of its family [families, classes], in robust standard deviations.
 
-    The median and the median absolute deviation x 1.4826, as in Neural Cleanse (Wang et al. 2019), of what triggers
-    gain instead of sizes, and upwards only.
+    The median and the median absolute deviation x 1.4826, as in Neural Cleanse (Wang et al. 2019), of leads instead of
+    sizes, and upwards only.
 
     Args:
-        gains: What the triggers add to the leads of their classes [families, classes].
+        leads: How far each class leads under its trigger, or how much more than without [families, classes].
         spread: Standard deviation of the teacher's logits, to tell what is nothing.
     """
-    middle = gains.quantile(0.5, dim=1, keepdim=True)
-    deviation = 1.4826 * (gains - middle).abs().quantile(0.5, dim=1, keepdim=True)
-    return (gains - middle) / deviation.clamp_min(SMALLEST_SPREAD * spread.item())
+    middle = leads.quantile(0.5, dim=1, keepdim=True)
+    deviation = 1.4826 * (leads - middle).abs().quantile(0.5, dim=1, keepdim=True)
+    return (leads - middle) / deviation.clamp_min(SMALLEST_SPREAD * spread.item())
 
 
 SIDES = (1, 2, 3, 4, 5, 6)

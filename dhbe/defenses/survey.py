@@ -13,7 +13,7 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.album import Album
 from dhbe.defenses.base import Eraser, Round, Stateful
 from dhbe.defenses.memory import Memory
-from dhbe.defenses.parts import channels_last, descend
+from dhbe.defenses.parts import channels_last, descend, set_lr
 from dhbe.defenses.photographs import pieces
 from dhbe.defenses.search import NAMES, Masked, Search, anomalies, compact, lead
 from dhbe.defenses.statistics import BatchStatistics, imbalance, tracked
@@ -27,6 +27,15 @@ EACH = 6
 
 FEWEST = 64
 """Images in a step of the search, however few the classes."""
+
+UNSURE = (2.5, 10.0)
+"""Between these, in robust standard deviations, a class may stand out by chance, and the search takes a second look."""
+
+TRIED = 4
+"""Images on which squares are tried."""
+
+SECOND, MORE, SLOWER = 20, 3, 0.3
+"""Rounds of the second look, how many times as many images it takes a step, and the share of the learning rates."""
 
 AT_ONCE = 2**24
 """Values of the photographs' pieces that are drawn at a time."""
@@ -42,6 +51,7 @@ class Notes:
         self.search = Search(model.classes, model.shape, survey.patch, survey.shown, survey.change)
         self.album = Album(survey.album, model.shape, model.classes)
         self.memory = Memory(max(128, 4 * model.classes), model.shape, model.classes, len(self.search.families))
+        self.memory.surveyed += survey.warm_up
         channels_last(self.images)
 
     def parts(self) -> dict[str, Stateful]:
@@ -91,6 +101,12 @@ class Survey(Eraser):
                     losses["familiarity"] = statistics.distance()
                     descend(notes.imagine, losses["familiarity"] + self.balance * imbalance(answer))
                 yield {**losses, **step(search, teacher, album)}
+        if done <= self.warm_up and UNSURE[0] < index(teacher, search, album)[1].max() < UNSURE[1]:
+            notes.memory.surveyed += SECOND
+            set_lr(search.optimizers, SLOWER)
+        for _ in range(max(done, self.warm_up), int(notes.memory.surveyed)):
+            yield step(search, teacher, album, MORE)
+        set_lr(search.optimizers, 1.0)
         if familiar:
             album.renew(notes.images, teacher)
 
@@ -111,9 +127,7 @@ class Survey(Eraser):
     def conclude(self, teacher: Classifier, notes: Notes) -> None:
         """What the search came to: which classes stand out, and the triggers to begin with."""
         album, memory = notes.album, notes.memory
-        pixels, _ = album.sample(PROBES)
-        leads = notes.search.leads(teacher, pixels)
-        anomaly = anomalies(leads - resting(album.answers), album.answers.std())
+        leads, anomaly = index(teacher, notes.search, album)
         memory.note(leads, anomaly, anomaly > self.suspicion)
         for family, reached, sought in zip(notes.search.families, leads, memory.sought, strict=True):
             wanted = sought.nonzero().flatten()
@@ -121,14 +135,14 @@ class Survey(Eraser):
             memory.take(forms, wanted, reached[wanted])
             if memory.backdoored and isinstance(family, Masked):
                 for place, label in enumerate(wanted.tolist()):
-                    squares, strength = compact(teacher, forms[[place]], label, pixels[:4])
+                    squares, strength = compact(teacher, forms[[place]], label, album.sample(TRIED)[0])
                     memory.take(squares, wanted[place].expand(len(strength)), strength)
                     album.sieve(forms[[place]], label, teacher)
 
 
-def step(search: Search, model: Classifier, album: Album) -> Round:
-    """One step of each family."""
-    count = max(FEWEST, EACH * model.classes)
+def step(search: Search, model: Classifier, album: Album, more: int = 1) -> Round:
+    """One step of each family, on `more` times as many images as usual."""
+    count = more * max(FEWEST, EACH * model.classes)
     return {f"lead_{name}": seek(search, model, number, album.sample(count)[0]) for number, name in enumerate(NAMES)}
 
 
@@ -139,6 +153,19 @@ def seek(search: Search, model: Classifier, number: int, pixels: Tensor, suspect
         drawn = torch.multinomial(suspects.float(), len(pixels), replacement=True)
         wanted = torch.where(torch.rand(len(pixels)) < 0.75, drawn, wanted)
     return search.step(model, number, pixels, wanted)
+
+
+@torch.no_grad()
+def index(model: Classifier, search: Search, album: Album) -> tuple[Tensor, Tensor]:
+    """How far each class leads, and by how many robust deviations it stands out [families, classes].
+
+    A class that stands out must do so both by its lead and by what the trigger adds to its lead without one: classes
+    that hardly any image is like are far behind to begin with, and others gain much because they are near.
+    """
+    pixels, _ = album.sample(PROBES)
+    leads = search.leads(model, pixels)[:, : model.classes]
+    spread = album.answers.std()
+    return leads, torch.minimum(anomalies(leads, spread), anomalies(leads - resting(album.answers), spread))
 
 
 def resting(answers: Tensor) -> Tensor:

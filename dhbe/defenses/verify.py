@@ -10,9 +10,9 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.base import Round, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.scan import Watch, success
-from dhbe.defenses.search import NAMES, Search, anomalies
+from dhbe.defenses.search import NAMES, Search
 from dhbe.defenses.statistics import tracked
-from dhbe.defenses.survey import PROBES, Notes, Survey, resting
+from dhbe.defenses.survey import PROBES, SECOND, Notes, Survey, index
 
 RESTARTS = 2
 """Fresh searches in each state."""
@@ -52,8 +52,8 @@ class Comparison:
 
 
 def rounds(survey: Survey) -> int:
-    """Rounds that `compare` takes."""
-    return survey.warm_up * (1 + 2 * RESTARTS)
+    """Rounds that `compare` takes at the most."""
+    return survey.warm_up * (1 + 2 * RESTARTS) + SECOND
 
 
 def compare(
@@ -110,12 +110,11 @@ def _state(model: Classifier, survey: Survey, notes: Notes, suspect: int, watch:
     for _ in range(RESTARTS):
         with torch.enable_grad():
             search = survey.explore(model, notes, watch)
-        leads = search.leads(model, pixels)
-        index = anomalies(leads - resting(answers), answers.std())[:, suspect].amax()
-        found.append((index, _successes(model, search, pixels, answers)))
+        _, anomaly = index(model, search, notes.album)
+        found.append((anomaly[:, suspect].amax(), _successes(model, search, pixels, answers)))
     best = torch.stack([shares for _, shares in found]).amax(0)
     return State(
-        anomaly_index=float(torch.stack([index for index, _ in found]).amax()),
+        anomaly_index=float(torch.stack([most for most, _ in found]).amax()),
         success=max(map(float, acting), default=0.0),
         targeted=dict(zip(NAMES, best[:, :-1].amax(1).tolist(), strict=True)),
         untargeted=dict(zip(NAMES, best[:, -1].tolist(), strict=True)),
