@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dhbe.defenses import Glimpse
+    from dhbe.defenses.base import Round
 
 
 class Progress:
@@ -43,9 +44,13 @@ class Progress:
 
     def glimpse(self, glimpse: "Glimpse") -> None:
         """Watches a defence."""
-        values = {name: float(value) for name, value in glimpse.round.items()}
-        self._step(glimpse.number, values)
-        self._record(glimpse.number, values)
+        self.round(glimpse.number, glimpse.round)
+
+    def round(self, number: int, round: "Round") -> None:
+        """Watches a search."""
+        values = {name: float(value) for name, value in round.items()}
+        self._step(number, values)
+        self._record(number, values)
 
     def epoch(self, epoch: dict[str, float]) -> None:
         """Watches a training."""

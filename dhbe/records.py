@@ -117,6 +117,19 @@ class Measures(_Part):
     """The data-free signs by name."""
 
 
+class ClassFound(_Part):
+    """The trigger that stands out most for one class, found without data."""
+
+    index: float
+    """How far the class stands out, in robust standard deviations of all classes."""
+    family: Text
+    """Of the trigger: patches, masked, masked_half or faint."""
+    lead: float
+    """How far it leads the class, in logits."""
+    success: Fraction
+    """The share of the images of other classes that it leads there."""
+
+
 class FormRates(_Part):
     """What one form of the trigger does to both models: the ASR among non-target images that each gets right."""
 
@@ -175,7 +188,7 @@ class Record(_Part):
     """
 
     format: Literal[1] = 1
-    kind: Literal["erase", "attack", "score"]
+    kind: Literal["erase", "attack", "score", "scan", "verify"]
     model: ModelInfo
     defense: Settings = None
     """`name` and every hyperparameter; an erase has one."""
@@ -189,6 +202,15 @@ class Record(_Part):
     """Of `model`: the suspect one, the one scored, or the one that an attack made."""
     after: Measures | None = None
     """Of the cleaned model; an erase has one."""
+    other: ModelInfo | None = None
+    """The model that a verify compares `model` with."""
+    verdict: Literal["backdoored", "unclear", "nothing found", "answers", "changed", "quiet"] | None = None
+    """Of a scan: backdoored, unclear, nothing found. Of a verify: the model after answers, has changed, or is quiet; or
+    nothing was found in the one before."""
+    backdoored: bool | None = None
+    """Whether a class stands out in a scan by more than the threshold."""
+    classes: list[ClassFound] = []
+    """Of a scan, for each class."""
     battery: Battery | None = None
     """What is left of the backdoor, where that was measured."""
     seconds: Annotated[float, Field(ge=0)]
@@ -209,6 +231,10 @@ class Record(_Part):
     def _consistent(self) -> Self:
         if self.kind == "erase" and (self.defense is None or self.before is None or self.after is None):
             raise ValueError("an erase needs defense, before and after")
+        if self.kind in ("scan", "verify") and (self.verdict is None or self.before is None):
+            raise ValueError(f"a {self.kind} needs verdict and before")
+        if self.kind == "verify" and (self.other is None or self.after is None):
+            raise ValueError("a verify needs other and after")
         if self.kind == "attack" and self.attack is None:
             raise ValueError("an attack needs attack")
         if self.target is not None and self.target >= self.model.classes:

@@ -47,6 +47,23 @@ SIGNS = {
     "familiarity": "Distance of the generated images from what the model's BatchNorm layers remember of real ones.",
     "anomaly_index": "How far the class that stands out most does, in robust standard deviations of all classes.",
     "suspected_class": "That class, from 0.",
+    "probability": "Of a backdoor, by the index, if half of all models have one.",
+    "success": "Share of images that the strongest trigger found leads to that class.",
+    "found_again": "How far the class stands out in a fresh search.",
+    "drift": "How far BatchNorm means moved, in standard deviations.",
+    **{
+        f"{aim}_{name}": what.format(kind)
+        for aim, what in (
+            ("targeted", "Largest share of images that one trigger leads to one class, found in this model: {}."),
+            ("untargeted", "Share of images whose class one trigger changes, found in this model: {}."),
+        )
+        for name, kind in (
+            ("patches", "a patch anywhere"),
+            ("masked", "few pixels"),
+            ("masked_half", "fewer pixels"),
+            ("faint", "a faint pattern"),
+        )
+    },
 }
 """What a sign means."""
 
@@ -64,6 +81,7 @@ CURVES = {
     "loss": "The loss that training makes small.",
     "mask": "Size of the smallest trigger found, in pixels.",
     "success": "Share of images that the triggers found bring to their class.",
+    "agreement": "Share of images for which the cleaned and the suspect model choose the same class.",
     "index": "Anomaly index of the smallest trigger. Above 2 is suspicious.",
     "pruned": "Share of the channels or filters that were pruned.",
 }
@@ -82,6 +100,8 @@ PICTURES = {
     "triggers": "Triggers found or generated, which the cleaned model learned to ignore.",
     "trigger": "The trigger on an empty image.",
     "stamped": "Images with the trigger.",
+    "found": "The trigger found for the class that stands out most, on a grey image.",
+    "found_each": "The trigger found for each class, from class 0 on.",
 }
 """What a picture shows."""
 
@@ -146,7 +166,7 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
     rates = [(name, note, [Rate.of(state, field) for state in states]) for field, name, note in RATES]
     return _template().render(
         record=record,
-        verdict=verdict(record.kind, states),
+        verdict=verdict(record.kind, states) if record.verdict is None else searched(record),
         heads=_heads(states),
         rates=rates,
         measured=any(rate.value is not None for _, _, pair in rates for rate in pair),
@@ -210,6 +230,51 @@ def verdict(kind: str, states: Sequence[Measures]) -> Verdict:
     if before.asr is None or after.asr is None:
         return Verdict("unknown", "The effect on a real trigger was not measured", [*_unmeasured(before, after)])
     return Verdict(*_judged(before, after), [*_compared(before, after)], RULE)
+
+
+SEARCHED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str]] = {
+    "backdoored": ("bad", "A backdoor was found"),
+    "unclear": ("caution", "It is unclear whether there is a backdoor"),
+    "nothing found": ("good", "No backdoor was found"),
+    "answers": ("bad", "The model after still answers a trigger"),
+    "changed": ("caution", "No trigger found acts any more, but the model has become another one"),
+    "quiet": ("good", "No trigger found acts on the model after"),
+}
+"""Tone and headline of what a search without data came to."""
+
+LIMITS = (
+    "A search finds patches, small patterns and faint patterns over the whole image. It does not find warps, reflections "
+    "or triggers that depend on the image, and with fewer than about five classes none can stand out."
+)
+
+
+def searched(record: Record) -> Verdict:
+    """What a search without data came to, in words."""
+    assert record.before is not None
+    assert record.verdict is not None
+    signs = record.before.signs
+    label, index = signs.get("suspected_class", 0), signs.get("anomaly_index", 0)
+    said = [f"Class {label:.0f} stands out most, by {index:.1f} robust standard deviations."]
+    if record.kind == "scan":
+        tone, headline = SEARCHED[record.verdict]
+        said.append(
+            f"If half of all models were backdoored, one that stands out so far would be so with a probability of "
+            f"{percent(signs.get('probability'))}; the curve was fitted to small classifiers of our own."
+        )
+        return Verdict(tone, headline, said, LIMITS)
+    assert record.after is not None
+    after = record.after.signs
+    if record.verdict == "nothing found":
+        tone, headline = "unknown", "No backdoor was found in the model before"
+    else:
+        tone, headline = SEARCHED[record.verdict]
+        said.append(
+            f"The strongest trigger found there leads {percent(after.get('success'))} of the images to that class in the "
+            f"model after, against {percent(signs.get('success'))} before; in a fresh search the class stands out by "
+            f"{after.get('found_again', 0):.1f}."
+        )
+    said.append(f"Both choose the same class for {percent(after.get('agreement'))} of the images.")
+    return Verdict(tone, headline, said, LIMITS)
 
 
 def _measured(kind: str, state: Measures) -> Verdict:

@@ -4,8 +4,10 @@ from dhbe.api.attacking import BACKDOORED, TRIGGER, attack
 from dhbe.api.erasing import defend, erase
 from dhbe.api.measuring import measured, score
 from dhbe.api.running import CLEAN, Erasure, Options
+from dhbe.api.searching import Outcome, Searching, scan, verify
 from dhbe.evidence import Evidence
 
 __all__ = [
-    "BACKDOORED", "CLEAN", "TRIGGER", "Erasure", "Evidence", "Options", "attack", "defend", "erase", "measured", "score",
+    "BACKDOORED", "CLEAN", "TRIGGER", "Erasure", "Evidence", "Options", "Outcome", "Searching",
+    "attack", "defend", "erase", "measured", "scan", "score", "verify",
 ]  # fmt: skip

@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 
 from dhbe import suspects
-from dhbe.api import Evidence, Options
+from dhbe.api import Evidence, Options, Searching
 from dhbe.attacks.triggers import parse
-from dhbe.cli import values
+from dhbe.cli import settings, values
 from dhbe.cli.parser import Parser
 from dhbe.data import load, part_to_measure
+from dhbe.defenses import PRESETS, Survey
 from dhbe.errors import Refused
 from dhbe.progress import Progress
 from dhbe.suspects import Suspect
@@ -60,6 +61,14 @@ def add_run(parser: Parser) -> None:
         metavar="S",
         help="seconds between two checkpoints (default: 30)",
     )
+
+
+def add_search(parser: Parser) -> None:
+    """Where a search runs and what becomes of it."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
 
 
 def add_evidence(parser: Parser, *, needed: bool) -> None:
@@ -116,3 +125,17 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
         overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, watch=progress.glimpse,
     )  # fmt: skip
+
+
+def survey(args: argparse.Namespace) -> Survey:
+    """The settings of a search."""
+    preset = PRESETS["fast"]
+    assert isinstance(preset, Survey)
+    return settings.changed(preset, args)
+
+
+def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Progress) -> Searching:
+    """What `add_search` was told, for one search."""
+    return Searching(
+        survey=survey, seed=args.seed, device=args.device, out=out, overwrite=args.overwrite, watch=progress.round
+    )

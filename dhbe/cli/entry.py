@@ -12,6 +12,8 @@ from dhbe.errors import Failed, Interrupted, Refused
 
 VERBS = {
     "erase": "give back a classifier of the same form without its backdoor; no data needed",
+    "scan": "search a model for a backdoor; no data needed",
+    "verify": "search a model before and after a defence: is the backdoor gone? no data needed",
     "score": "measure ACC and ASR of a model on data",
     "attack": "train a backdoored classifier to practise on",
     "defend": "run one of the defences of others, to compare or to use clean images",
@@ -87,6 +89,7 @@ def _overview() -> str:
             "",
             "examples:",
             "  dhbe demo",
+            "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean cifar10 --std cifar10",
             "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",

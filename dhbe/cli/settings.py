@@ -51,5 +51,5 @@ def _docs(kind: type) -> dict[str, str]:
 
 def changed(settings: Any, args: argparse.Namespace) -> Any:
     """The settings, with those replaced that were given."""
-    given = {field.name: getattr(args, field.name) for field in fields(settings)}
+    given = {field.name: getattr(args, field.name, None) for field in fields(settings)}
     return replace(settings, **{name: value for name, value in given.items() if value is not None})

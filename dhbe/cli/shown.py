@@ -57,9 +57,18 @@ def _erased(record: "Record", out: Path) -> str:
     before, after = record.before, record.after
     assert before is not None
     assert after is not None
-    lines: Iterable[str] = [
-        f"{name:20}" + "".join(f"{state.signs[name]:>12.3f}" for state in (before, after) if name in state.signs)
-        for name in {**before.signs, **after.signs}
-    ]
+    lines = signs({"suspect": before, "cleaned": after})
     head = rates({"suspect": before, "cleaned": after})
     return "\n".join([head, *lines, f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}"])
+
+
+def signs(columns: "dict[str, Measures]") -> list[str]:
+    """The data-free signs, a line each, with a column for each state of a model."""
+    states = list(columns.values())
+    names = dict.fromkeys(name for state in states for name in state.signs)
+    width = max(20, *(len(name) + 1 for name in names)) if names else 20
+    lines = [f"{'':{width}}" + "".join(f"{head:>12}" for head in columns)]
+    for name in names:
+        values = [state.signs.get(name) for state in states]
+        lines.append(f"{name:{width}}" + "".join(f"{'-' if v is None else f'{v:.3f}':>12}" for v in values))
+    return lines

@@ -14,10 +14,11 @@ from dhbe.defenses.mcr import MCR
 from dhbe.defenses.nad import NAD
 from dhbe.defenses.neural_cleanse import NeuralCleanse
 from dhbe.defenses.otbr import OTBR
+from dhbe.defenses.survey import Survey
 
 __all__ = [
     "ABD", "ALL", "CLP", "DFAD", "DHBE", "GDM", "MCR", "NAD", "OTBR", "PEERS", "PRESETS", "DeepInversion", "Defense", "Eraser",
-    "FastDHBE", "FinePruning", "Finetuning", "Glimpse", "Known", "Ledger", "NeuralCleanse", "Scene",
+    "FastDHBE", "FinePruning", "Finetuning", "Glimpse", "Known", "Ledger", "NeuralCleanse", "Scene", "Survey",
 ]  # fmt: skip
 
 ALL: dict[str, type[Defense]] = {DHBE.name: DHBE, FastDHBE.name: FastDHBE}

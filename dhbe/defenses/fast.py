@@ -26,7 +26,7 @@ from dhbe.defenses.base import Known, Ledger, Round, Scene
 from dhbe.defenses.memory import Memory
 from dhbe.defenses.parts import channels_last, frozen_copy, gap, set_lr
 from dhbe.defenses.search import NAMES
-from dhbe.defenses.survey import SECOND, Notes, Survey, seek
+from dhbe.defenses.survey import Notes, Survey, seek
 from dhbe.errors import Refused
 
 GROUPS = 8
@@ -75,7 +75,7 @@ class FastDHBE(Survey):
 
     @property
     def rounds(self) -> int:
-        return self.warm_up + SECOND + self.cycles * self.iterations
+        return self.longest + self.cycles * self.iterations
 
     def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
         student, teacher = model.eval(), frozen_copy(model)

@@ -12,6 +12,9 @@ from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.search import NAMES, Forms
 from dhbe.defenses.survey import PROBES, Notes, Survey
 
+MIDDLE, SLOPE = 5.0, 4.0
+"""Of the logistic curve in the logarithm of the index, fitted to one half of our own classifiers (docs/scan.md)."""
+
 Watch = Callable[[int, Round], None]
 """Called after every round with its number, from 1."""
 
@@ -92,3 +95,12 @@ def success(model: Classifier, form: Forms, label: int, pixels: Tensor, answers:
         return torch.zeros(())
     led = model(form(pixels[others])).argmax(1)
     return (led != usual[others] if label == answers.shape[1] else led == label).float().mean()
+
+
+def probability(index: float) -> float:
+    """How likely a classifier whose anomaly index is so large is backdoored, if half of them are.
+
+    >>> [round(probability(index), 2) for index in (1.0, 5.0, 50.0)]
+    [0.0, 0.5, 1.0]
+    """
+    return 1 / (1 + (MIDDLE / max(index, 1e-6)) ** SLOPE)

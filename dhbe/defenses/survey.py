@@ -77,6 +77,11 @@ class Survey(Eraser):
     change: Annotated[float, "largest change of a pixel by a faint trigger"] = 16 / 255
     suspicion: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 5.0
 
+    @property
+    def longest(self) -> int:
+        """Rounds that the search in an untouched model takes at the most."""
+        return self.warm_up + SECOND
+
     def survey(self, teacher: Classifier, notes: Notes, done: int = 0) -> Iterator[Round]:
         """Makes images familiar and seeks triggers, from round `done` on; `conclude` tells what it came to.
 

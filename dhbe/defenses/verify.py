@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,10 +13,16 @@ from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.scan import Watch, success
 from dhbe.defenses.search import NAMES, Search
 from dhbe.defenses.statistics import tracked
-from dhbe.defenses.survey import PROBES, SECOND, Notes, Survey, index
+from dhbe.defenses.survey import PROBES, Notes, Survey, index
 
 RESTARTS = 2
 """Fresh searches in each state."""
+
+ACTS = 0.2
+"""Share of images that a trigger must lead to its class to be said to act."""
+
+CHANGED = 0.8
+"""Agreement below which a model has become another one."""
 
 COMPARED = 512
 """Images on which the two states are compared."""
@@ -50,10 +57,18 @@ class Comparison:
     before: State
     after: State
 
+    def verdict(self, suspicion: float) -> Literal["nothing found", "answers", "changed", "quiet"]:
+        """What this says of the state after."""
+        if self.index <= suspicion:
+            return "nothing found"
+        if self.after.success >= ACTS or self.after.anomaly_index > suspicion:
+            return "answers"
+        return "changed" if self.agreement < CHANGED else "quiet"
+
 
 def rounds(survey: Survey) -> int:
     """Rounds that `compare` takes at the most."""
-    return survey.warm_up * (1 + 2 * RESTARTS) + SECOND
+    return survey.longest + 2 * RESTARTS * survey.warm_up
 
 
 def compare(

@@ -1,0 +1,184 @@
+"""What can be said of a classifier without data: is it backdoored, and is a backdoor gone?"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict, Unpack
+
+import torch
+
+from dhbe import battery, files, records, report, runs
+from dhbe.api import machine, measuring
+from dhbe.api.measuring import measured
+from dhbe.defenses import PRESETS, Survey
+from dhbe.defenses import scan as search
+from dhbe.defenses import verify as both
+from dhbe.defenses.base import Round
+from dhbe.errors import Refused
+from dhbe.evidence import Evidence
+from dhbe.records import ClassFound, Measures, Record
+from dhbe.suspects import Suspect
+
+Watch = Callable[[int, Round], None]
+
+CERTAIN = (0.2, 0.8)
+"""Between these probabilities of a backdoor the verdict is that it is unclear."""
+
+
+class Searching(TypedDict):
+    """What a search may be told; each may be left out."""
+
+    survey: NotRequired[Survey]
+    """Its hyperparameters; the default preset's where they are left out."""
+    seed: NotRequired[int]
+    """Of everything random (default: 0)."""
+    device: NotRequired[str]
+    """`auto` (default), `cpu`, `cuda`, `cuda:1`, ..."""
+    out: NotRequired[Path | None]
+    """Folder for record and report; None (default) keeps all in memory."""
+    overwrite: NotRequired[bool]
+    """Begin anew over what `out` holds."""
+    watch: NotRequired[Watch]
+    """Called after every round with its number and losses."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search gives back."""
+
+    record: Record
+    pictures: dict[str, bytes]
+    """PNG files for the report."""
+
+
+def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
+    """Searches a classifier for a backdoor; it needs no data.
+
+    Args:
+        suspect: What `suspects.load` returned.
+        **options: See `Searching`.
+
+    Raises:
+        Refused: The model or the settings cannot be used, or the folder holds another run.
+    """
+    with _Search(suspect, "scan", options) as run:
+        found = search.scan(run.model, run.survey, seed=run.seed, watch=run.watch)
+        label, index = found.suspect, float(found.indices.max())
+        chance = search.probability(index)
+        backdoored = index > run.survey.suspicion
+        certain = chance < CERTAIN[0] or chance > CERTAIN[1]
+        classes = [
+            ClassFound(index=i, family=family, lead=lead, success=share)
+            for i, family, lead, share in zip(
+                found.indices.tolist(), found.families, found.leads.tolist(), found.success.tolist(), strict=True
+            )
+        ]
+        grey = torch.full_like(found.pixels[:1], 0.5).expand(len(classes), -1, -1, -1)
+        pictures = {
+            "found": report.grid(found.forms[[label]](grey[:1]).cpu(), scale=6),
+            "found_each": report.grid(found.forms(grey).cpu(), scale=4),
+            "stamped": report.grid(found.forms[[label]](found.pixels[:16]).cpu()),
+        }
+        signs = {"anomaly_index": index, "suspected_class": label, "probability": chance}
+        return run.end(
+            pictures, before=Measures(signs=signs), classes=classes,
+            verdict=("backdoored" if backdoored else "nothing found") if certain else "unclear",
+            backdoored=backdoored,
+        )  # fmt: skip
+
+
+def verify(
+    suspect: Suspect, cleaned: Suspect, *, evidence: Evidence | None = None, **options: Unpack[Searching]
+) -> Outcome:
+    """Searches a suspect classifier and what a defence made of it, and says what is left; it needs no data.
+
+    Args:
+        suspect: The model before.
+        cleaned: The model after, of the same classes and shape of images.
+        evidence: Data, and with a trigger the battery of residual risks is measured too.
+        **options: See `Searching`.
+
+    Raises:
+        Refused: The models do not fit together or to the data, or the settings cannot be used.
+    """
+    if (suspect.info.classes, suspect.info.input) != (cleaned.info.classes, cleaned.info.input):
+        raise Refused(
+            f"the models are of {suspect.info.classes} classes and {suspect.info.input}, and of {cleaned.info.classes} and "
+            f"{cleaned.info.input}: give two states of one model"
+        )
+    if evidence:
+        measuring.check(evidence, suspect.info)
+    with _Search(suspect, "verify", options) as run:
+        after = cleaned.classifier.to(run.where)
+        found = both.compare(run.model, after, run.survey, seed=run.seed, watch=run.watch)
+        shown = [{"anomaly_index": found.index, "suspected_class": found.suspect}, {"agreement": found.agreement}]
+        for signs, state in zip(shown, (found.before, found.after), strict=True):
+            signs |= {"found_again": state.anomaly_index, "success": state.success}
+            signs |= {f"targeted_{name}": share for name, share in state.targeted.items()}
+            signs |= {f"untargeted_{name}": share for name, share in state.untargeted.items()}
+        if found.drift is not None:
+            shown[1]["drift"] = found.drift
+        left = evidence and evidence.trigger and battery.battery(run.model, after, evidence, seed=run.seed)
+        return run.end(
+            {}, other=cleaned.info, verdict=found.verdict(run.survey.suspicion), battery=left or None,
+            before=measured(run.model, evidence, signs=shown[0]),
+            after=measured(after, evidence, run.model, signs=shown[1]),
+            data=evidence.name if evidence else None,
+            trigger=evidence.trigger.name if evidence and evidence.trigger else None,
+            target=evidence.one_target if evidence else None,
+        )  # fmt: skip
+
+
+class _Search:
+    """A search in its folder, from its settings to its record."""
+
+    def __init__(self, suspect: Suspect, kind: Literal["scan", "verify"], options: Searching) -> None:
+        self.kind: Literal["scan", "verify"] = kind
+        self.info, self._warnings = suspect.info, suspect.warnings
+        preset = PRESETS["fast"]
+        assert isinstance(preset, Survey)
+        self.survey, self.seed = options.get("survey", preset), options.get("seed", 0)
+        self.survey.check(self.info.input)
+        self.where = machine.device(options.get("device", "auto"))
+        self.model = suspect.classifier.to(self.where)
+        self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
+        self._watch = options.get("watch", lambda number, round: None)
+        self._curve: list[dict[str, float]] = []
+
+    def __enter__(self) -> "_Search":
+        self._folder = self._opened()
+        self._held = self._folder.__enter__()
+        self._began = time.monotonic()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._folder.__exit__(*error)
+
+    def _opened(self) -> Any:
+        if not self._out:
+            return nullcontext()
+        settings = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, **asdict(self.survey)}
+        return runs.opened(self._out, settings, overwrite=self._overwrite)
+
+    def watch(self, number: int, round: Round) -> None:
+        """Notes a round."""
+        self._curve.append({"iteration": number, **{name: float(x) for name, x in round.items()}})
+        self._watch(number, round)
+        if self._held and self._held.stopping:
+            raise KeyboardInterrupt
+
+    def end(self, pictures: dict[str, bytes], **found: Any) -> Outcome:
+        """The record, and the files of the folder."""
+        record = Record(
+            kind=self.kind, model=self.info, seconds=time.monotonic() - self._began, iterations=len(self._curve),
+            defense={"name": "dhbe", "preset": "fast", **asdict(self.survey)}, curve=self._curve, seed=self.seed,
+            device=machine.device_name(self.where), precision="fp32", versions=machine.versions(),
+            memory=machine.peak_memory(self.where), warnings=list(self._warnings), finished=machine.now(), **found,
+        )  # fmt: skip
+        if self._held:
+            files.write(self._held.folder / runs.REPORT, report.render(record, pictures))
+            records.write(self._held.folder / runs.RECORD, record)
+            self._held.close()
+        return Outcome(record, pictures)

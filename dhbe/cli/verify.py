@@ -1,0 +1,66 @@
+"""`dhbe verify BEFORE AFTER`: searches a model before and after a defence, without data."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dhbe import api
+from dhbe.cli import arguments, settings, shown, vendor
+from dhbe.cli.codes import DONE, GATE
+from dhbe.cli.parser import Parser
+from dhbe.defenses import PRESETS, Survey, verify
+from dhbe.progress import Progress
+from dhbe.records import Record
+from dhbe.suspects import Suspect
+
+SAID = {
+    "nothing found": "no backdoor was found in the model before, so there is nothing to verify",
+    "answers": "the model after still answers a trigger",
+    "changed": "the model after answers no trigger found, but it has become another model",
+    "quiet": "the model after answers no trigger found",
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code: 1 if the model after still answers, or has become another one."""
+    parser = Parser(
+        "verify",
+        "  dhbe verify vendor.pt runs/vendor/clean.safetensors --arch resnet18 --classes 10\n"
+        "  dhbe verify victim/backdoored.safetensors runs/backdoored/clean.safetensors --json\n"
+        "  dhbe verify before.safetensors after.safetensors --data test.npz --trigger badnets:3 --target 9",
+        description="Searches a model before and after a defence on the same images. No data needed; with data and the "
+        "trigger, a battery of residual risks is measured too. Exit code 1 if the model after still answers.",
+    )
+    arguments.add_model(parser)
+    parser.add_argument("after", type=Path, metavar="AFTER", help="the model after; built and fed as MODEL is")
+    arguments.add_search(parser)
+    arguments.add_evidence(parser, needed=False)
+    arguments.add_output(parser)
+    settings.add(parser, Survey, "settings of the search", PRESETS["fast"])
+    args = parser.parse_args(argv)
+    suspect, cleaned = arguments.suspect(args), _cleaned(args)
+    shown.notes(args, [*suspect.warnings, *cleaned.warnings])
+    evidence = arguments.evidence(args, suspect)
+    survey = arguments.survey(args)
+    out = args.out or Path("runs") / f"{args.after.stem}-verify"
+    with (
+        Progress(verify.rounds(survey), f"verifying {args.after.name}", args.quiet) as progress,
+        vendor.running(suspect.info.code),
+    ):
+        options = arguments.searching(args, survey, out, progress)
+        record = api.verify(suspect, cleaned, evidence=evidence, **options).record
+    shown.show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _text(record, out))
+    return GATE if record.verdict in ("answers", "changed") else DONE
+
+
+def _cleaned(args: argparse.Namespace) -> Suspect:
+    """The model after: what its own header does not tell is told by the options."""
+    return arguments.suspect(argparse.Namespace(**{**vars(args), "model": args.after}))
+
+
+def _text(record: Record, out: Path) -> str:
+    assert record.before is not None
+    assert record.after is not None
+    lines = [shown.rates({"before": record.before, "after": record.after})] if record.data else []
+    lines += shown.signs({"before": record.before, "after": record.after})
+    return "\n".join([*lines, SAID[record.verdict or ""], f"{record.seconds:.0f} s; see {out / 'report.html'}"])
