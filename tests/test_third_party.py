@@ -11,6 +11,7 @@ SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared"
 pytestmark = [
     pytest.mark.shared,
     pytest.mark.slow,
+    pytest.mark.timeout(1200),  # half a minute of computing, but machines may be crowded
     pytest.mark.skipif(not SHARED.exists(), reason="the shared models and data are not here"),
 ]
 
