@@ -206,12 +206,19 @@ def test_the_seed_repeats_it_and_chooses_the_places():
     assert [each.form for each in first.forms] != [each.form for each in other.forms]
 
 
+class Notes(set):
+    """One and the same for all copies of a network."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
 class Spy(Hand):
-    """Notes which images it was trained or searched on, and which it was asked about."""
+    """Notes which images it was searched on, and which it was asked about."""
 
     def __init__(self):
         super().__init__()
-        self.seen = {True: set(), False: set()}
+        self.seen = {True: Notes(), False: Notes()}
 
     def forward(self, x):
         self.seen[torch.is_grad_enabled()] |= {row.numpy().tobytes() for row in x.detach()}
