@@ -1,5 +1,6 @@
 """The machine that a run is on: device, precision, versions, memory, the hour."""
 
+import ctypes
 import platform
 import resource
 import sys
@@ -11,7 +12,22 @@ import torch
 
 from dhbe.errors import Refused
 
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""Options of glibc's mallopt."""
+
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+def keep_memory() -> None:
+    """Lets this process keep freed memory for the next step instead of handing it back to the system page by page.
+
+    Steps allocate the same large tensors over and over; without this a tenth of their time goes into page faults. Only
+    glibc knows how; elsewhere nothing changes.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        for option, value in ((MMAP_THRESHOLD, 2**30), (TRIM_THRESHOLD, 2**31 - 1)):
+            libc.mallopt(option, value)
 
 
 def device(name: str) -> torch.device:

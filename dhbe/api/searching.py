@@ -23,8 +23,8 @@ from dhbe.suspects import Suspect
 
 Watch = Callable[[int, Round], None]
 
-CERTAIN = (0.2, 0.8)
-"""Between these probabilities of a backdoor the verdict is that it is unclear."""
+UNLIKELY = 0.2
+"""Probability of a backdoor up to which the verdict is that nothing was found."""
 
 
 class Searching(TypedDict):
@@ -68,7 +68,6 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
         label, index = found.suspect, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.suspicion
-        certain = chance < CERTAIN[0] or chance > CERTAIN[1]
         classes = [
             ClassFound(index=i, family=family, lead=lead, success=share)
             for i, family, lead, share in zip(
@@ -84,7 +83,7 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
         signs = {"anomaly_index": index, "suspected_class": label, "probability": chance}
         return run.end(
             pictures, before=Measures(signs=signs), classes=classes,
-            verdict=("backdoored" if backdoored else "nothing found") if certain else "unclear",
+            verdict="backdoored" if backdoored else "unclear" if chance > UNLIKELY else "nothing found",
             backdoored=backdoored,
         )  # fmt: skip
 

@@ -64,7 +64,10 @@ def _obey(given: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
         try:
-            return import_module(f"dhbe.cli.{verb}").run(rest)
+            module = import_module(f"dhbe.cli.{verb}")
+            machine = import_module("dhbe.api.machine")
+            machine.keep_memory()
+            return module.run(rest)
         except SystemExit:  # argparse has shown its help
             return DONE
 

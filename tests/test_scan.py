@@ -1,0 +1,152 @@
+"""`scan` and `verify`: a search without data, on a planted trigger and on real small models."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy import stats
+from test_search import SHAPE, TARGET, Planted, planted, square
+
+from dhbe import api
+from dhbe.attacks import BadNets
+from dhbe.classifier import Classifier
+from dhbe.cli import main
+from dhbe.data import load
+from dhbe.defenses import PRESETS, Finetuning
+from dhbe.defenses.scan import probability, scan, success
+from dhbe.defenses.survey import resting
+from dhbe.defenses.verify import compare, drift
+from dhbe.suspects import load as load_suspect
+from dhbe.training import Fit
+
+SURVEY = replace(PRESETS["fast"], album=256, patch=3)
+
+
+class Innocent(Planted):
+    """The same without its trigger."""
+
+    def forward(self, x):
+        return 3 * (x.mean((2, 3)) - 0.5) @ self.weight.T
+
+
+def innocent() -> Classifier:
+    return Classifier(Innocent(), shape=SHAPE, classes=4).eval()
+
+
+def test_a_scan_finds_the_planted_class_and_accuses_no_innocent():
+    found, clean = scan(planted(), SURVEY), scan(innocent(), SURVEY)
+    assert found.suspect == TARGET
+    assert found.indices[TARGET] > SURVEY.suspicion
+    assert found.success[TARGET] > 0.9
+    assert found.families[TARGET].startswith("masked")
+    assert clean.indices.max() < SURVEY.suspicion
+
+
+def test_a_scan_changes_nothing_and_its_seed_settles_it():
+    model, rounds = planted().train(), []
+    before, state = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    short = replace(SURVEY, warm_up=2)
+    first = scan(model, short, seed=3, watch=lambda number, round: rounds.append(number))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert rounds == list(range(1, len(rounds) + 1))
+    again, other = scan(model, short, seed=3), scan(model, short, seed=4)
+    assert torch.equal(first.indices, again.indices)
+    assert not torch.equal(first.indices, other.indices)
+
+
+def test_success_counts_images_of_other_classes_alone():
+    model, pixels = planted(), torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(1))
+    form = square(3, 10, 5)
+    answers = model(pixels).detach()
+    led = [int(model(form(pixels[[i]])).argmax() == TARGET) for i in range(64) if int(answers[i].argmax()) != TARGET]
+    assert float(success(model, form, TARGET, pixels, answers)) == pytest.approx(sum(led) / len(led))
+    changed = [int(model(form(pixels[[i]])).argmax() != answers[i].argmax()) for i in range(64)]
+    assert float(success(model, form, 4, pixels, answers)) == pytest.approx(sum(changed) / 64)
+
+
+def test_resting_leads_are_those_of_a_loop():
+    answers = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
+    for label, value in enumerate(resting(answers).tolist()):
+        leads = [
+            row[label] - max(x for j, x in enumerate(row) if j != label)
+            for row in answers.tolist()
+            if max(row) != row[label]
+        ]
+        assert value == pytest.approx(sum(leads) / len(leads), rel=1e-5)
+
+
+def test_the_probability_rises_with_the_index():
+    indices = torch.linspace(0, 100, 50).tolist()
+    assert stats.spearmanr(indices, [probability(index) for index in indices]).statistic == pytest.approx(1)
+    assert 0 <= probability(0) < 0.01
+    assert 0.99 < probability(1e6) <= 1
+
+
+def test_a_comparison_tells_what_is_left():
+    before = planted()
+    same, gone = compare(before, before, SURVEY), compare(before, innocent(), SURVEY)
+    assert same.verdict(SURVEY.suspicion) == "answers"
+    assert same.agreement == 1
+    assert gone.verdict(SURVEY.suspicion) == "quiet"
+    assert gone.before.success > 0.9
+    assert gone.after.success < 0.1
+    assert compare(innocent(), innocent(), SURVEY).verdict(SURVEY.suspicion) == "nothing found"
+    assert set(gone.after.targeted) == set(gone.after.untargeted)
+    assert same.drift is None
+
+
+def test_drift_is_in_standard_deviations():
+    nets = [
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        )
+        for _ in range(2)
+    ]
+    nets[0][1].running_var.fill_(4 - nets[0][1].eps)
+    nets[1][1].running_mean.copy_(torch.tensor([1.0, -3.0]))
+    models = [Classifier(net, shape=(3, 8, 8), classes=2).eval() for net in nets]
+    assert drift(*models) == pytest.approx((0.5 + 1.5) / 2)
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory):
+    """A real small model with a backdoor, and its folder."""
+    folder = tmp_path_factory.mktemp("victim")
+    train, test = load("digits16", "train"), load("digits16", "test")
+    how = BadNets(side=3, rate=0.1)
+    fit = Fit(epochs=8, batch=32, crop=0, flip=False)
+    api.attack(how, train, test, arch="resnet8", out=folder, data="digits16", fit=fit, overwrite=True)
+    return folder
+
+
+def test_verify_tells_a_failed_defence_from_a_good_one(victim, tmp_path, capsys):
+    suspect = load_suspect(victim / api.BACKDOORED)
+    weak = Finetuning(epochs=1, lr=1e-6)
+    api.defend(suspect, weak, clean=load("digits16", "train"), source="digits16", images=200, out=tmp_path / "weak")
+    api.erase(suspect, defense=replace(PRESETS["fast"], cycles=1), out=tmp_path / "good")
+    for name, verdict, code in (("weak", "answers", 1), ("good", "quiet", 0)):
+        after = tmp_path / name / "clean.safetensors"
+        command = ["verify", str(victim / api.BACKDOORED), str(after), "--out", str(tmp_path / f"v-{name}")]
+        assert main([*command, "--warm-up", "40", "--quiet", "--json"]) == code
+        record = json.loads(capsys.readouterr().out)
+        assert record["verdict"] == verdict
+        assert "Verification report" in (tmp_path / f"v-{name}" / "report.html").read_text()
+    assert record["after"]["signs"]["agreement"] > 0.8
+    assert main([*command, "--quiet"]) == 2
+    assert "holds a finished run" in capsys.readouterr().err
+
+
+def test_scan_by_command(victim, tmp_path, capsys):
+    command = ["scan", str(victim / api.BACKDOORED), "--out", str(tmp_path / "s"), "--quiet", "--json"]
+    assert main(command) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["backdoored"] is True
+    assert found["target"] == 9
+    assert found["index"] > 5
+    assert len(found["classes"]) == 10
+    page = (tmp_path / "s" / "report.html").read_text()
+    assert "A backdoor was found" in page
+    assert "data:image/png" in page
