@@ -187,7 +187,7 @@ REFUSED = {
     "attack onto a run": ({"out": finished}, ATTACK, "holds a finished run"),
     "attack into a file": ({"out": b""}, ATTACK, "cannot write into out"),
     # Options
-    "unknown verb": ({}, "erradicate model.pt", "no verb 'erradicate'; there are erase, score"),
+    "unknown verb": ({}, "erradicate model.pt", "no verb 'erradicate'; there are erase, scan, verify, "),
     "unknown option": ({}, f"{ERASE} --frobnicate", "unrecognized arguments: --frobnicate"),
     "abbreviated option": ({}, f"{ERASE} --iter 3", "unrecognized arguments: --iter"),
     "unknown preset": ({}, f"{ERASE} --preset best", "invalid choice: 'best'"),
