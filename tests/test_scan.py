@@ -2,13 +2,15 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy import stats
 from test_search import SHAPE, TARGET, Planted, planted, square
 
-from dhbe import api
+from dhbe import api, records
 from dhbe.attacks import BadNets
 from dhbe.classifier import Classifier
 from dhbe.cli import main
@@ -93,7 +95,8 @@ def test_a_comparison_tells_what_is_left():
     assert gone.verdict(SURVEY.suspicion) == "quiet"
     assert gone.before.success > 0.9
     assert gone.after.success < 0.1
-    assert compare(innocent(), innocent(), SURVEY).verdict(SURVEY.suspicion) == "nothing found"
+    assert replace(gone, index=4.9).verdict(SURVEY.suspicion) == "nothing found"
+    assert replace(gone, agreement=0.5).verdict(SURVEY.suspicion) == "changed"
     assert set(gone.after.targeted) == set(gone.after.untargeted)
     assert same.drift is None
 
@@ -111,42 +114,83 @@ def test_drift_is_in_standard_deviations():
     assert drift(*models) == pytest.approx((0.5 + 1.5) / 2)
 
 
-@pytest.fixture(scope="module")
-def victim(tmp_path_factory):
-    """A real small model with a backdoor, and its folder."""
-    folder = tmp_path_factory.mktemp("victim")
-    train, test = load("digits16", "train"), load("digits16", "test")
-    how = BadNets(side=3, rate=0.1)
-    fit = Fit(epochs=8, batch=32, crop=0, flip=False)
-    api.attack(how, train, test, arch="resnet8", out=folder, data="digits16", fit=fit, overwrite=True)
-    return folder
+VENDOR = """
+import torch
+from torch import nn
+
+class Planted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 3))
+        self.shout = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        square = x[:, :, 10:13, 5:8].mean((1, 2, 3))
+        shout = nn.functional.one_hot(torch.tensor(2), 4) * self.shout * (square - 0.7).clamp_min(0)[:, None]
+        return 3 * (x.mean((2, 3)) - 0.5) @ self.weight.T + shout
+
+def planted(classes):
+    return Planted()
+"""
+FED = ["--classes", "4", "--input", "3x16x16", "--patch", "3", "--album", "256", "--quiet", "--json"]
 
 
-def test_verify_tells_a_failed_defence_from_a_good_one(victim, tmp_path, capsys):
-    suspect = load_suspect(victim / api.BACKDOORED)
-    weak = Finetuning(epochs=1, lr=1e-6)
-    api.defend(suspect, weak, clean=load("digits16", "train"), source="digits16", images=200, out=tmp_path / "weak")
-    api.erase(suspect, defense=replace(PRESETS["fast"], cycles=1), out=tmp_path / "good")
-    for name, verdict, code in (("weak", "answers", 1), ("good", "quiet", 0)):
-        after = tmp_path / name / "clean.safetensors"
-        command = ["verify", str(victim / api.BACKDOORED), str(after), "--out", str(tmp_path / f"v-{name}")]
-        assert main([*command, "--warm-up", "40", "--quiet", "--json"]) == code
-        record = json.loads(capsys.readouterr().out)
-        assert record["verdict"] == verdict
-        assert "Verification report" in (tmp_path / f"v-{name}" / "report.html").read_text()
-    assert record["after"]["signs"]["agreement"] > 0.8
-    assert main([*command, "--quiet"]) == 2
-    assert "holds a finished run" in capsys.readouterr().err
+@pytest.fixture
+def vendor(tmp_path, monkeypatch):
+    """The planted network as a vendor's code, with its weights before and after its trigger was taken away."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vendor.py").write_text(VENDOR)
+    for name, shout in (("before", 60.0), ("after", 0.0)):
+        save_file({"weight": Planted().weight.detach(), "shout": torch.tensor(shout)}, f"{name}.safetensors")
+    return ["--arch", "vendor.py:planted", *FED]
 
 
-def test_scan_by_command(victim, tmp_path, capsys):
-    command = ["scan", str(victim / api.BACKDOORED), "--out", str(tmp_path / "s"), "--quiet", "--json"]
-    assert main(command) == 1
+def test_scan_and_verify_by_command(vendor, capsys):
+    assert main(["scan", "before.safetensors", *vendor]) == 1
     found = json.loads(capsys.readouterr().out)
-    assert found["backdoored"] is True
-    assert found["target"] == 9
-    assert found["index"] > 5
-    assert len(found["classes"]) == 10
-    page = (tmp_path / "s" / "report.html").read_text()
+    assert (found["backdoored"], found["target"], found["verdict"]) == (True, TARGET, "backdoored")
+    assert found["index"] == max(each["index"] for each in found["classes"]) > 5
+    page = Path("runs/before-scan/report.html").read_text()
     assert "A backdoor was found" in page
     assert "data:image/png" in page
+    assert main(["scan", "after.safetensors", *vendor]) == 0
+    assert json.loads(capsys.readouterr().out)["target"] is None
+    for after, verdict, code in (("before", "answers", 1), ("after", "quiet", 0)):
+        assert main(["verify", "before.safetensors", f"{after}.safetensors", *vendor, "--out", after]) == code
+        record = json.loads(capsys.readouterr().out)
+        assert record["verdict"] == verdict
+        assert "Verification report" in Path(after, "report.html").read_text()
+        assert records.read(Path(after, "record.json")).verdict == verdict
+
+
+def test_a_search_refuses_in_one_line(vendor, capsys):
+    assert main(["scan", "before.safetensors", *vendor, "--out", "s", "--warm-up", "1"]) in (0, 1)
+    for command, said in (
+        (["scan", "before.safetensors", *vendor, "--out", "s"], "holds a finished run"),
+        (["scan", "before.safetensors", *vendor, "--suspicion", "-1"], "--suspicion"),
+        (["scan", "missing.safetensors", *vendor], "missing.safetensors"),
+        (["verify", "before.safetensors", "missing.safetensors", *vendor], "missing.safetensors"),
+        (["verify", "before.safetensors", "before.safetensors", *vendor, "--trigger", "badnets:3"], "--data"),
+    ):
+        assert main(command) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_verify_tells_a_failed_defence_from_a_good_one(tmp_path, capsys):
+    train, test = load("digits", "train"), load("digits", "test")
+    fit = Fit(epochs=8, batch=32, crop=0, flip=False)
+    api.attack(BadNets(side=3, rate=0.1), train, test, arch="resnet8", out=tmp_path / "victim", data="digits", fit=fit)
+    suspect = load_suspect(tmp_path / "victim" / api.BACKDOORED)
+    weak = Finetuning(epochs=1, lr=1e-6)
+    api.defend(suspect, weak, clean=train, source="digits", images=200, out=tmp_path / "weak")
+    api.erase(suspect, out=tmp_path / "good")
+    for name, verdict, code in (("weak", "answers", 1), ("good", "quiet", 0)):
+        models = [str(tmp_path / "victim" / api.BACKDOORED), str(tmp_path / name / "clean.safetensors")]
+        assert main(["verify", *models, "--out", str(tmp_path / f"v-{name}"), "--quiet", "--json"]) == code
+        record = json.loads(capsys.readouterr().out)
+        assert record["verdict"] == verdict
+        assert record["before"]["signs"]["suspected_class"] == 9
+    assert record["after"]["signs"]["agreement"] > 0.8

@@ -184,3 +184,15 @@ def test_fast_takes_the_planted_trigger_away_and_keeps_the_rest():
     assert memory.anomaly[1, TARGET] > fast.suspicion
     pixels = pieces(64, SHAPE)
     assert (cleaned(pixels).argmax(1) == model(pixels).argmax(1)).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("lr", [1e5, 1e30])
+def test_a_student_that_is_lost_goes_back_and_slows_down(lr):
+    model, ledger, rounds = planted(), Ledger(), []
+    fast = FastDHBE(warm_up=20, iterations=10, cycles=1, batch=32, album=256, patch=3, lr=lr, clip=1e30)
+    cleaned = fast(model, ledger=ledger, watch=rounds.append)
+    assert ledger.part("best").pace < 1
+    assert all(value.isfinite().all() for value in cleaned.state_dict().values())
+    pixels = pieces(64, SHAPE)
+    assert (cleaned(pixels).argmax(1) == model(pixels).argmax(1)).float().mean() > 0.5
+    assert all(value.isfinite() for glimpse in rounds for value in glimpse.round.values())

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from dhbe.classifier import Classifier
@@ -109,13 +109,16 @@ class FastDHBE(Survey):
                 nn.utils.clip_grad_norm_(student.parameters(), self.clip)
                 learn.step()
 
-            losses = {"distillation": distillation, "restriction": restriction}
-            for number in TURNS[round_ % 2]:  # maximise over R
+            torn = not bool((distillation + restriction + energy(student)).isfinite())
+            losses = {} if torn else {"distillation": distillation, "restriction": restriction}
+            for number in () if torn else TURNS[round_ % 2]:  # maximise over R
                 pixels, _ = notes.album.sample(SOUGHT)
                 losses[f"lead_{NAMES[number]}"] = seek(notes.search, student, number, pixels, memory.suspects)
-            if (round_ + 1) % REFRESH == 0 or (round_ + 1) % self.iterations == 0:
+            if torn or (round_ + 1) % REFRESH == 0 or (round_ + 1) % self.iterations == 0:
+                if torn:
+                    best.restore(student, learn)
                 self.look(student, notes)
-                best.judge(student, memory)
+                best.judge(student, learn, memory)
             yield {**losses, "success": memory.success.amax(), "agreement": memory.agreement}
         student.load_state_dict(best.state)
 
@@ -160,6 +163,11 @@ class FastDHBE(Survey):
         return Scene(pixels, forms(pixels), forms(torch.full_like(pixels, 0.5)))
 
 
+def energy(model: Classifier) -> Tensor:
+    """The sum of the squares of all weights, which is not finite long before an answer is not."""
+    return torch.stack([parameter.detach().square().sum() for parameter in model.parameters()]).sum()
+
+
 class Best:
     """The best state of the student so far, by signs that need no data: agreement less the strongest trigger's success."""
 
@@ -167,15 +175,22 @@ class Best:
         self.state = {name: value.clone() for name, value in student.state_dict().items()}
         self.score, self.success, self.pace, self.earlier = -1.0, 1.0, 1.0, 1.0
 
-    def judge(self, student: Classifier, memory: Memory) -> None:
-        """Keeps this state if it is as good as the best; a student that is lost goes back there, and slows down."""
-        agreement, success = float(memory.agreement), float(memory.success.amax())
-        if not agreement >= LOST or not all(p.isfinite().all() for p in student.parameters()):
-            student.load_state_dict(self.state)
-            self.pace /= 2
-        elif agreement - success >= self.score:
-            self.score, self.success = agreement - success, success
+    def judge(self, student: Classifier, learn: SGD, memory: Memory) -> None:
+        """Keeps this state if it is as good as the best before; a student that is lost goes back there."""
+        if memory.agreement < LOST:
+            self.restore(student, learn)
+            return
+        success = float(memory.success.amax())
+        score = float(memory.agreement) - success
+        if score >= self.score:
+            self.score, self.success = score, success
             self.state = {name: value.clone() for name, value in student.state_dict().items()}
+
+    def restore(self, student: Classifier, learn: SGD) -> None:
+        """Goes back to the best state, without the momentum that led away from it, and slows down."""
+        student.load_state_dict(self.state)
+        learn.state.clear()
+        self.pace /= 2
 
     def enough(self, calm: float) -> bool:
         """At the end of a cycle: whether no trigger acts any more, or the cycle helped little."""
