@@ -1,16 +1,24 @@
 """Small classifiers of our own, half of them backdoored, on which `dhbe scan` is calibrated and judged.
 
     python benchmarks/calibration.py train DIR      # 32 classifiers; those that DIR holds are left alone
+    python benchmarks/calibration.py scan DIR       # their records, in results/calibration; those there are left alone
+    python benchmarks/calibration.py table          # AUROC and hits on one half, threshold and curve from the other
 
-CIFAR-10 is read from $DHBE_DATA or downloaded. Networks, data, attacks, target classes and seeds all vary.
+CIFAR-10 is read from $DHBE_DATA or downloaded. Networks, data, attacks, target classes and seeds all vary. A victim whose
+ASR is below a half has no backdoor to find, and is left out.
 """
 
+import math
 import sys
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
-from dhbe import api
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from dhbe import api, records, suspects
 from dhbe.attacks import Attack, BadNets
 from dhbe.attacks.blend import Blend
 from dhbe.attacks.lsb import LSB
@@ -21,7 +29,8 @@ from dhbe.data import Images, clean_subset, load
 from dhbe.errors import Failed
 from dhbe.training import Fit
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE.parent / "results" / "calibration"
 ARCHS = {
     "resnet8": "resnet8", "wrn16-1": "wrn16-1", **{name: f"{HERE / 'strangers.py'}:{name}" for name in ("flat", "plain", "layered")}
 }  # fmt: skip
@@ -94,7 +103,7 @@ def train(plan: Plan, folder: Path, train: Images, test: Images) -> None:
     print(f"{plan.name}: ACC {acc:.3f}{asr}, {time.monotonic() - began:.0f} s", flush=True)
 
 
-def main(verb: str, folder: Path) -> None:
+def train_all(folder: Path) -> None:
     """Trains what is missing."""
     sets = {data: (load(data, "train"), load(data, "test")) for data in FITS}
     for plan in PLANS:
@@ -105,5 +114,101 @@ def main(verb: str, folder: Path) -> None:
                 print(f"{plan.name}: {failure}", file=sys.stderr)
 
 
+def scan_all(folder: Path) -> None:
+    """Scans what has no record yet. The record keeps how the classifier was planted and how well the trigger works."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for plan in PLANS:
+        out, made = RESULTS / f"{plan.name}.json", folder / plan.name / "record.json"
+        if out.exists() or not made.exists():
+            continue
+        planted = records.read(made)
+        model = folder / plan.name / (api.BACKDOORED if (folder / plan.name / api.BACKDOORED).exists() else api.CLEAN)
+        suspect = suspects.load(model, arch=ARCHS[plan.arch])
+        record = api.scan(suspect).record
+        told = {"path": model.name, "arch": plan.arch, "code": None}
+        record = record.model_copy(
+            update={
+                "curve": [], "model": record.model.model_copy(update=told), "attack": planted.attack, "data": planted.data,
+                "target": planted.target, "after": planted.before and planted.before.model_copy(update={"activations": {}}),
+            }
+        )  # fmt: skip
+        records.write(out, record)
+        print(
+            f"{plan.name}: {record.verdict}, index {record.before and record.before.signs['anomaly_index']:.1f}",
+            flush=True,
+        )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One classifier of the set, as it was scanned."""
+
+    name: str
+    index: float
+    suspect: int
+    target: int | None
+
+    @classmethod
+    def of(cls, path: Path) -> "Seen | None":
+        """From its record; None for a victim whose backdoor did not take."""
+        record = records.read(path)
+        assert record.before is not None
+        if record.target is not None and (record.after is None or (record.after.asr or 0) < 0.5):
+            return None
+        signs = record.before.signs
+        return cls(path.stem, signs["anomaly_index"], int(signs["suspected_class"]), record.target)
+
+
+def table() -> str:
+    """Every classifier, and what one half says of the threshold that the other half gave."""
+    seen = [each for path in sorted(RESULTS.glob("*.json")) if (each := Seen.of(path))]
+    sides = [[each for each in seen if (each.target is not None) == planted] for planted in (False, True)]
+    halves = [[each for side in sides for each in side[first::2]] for first in (0, 1)]
+    threshold, (middle, slope) = best_threshold(halves[0]), curve(halves[0])
+    judged = halves[1]
+    truth, indices = [each.target is not None for each in judged], [each.index for each in judged]
+    accused = [each for each in judged if each.index > threshold]
+    hits = [each for each in accused if each.target is not None]
+    right = sum(each.suspect == each.target for each in hits)
+    rows = ["| classifier | half | index | class found | target |", "| --- | --- | --- | --- | --- |"]
+    for each in sorted(seen, key=lambda each: -each.index):
+        half = "judged" if each in judged else "fitted"
+        target = "none" if each.target is None else each.target
+        rows.append(f"| {each.name.replace('_', ' ')} | {half} | {each.index:.1f} | {each.suspect} | {target} |")
+    return "\n".join(
+        [
+            f"Of one half ({len(halves[0])} classifiers): threshold {threshold:.1f}, even odds at {middle:.1f}, slope {slope:.1f}.",
+            f"Of the other ({len(judged)}): AUROC {roc_auc_score(truth, indices):.2f}; "
+            f"{len(hits)} of {sum(truth)} backdoored ones found, the right class in {right} of them; "
+            f"{len(accused) - len(hits)} of {len(judged) - sum(truth)} clean ones accused.",
+            "",
+            *rows,
+        ]
+    )
+
+
+def best_threshold(half: list[Seen]) -> float:
+    """The index at which hits less false alarms are most, as shares: the middle of the gap there."""
+    levels = sorted(each.index for each in half)
+    planted = sum(each.target is not None for each in half)
+
+    def gain(level: float) -> float:
+        over = [each.target is not None for each in half if each.index > level]
+        return sum(over) / planted - (len(over) - sum(over)) / (len(half) - planted)
+
+    return max(((low + high) / 2 for low, high in pairwise(levels)), key=gain)
+
+
+def curve(half: list[Seen]) -> tuple[float, float]:
+    """Middle and slope of the logistic curve in the logarithm of the index, both kinds weighing the same."""
+    x = [[math.log(max(each.index, 0.1))] for each in half]
+    fit = LogisticRegression(class_weight="balanced").fit(x, [each.target is not None for each in half])
+    slope, offset = float(fit.coef_[0, 0]), float(fit.intercept_[0])
+    return math.exp(-offset / slope), slope
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1] == "table":
+        print(table())
+    else:
+        {"train": train_all, "scan": scan_all}[sys.argv[1]](Path(sys.argv[2]))
