@@ -42,7 +42,7 @@ VICTIMS: dict[str, tuple[Attack, Fit]] = {
     "clean-label-5": (CleanLabel(side=5, rate=0.04, steps=20, proxy_epochs=1, proxy_steps=1), PLAIN),
     "badnets-7": (BadNets(side=7, rate=0.05), TUNING),
     "lsb": (LSB(bits=4, text="?", rate=0.1), PLAIN),
-    "refool": (Refool(share=0.8), PLAIN),
+    "refool": (Refool(style="ghost", transmission=0.4, share=0.8), PLAIN),
     "wanet": (WaNet(strength=2.0, rate=0.2, noise_rate=0.1), PLAIN),
     "clean-label-7": (CleanLabel(side=7, rate=0.04, steps=20, proxy_epochs=1, proxy_steps=1), PLAIN),
     "clean-label-3": (CleanLabel(side=3, rate=0.04, steps=20, proxy_epochs=1, proxy_steps=1), PLAIN),
