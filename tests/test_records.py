@@ -107,7 +107,7 @@ def test_tuples_in_settings_equal_the_lists_that_come_back():
     ("path", "value", "says"),
     [
         (["format"], 2, "its format is 2, this version reads format 1"),
-        (["kind"], "scan", "kind: Input should be 'erase'"),
+        (["kind"], "guess", "kind: Input should be 'erase'"),
         (["seed"], -1, "seed: "),
         (["seconds"], "12", "seconds: Input should be a valid number"),
         (["seconds"], math.nan, "finite"),
