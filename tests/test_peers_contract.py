@@ -4,7 +4,9 @@ import copy
 import io
 import json
 import math
+import os
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,11 @@ from torch import nn
 from dhbe import networks
 from dhbe.classifier import Classifier
 from dhbe.data import Images
-from dhbe.defenses import PEERS, Known, Ledger
+from dhbe.defenses import PEERS, Defense, Known, Ledger
 from dhbe.errors import Refused
+from dhbe.suspects import load
+
+SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
 
 TINY = {
     "epochs": 2, "teacher_epochs": 1, "size": 16, "batch": 8, "crop": 1, "search_epochs": 2, "search_size": 16,
@@ -75,10 +80,25 @@ def test_every_peer_is_listed_under_its_own_name_and_says_where_it_comes_from():
 @pytest.mark.parametrize("network", NETWORKS)
 @every
 def test_victim_and_random_state_stay_and_the_result_is_a_changed_model_in_eval_mode(defense, network):
-    model = victim(network).train()
+    keeps_its_promises(defense, victim(network).train(), KNOWN)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared models and data are not here")
+@every
+def test_all_of_it_holds_for_a_network_of_strangers_too(defense):
+    folder = SHARED / "victims"
+    suspect = load(folder / "ibau_cifar10_smallvgg_badnets_t8.pt", arch=f"{folder}/nets.py:small_vgg")
+    pixels = torch.randint(256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    lent = Images(pixels, torch.arange(20) % 10, tuple("0123456789"))
+    keeps_its_promises(defense, suspect.classifier, Known(clean=lent, target=8))
+
+
+def keeps_its_promises(defense: Defense, model: Classifier, known: Known) -> None:
+    """The victim and the random state stay, and the result is a changed, finite model in eval mode."""
     before = copy.deepcopy(model)
     state, rounds = torch.get_rng_state(), []
-    cleaned = defense(model, KNOWN, watch=rounds.append)
+    cleaned = defense(model, known, watch=rounds.append)
     assert torch.equal(torch.get_rng_state(), state)
     assert same(model, before)
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]

@@ -263,7 +263,8 @@ def test_the_cost_of_a_mask_rises_and_falls_with_patience():
     triggers, settings = Triggers((3, 4, 4), 2, 1e-3), NeuralCleanse(patience=2)
     costs = []
     for rate in (0.995, 0.995, 0.995, 0.5, 0.5, 0.995):
-        triggers.judge(0, torch.tensor(rate), settings)
+        triggers.rates[0] = rate
+        triggers.price(0, settings)
         costs.append(triggers.costs[0].item())
     raised = 2e-3
     np.testing.assert_allclose(costs, [1e-3, raised, raised, raised, raised / 2**1.5, raised / 2**1.5], rtol=1e-6)
@@ -272,14 +273,42 @@ def test_the_cost_of_a_mask_rises_and_falls_with_patience():
 
 def test_the_smallest_mask_that_succeeds_is_kept():
     torch.manual_seed(0)
-    triggers, settings, sizes = Triggers((3, 4, 4), 2, 1e-3), NeuralCleanse(), []
+    triggers, sizes = Triggers((3, 4, 4), 2, 1e-3), []
     for scale, rate in ((3, 0.5), (2, 0.995), (1, 0.995), (1.5, 0.995), (0, 0.5)):
         with torch.no_grad():
             triggers.raw[0].fill_(scale)
-        triggers.judge(0, torch.tensor(rate), settings)
+        triggers.keep(0, torch.tensor(rate > 0.99))
         sizes.append(round(triggers.norms()[0].item() / 16, 4))
     each = {scale: round((math.tanh(scale) + 1) / 2, 4) for scale in (3, 2, 1)}
     assert sizes == [each[3], each[2], each[1], each[1], each[1]]
+
+
+def test_what_is_sought_during_the_repair_counts_as_long_as_it_is_smaller_than_natural():
+    torch.manual_seed(0)
+    triggers = Triggers((3, 4, 4), 3, 1e-3)
+    with torch.no_grad():
+        for label, scale in enumerate((-2, 0, 0)):
+            triggers.raw[label].fill_(scale)
+            triggers.keep(label, torch.tensor(True))
+        triggers.raw[0].fill_(-1)  # now the trigger of class 0 needs more, but less than half of all pixels
+        masks, patterns = triggers.suspected([0])
+        triggers.raw[0].fill_(0.1)  # now it needs more than other classes do
+        assert len(triggers.suspected([0])[0]) == 1
+    sizes = [16 * (math.tanh(scale) + 1) / 2 for scale in (-2, -1)]
+    assert masks.sum((1, 2, 3)).tolist() == pytest.approx(sizes)
+    assert (masks.shape, patterns.shape) == ((2, 1, 4, 4), (2, 3, 4, 4))
+
+
+def test_the_repair_stamps_its_share_of_the_images_and_no_mask_beyond_what_covers():
+    torch.manual_seed(0)
+    masks, patterns = torch.tensor([0.2, 0.7]).view(2, 1, 1, 1).expand(2, 1, 4, 4), torch.ones(2, 3, 4, 4)
+    stamped = NeuralCleanse(stamped=0.3).stamp(torch.zeros(4000, 3, 4, 4), masks, patterns)
+    each = stamped.amax((1, 2, 3))
+    assert torch.equal(each, stamped.amin((1, 2, 3)))
+    assert (each > 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    weak, strong = each[(each > 0) & (each < 0.5)], each[each > 0.5]
+    assert len(weak) / len(strong) == pytest.approx(1, abs=0.2)
+    assert (weak.min() >= 0.2, weak.max() <= 0.4, strong.max() <= 1) == (True, True, True)
 
 
 def backdoored() -> tuple[Classifier, Images]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Adam
 
-from dhbe.classifier import Classifier
+from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images, Shape
 from dhbe.defenses.base import Known, Ledger, Round
 from dhbe.defenses.parts import descend, frozen
@@ -27,14 +27,16 @@ class NeuralCleanse(Tuner):
     """Wang et al., S&P 2019: detection (sec. IV) and repair by unlearning (sec. VI); settings of their script.
 
     A trigger is a mask m and a pattern p, x' = (1 - m) x + m p in pixels. The search goes on for all classes in turns,
-    one pass over some images each. If no class is flagged, the model stays as it is.
+    one pass over some images each. If no class is flagged, the model stays as it is. What the search finds is the
+    weakest trigger that works, often a part of the real one; so it goes on for the flagged classes while the model
+    unlearns, and what still works is unlearned too.
     """
 
     name: ClassVar[str] = "neural-cleanse"
 
     search_epochs: Annotated[int, "passes of the search for each class"] = 20
-    search_size: Annotated[int, "images a pass of the search; each takes others"] = 320
-    search_batch: Annotated[int, "images a step of the search"] = 32
+    search_size: Annotated[int, "images a pass of the search; each takes others"] = 160
+    search_batch: Annotated[int, "images a step of the search"] = 16
     lr_trigger: Annotated[float, "learning rate of masks and patterns (Adam)"] = 0.1
     cost: Annotated[float, "first weight of a mask's L1 norm"] = 1e-3
     patience: Annotated[int, "passes above, or below, the success rate until the weight changes"] = 5
@@ -53,40 +55,45 @@ class NeuralCleanse(Tuner):
         learn = self.optimizer(model.parameters())
         done = ledger.keep(model=model, triggers=triggers, seek=seek, learn=learn)
 
-        model.eval()
         for _ in range(done, self.search_epochs):
-            with frozen(model):
-                for label in range(model.classes):
-                    self.search(model, triggers, seek, clean, label)
+            for label in range(model.classes):
+                rate = self.search(model, triggers, seek, clean, label)
+                triggers.keep(label, rate >= self.success)
             norms = triggers.norms()
             yield {"mask": norms.min(), "success": triggers.rates.min(), "index": anomaly(norms).max()}
-        model.train()
 
-        flagged = torch.nonzero(anomaly(triggers.norms()) > self.index).flatten()
-        if len(flagged) == 0:
+        flagged = torch.nonzero(anomaly(triggers.norms()) > self.index).flatten().tolist()
+        if not flagged:
             return
-
-        def stamp(pixels: Tensor) -> Tensor:
-            label = flagged[torch.randint(len(flagged), (len(pixels),))]
-            chosen = (torch.rand(len(pixels), 1, 1, 1) < self.stamped).float()
-            # The search finds the weakest trigger that works; the real one may be stronger.
-            factor = 1 + (self.strength - 1) * torch.rand(len(pixels), 1, 1, 1)
-            return mix(pixels, chosen * (factor * triggers.masks[label]).clamp(max=1), triggers.patterns[label])
-
         for epoch in range(max(0, done - self.search_epochs), self.epochs):
-            yield {"loss": self.tune(model, learn, clean, epoch, stamp=stamp)}
+            if epoch:
+                for label in flagged:
+                    self.search(model, triggers, seek, clean, label)
+            masks, patterns = triggers.suspected(flagged)
+            loss = self.tune(model, learn, clean, epoch, stamp=lambda x, m=masks, p=patterns: self.stamp(x, m, p))
+            yield {"loss": loss, "triggers": torch.tensor(len(masks))}
 
-    def search(self, model: Classifier, triggers: "Triggers", seek: Adam, images: Images, label: int) -> None:
-        """One pass for one class, after which the cost of its mask's size may change and its best trigger is kept."""
+    def stamp(self, pixels: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
+        """Some of the images with one of the triggers each, which is up to `strength` times as strong."""
+        which = torch.randint(len(masks), (len(pixels),))
+        chosen = (torch.rand(len(pixels), 1, 1, 1) < self.stamped).float()
+        factor = 1 + (self.strength - 1) * torch.rand(len(pixels), 1, 1, 1)
+        return mix(pixels, chosen * (factor * masks[which]).clamp(max=1), patterns[which])
+
+    def search(self, model: Classifier, triggers: "Triggers", seek: Adam, images: Images, label: int) -> Tensor:
+        """One pass for one class, after which the cost of its mask's size may change; the trigger's success rate."""
         hits = torch.zeros(())
         order = torch.randperm(len(images))[: self.search_size]
-        for index in order.split(self.search_batch):
-            mask, pattern = triggers.trigger(label)
-            logits = model(mix(images.float(index), mask, pattern))
-            wanted = torch.full((len(index),), label)
-            descend(seek, F.cross_entropy(logits, wanted) + triggers.costs[label] * mask.sum())
-            hits = hits + (logits.argmax(1) == label).sum()
-        triggers.judge(label, hits / len(order), self)
+        with evaluating(model), frozen(model):
+            for index in order.split(self.search_batch):
+                mask, pattern = triggers.trigger(label)
+                logits = model(mix(images.float(index), mask, pattern))
+                wanted = torch.full((len(index),), label)
+                descend(seek, F.cross_entropy(logits, wanted) + triggers.costs[label] * mask.sum())
+                hits = hits + (logits.argmax(1) == label).sum()
+        triggers.rates[label] = hits / len(order)
+        triggers.price(label, self)
+        return triggers.rates[label]
 
     def found(self, ledger: Ledger) -> dict[str, float]:
         indices = anomaly(ledger.part("triggers").norms())
@@ -124,14 +131,16 @@ class Triggers(nn.Module):
         return raw[None, :1], raw[None, 1:]
 
     @torch.no_grad()
-    def judge(self, label: int, rate: Tensor, settings: NeuralCleanse) -> None:
-        """Keeps the trigger if it is the smallest that succeeds, or if none has yet; moves the cost after a while."""
-        passed = bool(rate >= settings.success)
+    def keep(self, label: int, passed: Tensor) -> None:
+        """Keeps the trigger if it is the smallest that succeeds, or if none has yet."""
         mask, pattern = self.trigger(label)
         if (passed and mask.sum() < self.best[label]) or self.best[label].isinf():
             self.masks[label], self.patterns[label] = mask[0], pattern[0]
             self.best[label] = mask.sum() if passed else torch.inf
-        self.rates[label] = rate
+
+    def price(self, label: int, settings: NeuralCleanse) -> None:
+        """Moves the cost of the mask's size, if its trigger has succeeded, or failed, for a while."""
+        passed = self.rates[label] >= settings.success
         self.above[label] = self.above[label] + 1 if passed else 0
         self.below[label] = 0 if passed else self.below[label] + 1
         if self.above[label] >= settings.patience:
@@ -140,6 +149,14 @@ class Triggers(nn.Module):
         elif self.below[label] >= settings.patience:
             self.costs[label] /= LOWER
             self.below[label] = 0
+
+    @torch.no_grad()
+    def suspected(self, flagged: list[int]) -> tuple[Tensor, Tensor]:
+        """Masks and patterns to unlearn: those kept, and of those now sought what is still smaller than is natural."""
+        natural = self.norms().quantile(0.5)
+        now = [mask_and_pattern for label in flagged if (mask_and_pattern := self.trigger(label))[0].sum() < natural]
+        masks, patterns = zip((self.masks[flagged], self.patterns[flagged]), *now, strict=True)
+        return torch.cat(masks), torch.cat(patterns)
 
     def norms(self) -> Tensor:
         """L1 norm of the mask of each class, [classes]."""
