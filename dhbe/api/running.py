@@ -114,6 +114,7 @@ def run(
             torch.cuda.reset_peak_memory_stats(where)
         course = _Course(held, watch)
         cleaned = defense(victim, known, seed=seed, precision=how, watch=course.look, ledger=course.ledger)
+        course.end()
         seconds = course.seconds()
         then, now, pictures = _looked_at(defense, course.ledger, victim, cleaned, seed)
         before = before.model_copy(update={"signs": then})
@@ -157,7 +158,12 @@ class _Course:
         _check_finite(self.curve[-1])
         self._watch(glimpse)
         if self._held:
-            self._held.keep(self._state, last=glimpse.number == glimpse.total)
+            self._held.keep(self._state)
+
+    def end(self) -> None:
+        """Saves the last state, whatever the interval: what comes now may fail."""
+        if self._held:
+            self._held.keep(self._state, last=True)
 
     def _state(self) -> dict[str, Any]:
         return {"ledger": self.ledger.state(), "curve": self.curve, "seconds": self.seconds()}

@@ -65,10 +65,10 @@ class Ledger:
         if self._saved is not None:
             for name, part in parts.items():
                 part.load_state_dict(self._saved["parts"][name])
-            self.round = self._saved["round"]
-            torch.set_rng_state(self._saved["random"]["cpu"])
-            if "cuda" in self._saved["random"]:
-                torch.cuda.set_rng_state(self._saved["random"]["cuda"])
+            self.round, self._random = self._saved["round"], self._saved["random"]
+            torch.set_rng_state(self._random["cpu"])
+            if "cuda" in self._random:
+                torch.cuda.set_rng_state(self._random["cuda"])
         return self.round
 
     def part(self, name: str) -> Any:
