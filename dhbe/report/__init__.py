@@ -1,0 +1,8 @@
+"""The report of a run, drawn from its record alone."""
+
+from dhbe.report.charts import boxplot, chart, grid
+from dhbe.report.page import render
+from dhbe.report.verdicts import verdict
+from dhbe.report.words import percent
+
+__all__ = ["boxplot", "chart", "grid", "percent", "render", "verdict"]

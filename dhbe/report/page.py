@@ -1,0 +1,76 @@
+"""A record as one self-contained HTML page: no script, no outside address, nothing a record could inject."""
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+import jinja2
+
+from dhbe.records import Box, Measures, Record
+from dhbe.report.charts import boxplot, chart
+from dhbe.report.names import ACTIVATIONS, CURVES, PICTURES, SIGNS
+from dhbe.report.verdicts import RATES, Rate, searched, strongest_form, verdict
+from dhbe.report.words import duration, moment, setting
+
+
+def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """Draws the report of a run from its record alone; equal records give equal pages.
+
+    Args:
+        record: The record. Every text in it is treated as hostile.
+        pictures: PNG files by name; those in `PICTURES` have captions.
+
+    Returns:
+        The HTML page.
+    """
+    states = [measures for measures in (record.before, record.after) if measures is not None] or [Measures()]
+    rates = [(name, note, [Rate.of(state, field) for state in states]) for field, name, note in RATES]
+    return _template().render(
+        record=record,
+        verdict=verdict(record.kind, states) if record.verdict is None else searched(record),
+        heads=_heads(states),
+        rates=rates,
+        measured=any(rate.value is not None for _, _, pair in rates for rate in pair),
+        strongest=strongest_form(record.battery) if record.battery else None,
+        signs=[(name, SIGNS.get(name), [state.signs.get(name) for state in states]) for name in _names(states)],
+        moved=[(name, note, boxplot(boxes)) for name, note in ACTIVATIONS.items() if (boxes := _boxes(states, name))],
+        curves=[(name, CURVES.get(name), chart(points)) for name, points in series(record.curve)],
+        pictures=[(name, PICTURES.get(name), base64.b64encode(png).decode()) for name, png in pictures.items()],
+    )
+
+
+def _template() -> jinja2.Template:
+    folder = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
+    page = jinja2.Environment(
+        loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page.filters |= {
+        "duration": duration,
+        "moment": moment,
+        "setting": setting,
+        "rate": lambda value: Rate(value, None),
+    }
+    return page.get_template("report.html")
+
+
+def _heads(states: Sequence[Measures]) -> list[str]:
+    return ["Suspect", "Cleaned"] if len(states) == 2 else ["Measured"]
+
+
+def _boxes(states: Sequence[Measures], name: str) -> dict[str, Box]:
+    """The activation differences of a name, by the head of their column."""
+    pairs = zip(_heads(states), states, strict=True)
+    return {head: state.activations[name] for head, state in pairs if name in state.activations}
+
+
+def _names(states: Sequence[Measures]) -> Iterable[str]:
+    """The signs of all states, each once, in their order."""
+    return dict.fromkeys(name for state in states for name in state.signs)
+
+
+def series(curve: list[dict[str, float]]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
+    """The curve's quantities in order of appearance, each with its points (iteration, value)."""
+    names = dict.fromkeys(name for point in curve for name in point if name != "iteration")
+    for name in names:
+        yield name, [(point["iteration"], point[name]) for point in curve if name in point]

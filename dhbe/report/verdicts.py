@@ -1,0 +1,216 @@
+"""What the numbers of a record say in words, and no more than they say."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dhbe.metrics import wilson
+from dhbe.records import Battery, Measures, Record
+from dhbe.report.words import percent
+
+WEAK = 0.1
+"""A trigger that leads a smaller share of the images to its target counts as suppressed in the headline."""
+COSTLY = 0.05
+"""A loss of accuracy above this counts as a cost in the headline."""
+
+RATES = (
+    ("acc", "Accuracy (ACC)", "Among all test images."),
+    ("asr", "Attack success rate (ASR)", "Among non-target images that the evaluated model gets right untriggered."),
+    ("asr_x4", "ASR, amplified ×4", "The same patch also in the four corners."),
+    ("asr_x9", "ASR, amplified ×9", "Also in the centre and at the four edge midpoints."),
+    ("asr_victim", "ASR, suspect's images", "Among non-target images that the suspect model gets right untriggered."),
+    ("asr_all", "ASR, all images", "Among all non-target images, classified right or not."),
+)
+"""Field of `Measures`, name, what is counted."""
+
+
+RULE = (
+    f"The headline follows the strongest measured form of the trigger (ASR, ×4, ×9): suppressed is below {WEAK:.0%}; "
+    f"a loss of accuracy above {100 * COSTLY:.0f} points is a cost."
+)
+UNKNOWN = "No data were given: accuracy (ACC) and attack success rate (ASR) are unknown."
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A fraction that was counted on `n` images, either of them perhaps unknown."""
+
+    value: float | None
+    n: int | None
+
+    @classmethod
+    def of(cls, measures: Measures, field: str) -> "Rate":
+        """One of the rates of `RATES`."""
+        denominators = {"acc": measures.n, "asr": measures.asr_n, "asr_x4": measures.asr_n, "asr_x9": measures.asr_n}
+        return cls(getattr(measures, field), denominators.get(field))
+
+    def __str__(self) -> str:
+        return percent(self.value)
+
+    @property
+    def interval(self) -> str:
+        """Its 95 % Wilson interval in words, or nothing."""
+        if self.value is None or self.n is None:
+            return ""
+        hits = min(round(self.value * self.n), self.n)  # a float beyond 2**53 may round above n
+        low, high = wilson(hits, self.n)
+        return f"{100 * low:.1f} to {100 * high:.1f}%"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the numbers say: a headline and its tone, sentences, and the rule behind the headline."""
+
+    tone: Literal["good", "caution", "bad", "unknown"]
+    headline: str
+    sentences: Sequence[str]
+    rule: str = ""
+
+
+def strongest_form(battery: Battery) -> str:
+    """Which form of the trigger does most to the cleaned model, in a sentence."""
+    counted = [each for each in battery.forms if each.after is not None]
+    if not counted:
+        return "The cleaned model gets no image right, so that no form of the trigger counts."
+    worst = max(counted, key=lambda each: each.after or 0.0)
+    what = f"The form {worst.form}" if worst.form else "The trigger as it is"
+    return f"{what} does most to the cleaned model: it leads {percent(worst.after)} of the images to the target."
+
+
+def verdict(kind: str, states: Sequence[Measures]) -> Verdict:
+    """What the numbers say in words, and no more than they say.
+
+    Args:
+        kind: Of the record.
+        states: One measured model, or two: before and after.
+    """
+    if len(states) == 1:
+        return _measured(kind, states[0])
+    before, after = states
+    if before.asr is None or after.asr is None:
+        return Verdict("unknown", "The effect on a real trigger was not measured", [*_unmeasured(before, after)])
+    return Verdict(*_judged(before, after), [*_compared(before, after)], RULE)
+
+
+SEARCHED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str]] = {
+    "backdoored": ("bad", "A backdoor was found"),
+    "unclear": ("caution", "It is unclear whether there is a backdoor"),
+    "nothing found": ("good", "No backdoor was found"),
+    "answers": ("bad", "The model after still answers a trigger"),
+    "changed": ("caution", "No trigger found acts any more, but the model has become another one"),
+    "quiet": ("good", "No trigger found acts on the model after"),
+}
+"""Tone and headline of what a search without data came to."""
+
+LIMITS = (
+    "A search finds patches, small patterns and faint patterns over the whole image. It does not find warps, reflections "
+    "or triggers that depend on the image, and with fewer than about five classes none can stand out."
+)
+
+
+def searched(record: Record) -> Verdict:
+    """What a search without data came to, in words."""
+    assert record.before is not None
+    assert record.verdict is not None
+    signs = record.before.signs
+    label, index = signs.get("suspected_class", 0), signs.get("anomaly_index", 0)
+    said = [f"Class {label:.0f} stands out most, by {index:.1f} robust standard deviations."]
+    if record.kind == "scan":
+        tone, headline = SEARCHED[record.verdict]
+        said.append(
+            f"If half of all models were backdoored, one that stands out so far would be so with a probability of "
+            f"{percent(signs.get('probability'))}; the curve was fitted to small classifiers of our own."
+        )
+        return Verdict(tone, headline, said, LIMITS)
+    assert record.after is not None
+    after = record.after.signs
+    if record.verdict == "nothing found":
+        tone, headline = "unknown", "No backdoor was found in the model before"
+    else:
+        tone, headline = SEARCHED[record.verdict]
+        said.append(
+            f"The strongest trigger found there leads {percent(after.get('success'))} of the images to that class in the "
+            f"model after, against {percent(signs.get('success'))} before; in a fresh search the class stands out by "
+            f"{after.get('found_again', 0):.1f}."
+        )
+    said.append(f"Both choose the same class for {percent(after.get('agreement'))} of the images.")
+    return Verdict(tone, headline, said, LIMITS)
+
+
+def _measured(kind: str, state: Measures) -> Verdict:
+    """Of a model that nothing was done to."""
+    if state.acc is None and state.asr is None:
+        return Verdict("unknown", "Nothing was measured on real images", [UNKNOWN])
+    what = "Backdoor planted" if kind == "attack" else "Measured"
+    return Verdict(
+        "unknown",
+        f"{what}: accuracy {percent(state.acc)}, attack success rate {percent(state.asr)}",
+        [f"{name} is {Rate.of(state, field)}{_counted(Rate.of(state, field))}." for field, name, _ in RATES[:2]],
+    )
+
+
+def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
+    if after.acc is None and after.asr is None:
+        yield UNKNOWN
+    else:
+        yield from _accuracy(before, after)
+        yield "The attack success rate (ASR) was not measured both before and after."
+    if "agreement" in after.signs:
+        agreement = percent(after.signs["agreement"])
+        yield f"On generated images the cleaned model chooses the suspect model's class in {agreement} of cases."
+    if "reaction" in after.signs:
+        suspect = f", against {before.signs['reaction']:.3g} on the suspect model" if "reaction" in before.signs else ""
+        yield f"Generated triggers move its logits by {after.signs['reaction']:.3g} on average{suspect}."
+    if "anomaly_index" in before.signs and "suspected_class" in before.signs:
+        index, label = before.signs["anomaly_index"], before.signs["suspected_class"]
+        yield f"In the search for triggers class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
+    yield "These are signs, not proof."
+
+
+def _judged(before: Measures, after: Measures) -> tuple[Literal["good", "caution", "bad", "unknown"], str]:
+    """Tone and headline by the strongest measured form of the trigger."""
+    old, new = _strongest(before), _strongest(after)
+    lost = 0.0 if before.acc is None or after.acc is None else before.acc - after.acc
+    if max(old, new) < WEAK:
+        return "unknown", "The trigger had little effect to begin with"
+    if new < WEAK and lost <= COSTLY:
+        return "good", "The trigger is suppressed"
+    if new < WEAK:
+        return "caution", "The trigger is suppressed, at a cost in accuracy"
+    if new < old - WEAK:
+        return "caution", "The trigger is weaker, not gone"
+    return "bad", "The trigger works on the cleaned model"
+
+
+def _strongest(measures: Measures) -> float:
+    return max(rate for rate in (measures.asr, measures.asr_x4, measures.asr_x9, 0.0) if rate is not None)
+
+
+def _compared(before: Measures, after: Measures) -> Iterator[str]:
+    rate = Rate.of(after, "asr")
+    yield f"The attack success rate (ASR) {_moved(Rate.of(before, 'asr'), rate)}{_counted(rate)}."
+    yield from _accuracy(before, after)
+    amplified = {form: rate for form, rate in (("×4", after.asr_x4), ("×9", after.asr_x9)) if rate is not None}
+    if amplified:
+        form = max(amplified, key=lambda form: amplified[form])
+        yield f"Amplified {form}, the trigger leads {percent(amplified[form])} of the images to the target."
+
+
+def _accuracy(before: Measures, after: Measures) -> Iterator[str]:
+    if before.acc is None or after.acc is None:
+        return
+    points = 100 * (after.acc - before.acc)
+    size = f"{abs(points):.1f} points" if abs(points) >= 0.05 else "less than 0.1 points"
+    change = f"{size} {'lower' if points < 0 else 'higher'}" if points else "the same"
+    old, new = Rate.of(before, "acc"), Rate.of(after, "acc")
+    yield f"Accuracy (ACC) is {change}: {old} before, {new} after{_counted(new)}."
+
+
+def _moved(old: Rate, new: Rate) -> str:
+    if old.value == new.value:
+        return f"stayed at {new}"
+    return f"{'fell' if (new.value or 0) < (old.value or 0) else 'rose'} from {old} to {new}"
+
+
+def _counted(rate: Rate) -> str:
+    return "" if not rate.interval else f" (95% interval {rate.interval}, on {rate.n:,} images)"
