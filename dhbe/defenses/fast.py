@@ -27,7 +27,7 @@ from dhbe.defenses.memory import Memory
 from dhbe.defenses.parts import channels_last, frozen_copy, gap, set_lr
 from dhbe.defenses.search import NAMES
 from dhbe.defenses.survey import Notes, Survey, seek
-from dhbe.errors import Refused
+from dhbe.errors import Failed, Refused
 
 GROUPS = 8
 """Triggers in a batch; each is laid on its share of the triggered images."""
@@ -49,6 +49,9 @@ COMPARED = 256
 
 HELPED = 2 / 3
 """To what share a cycle must bring the success of the strongest trigger, or it is the last one."""
+
+NOTHING = -1.0
+"""The score of no state at all."""
 
 LOST = 0.5
 """Agreement with the teacher below which the student is lost, and goes back."""
@@ -118,8 +121,11 @@ class FastDHBE(Survey):
                 if torn:
                     best.restore(student, learn)
                 self.look(student, notes)
-                best.judge(student, learn, memory)
+                if not torn:
+                    best.judge(student, learn, memory)
             yield {**losses, "success": memory.success.amax(), "agreement": memory.agreement}
+        if best.score == NOTHING:
+            raise Failed("the run diverged, and no state of it is sound: lower --lr, or another --seed")
         student.load_state_dict(best.state)
 
     @torch.no_grad()
@@ -173,7 +179,7 @@ class Best:
 
     def __init__(self, student: Classifier) -> None:
         self.state = {name: value.clone() for name, value in student.state_dict().items()}
-        self.score, self.success, self.pace, self.earlier = -1.0, 1.0, 1.0, 1.0
+        self.score, self.success, self.pace, self.earlier = NOTHING, 1.0, 1.0, 1.0
 
     def judge(self, student: Classifier, learn: SGD, memory: Memory) -> None:
         """Keeps this state if it is as good as the best before; a student that is lost goes back there."""
