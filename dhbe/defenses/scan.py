@@ -13,7 +13,7 @@ from dhbe.defenses.search import NAMES, Forms
 from dhbe.defenses.survey import PROBES, Notes, Survey
 
 MIDDLE, SLOPE = 5.0, 4.0
-"""Of the logistic curve in the logarithm of the index, fitted to one half of our own classifiers (docs/scan.md)."""
+"""Of the logistic curve in the logarithm of the index: even odds at the threshold, set by hand and not fitted yet."""
 
 Watch = Callable[[int, Round], None]
 """Called after every round with its number, from 1."""

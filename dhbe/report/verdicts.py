@@ -119,7 +119,7 @@ def searched(record: Record) -> Verdict:
         tone, headline = SEARCHED[record.verdict]
         said.append(
             f"If half of all models were backdoored, one that stands out so far would be so with a probability of "
-            f"{percent(signs.get('probability'))}; the curve was fitted to small classifiers of our own."
+            f"{percent(signs.get('probability'))}; the curve is set by hand, with even odds at the threshold."
         )
         return Verdict(tone, headline, said, LIMITS)
     assert record.after is not None
