@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from test_peers_contract import KNOWN, images, small_vgg, victim
 from torch import nn
+from torch.optim import Adam
 
 from dhbe import networks
 from dhbe.classifier import Classifier
@@ -260,7 +261,7 @@ def test_a_trigger_is_mixed_in_pixel_by_pixel(x, m, p):
 
 def test_the_cost_of_a_mask_rises_and_falls_with_patience():
     torch.manual_seed(0)
-    triggers, settings = Triggers((3, 4, 4), 2, 1e-3), NeuralCleanse(patience=2)
+    triggers, settings = Triggers((3, 4, 4), 2, 1, 1e-3), NeuralCleanse(patience=2)
     costs = []
     for rate in (0.995, 0.995, 0.995, 0.5, 0.5, 0.995):
         triggers.rates[0] = rate
@@ -273,30 +274,32 @@ def test_the_cost_of_a_mask_rises_and_falls_with_patience():
 
 def test_the_smallest_mask_that_succeeds_is_kept():
     torch.manual_seed(0)
-    triggers, sizes = Triggers((3, 4, 4), 2, 1e-3), []
+    triggers, sizes = Triggers((3, 4, 4), 2, 1, 1e-3), []
     for scale, rate in ((3, 0.5), (2, 0.995), (1, 0.995), (1.5, 0.995), (0, 0.5)):
         with torch.no_grad():
             triggers.raw[0].fill_(scale)
-        triggers.keep(0, torch.tensor(rate > 0.99))
+        triggers.keep(0, 0, torch.tensor(rate > 0.99))
         sizes.append(round(triggers.norms()[0].item() / 16, 4))
     each = {scale: round((math.tanh(scale) + 1) / 2, 4) for scale in (3, 2, 1)}
     assert sizes == [each[3], each[2], each[1], each[1], each[1]]
 
 
-def test_what_is_sought_during_the_repair_counts_as_long_as_it_is_smaller_than_natural():
+def test_a_fresh_search_starts_anew_and_leaves_the_norms_of_the_first_one():
     torch.manual_seed(0)
-    triggers = Triggers((3, 4, 4), 3, 1e-3)
-    with torch.no_grad():
-        for label, scale in enumerate((-2, 0, 0)):
-            triggers.raw[label].fill_(scale)
-            triggers.keep(label, torch.tensor(True))
-        triggers.raw[0].fill_(-1)  # now the trigger of class 0 needs more, but less than half of all pixels
-        masks, patterns = triggers.suspected([0])
-        triggers.raw[0].fill_(0.1)  # now it needs more than other classes do
-        assert len(triggers.suspected([0])[0]) == 1
-    sizes = [16 * (math.tanh(scale) + 1) / 2 for scale in (-2, -1)]
-    assert masks.sum((1, 2, 3)).tolist() == pytest.approx(sizes)
-    assert (masks.shape, patterns.shape) == ((2, 1, 4, 4), (2, 3, 4, 4))
+    triggers = Triggers((3, 4, 4), 2, 1, 1e-3)
+    seek = Adam(triggers.raw.parameters())
+    triggers.trigger(1)[0].sum().backward()
+    seek.step()
+    triggers.costs[1], triggers.above[1] = 0.5, 3
+    triggers.keep(1, 1, torch.tensor(True))
+    before, norms = triggers.raw[1].detach().clone(), triggers.norms()
+    triggers.restart(1, seek)
+    assert not torch.equal(triggers.raw[1], before)
+    assert triggers.raw[1] not in seek.state
+    assert (triggers.costs[1].item(), triggers.above[1].item()) == (pytest.approx(1e-3), 0)
+    triggers.keep(1, 2, torch.tensor(True))
+    assert torch.equal(triggers.norms(), norms)
+    torch.testing.assert_close(triggers.masks[2], triggers.trigger(1)[0][0])
 
 
 def test_the_repair_stamps_its_share_of_the_images_and_no_mask_beyond_what_covers():

@@ -1,6 +1,6 @@
 """Neural Cleanse: the smallest trigger towards each class; a class that needs far less is the target, and unlearned."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -28,8 +28,9 @@ class NeuralCleanse(Tuner):
 
     A trigger is a mask m and a pattern p, x' = (1 - m) x + m p in pixels. The search goes on for all classes in turns,
     one pass over some images each. If no class is flagged, the model stays as it is. What the search finds is the
-    weakest trigger that works, often a part of the real one; so it goes on for the flagged classes while the model
-    unlearns, and what still works is unlearned too.
+    weakest trigger that works, often unlike the real one, and a model that unlearned it may answer that one all the
+    same. So the search starts afresh a few times for the flagged classes, and all that it finds is unlearned, which
+    their script does not do.
     """
 
     name: ClassVar[str] = "neural-cleanse"
@@ -42,36 +43,42 @@ class NeuralCleanse(Tuner):
     patience: Annotated[int, "passes above, or below, the success rate until the weight changes"] = 5
     success: Annotated[float, "success rate that a trigger must reach"] = 0.99
     index: Annotated[float, "anomaly index from which a class is flagged"] = 2.0
-    stamped: Annotated[float, "share of the images that carry the found trigger in the repair"] = 0.2
+    restarts: Annotated[int, "fresh searches before the repair, shared among the flagged classes"] = 8
+    stamped: Annotated[float, "share of the images that carry a found trigger in the repair"] = 0.2
     strength: Annotated[float, "factor up to which, at random, the found mask is made stronger in the repair"] = 2.0
 
     @property
     def rounds(self) -> int:
-        return self.search_epochs + self.epochs
+        return self.search_epochs + self.restarts + self.epochs
 
     def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
-        clean, triggers = self.lent(model, known), Triggers(model.shape, model.classes, self.cost)
+        clean, triggers = self.lent(model, known), Triggers(model.shape, model.classes, self.restarts, self.cost)
         seek = Adam(triggers.raw.parameters(), self.lr_trigger, betas=(0.5, 0.9))
         learn = self.optimizer(model.parameters())
         done = ledger.keep(model=model, triggers=triggers, seek=seek, learn=learn)
 
         for _ in range(done, self.search_epochs):
             for label in range(model.classes):
-                rate = self.search(model, triggers, seek, clean, label)
-                triggers.keep(label, rate >= self.success)
+                self.search(model, triggers, seek, clean, label, place=label)
             norms = triggers.norms()
             yield {"mask": norms.min(), "success": triggers.rates.min(), "index": anomaly(norms).max()}
 
         flagged = torch.nonzero(anomaly(triggers.norms()) > self.index).flatten().tolist()
         if not flagged:
             return
-        for epoch in range(max(0, done - self.search_epochs), self.epochs):
-            if epoch:
-                for label in flagged:
-                    self.search(model, triggers, seek, clean, label)
-            masks, patterns = triggers.suspected(flagged)
-            loss = self.tune(model, learn, clean, epoch, stamp=lambda x, m=masks, p=patterns: self.stamp(x, m, p))
-            yield {"loss": loss, "triggers": torch.tensor(len(masks))}
+        done = max(0, done - self.search_epochs)
+        for again in range(done, self.restarts):
+            label, place = flagged[again % len(flagged)], model.classes + again
+            triggers.restart(label, seek)
+            for _ in range(self.search_epochs):
+                self.search(model, triggers, seek, clean, label, place)
+            yield {"mask": triggers.masks[place].sum(), "success": triggers.rates[label]}
+
+        worked = torch.nonzero(triggers.best[model.classes :].isfinite()).flatten() + model.classes
+        places = [*flagged, *worked.tolist()]
+        masks, patterns = triggers.masks[places], triggers.patterns[places]
+        for epoch in range(max(0, done - self.restarts), self.epochs):
+            yield {"loss": self.tune(model, learn, clean, epoch, stamp=lambda x: self.stamp(x, masks, patterns))}
 
     def stamp(self, pixels: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
         """Some of the images with one of the triggers each, which is up to `strength` times as strong."""
@@ -80,8 +87,10 @@ class NeuralCleanse(Tuner):
         factor = 1 + (self.strength - 1) * torch.rand(len(pixels), 1, 1, 1)
         return mix(pixels, chosen * (factor * masks[which]).clamp(max=1), patterns[which])
 
-    def search(self, model: Classifier, triggers: "Triggers", seek: Adam, images: Images, label: int) -> Tensor:
-        """One pass for one class, after which the cost of its mask's size may change; the trigger's success rate."""
+    def search(
+        self, model: Classifier, triggers: "Triggers", seek: Adam, images: Images, label: int, place: int
+    ) -> None:
+        """One pass for one class; its trigger is kept at a place if it is the best there."""
         hits = torch.zeros(())
         order = torch.randperm(len(images))[: self.search_size]
         with evaluating(model), frozen(model):
@@ -93,7 +102,7 @@ class NeuralCleanse(Tuner):
                 hits = hits + (logits.argmax(1) == label).sum()
         triggers.rates[label] = hits / len(order)
         triggers.price(label, self)
-        return triggers.rates[label]
+        triggers.keep(label, place, triggers.rates[label] >= self.success)
 
     def found(self, ledger: Ledger) -> dict[str, float]:
         indices = anomaly(ledger.part("triggers").norms())
@@ -101,7 +110,10 @@ class NeuralCleanse(Tuner):
 
 
 class Triggers(nn.Module):
-    """A mask and a pattern for each class, the costs of the masks' sizes, and the best triggers so far."""
+    """A mask and a pattern for each class, the costs of the masks' sizes, and the best triggers.
+
+    The first places for triggers are the classes', those of fresh searches follow.
+    """
 
     costs: Tensor
     rates: Tensor
@@ -111,19 +123,19 @@ class Triggers(nn.Module):
     masks: Tensor
     patterns: Tensor
 
-    def __init__(self, shape: Shape, classes: int, cost: float) -> None:
+    def __init__(self, shape: Shape, classes: int, restarts: int, cost: float) -> None:
         super().__init__()
         channels, height, width = shape
+        self.cost, self.classes, places = cost, classes, classes + restarts
         # One parameter a class: Adam passes over those that have no gradient.
-        start = [torch.rand(channels + 1, height, width).mul(2).sub(1).mul(0.999).atanh() for _ in range(classes)]
-        self.raw = nn.ParameterList(start)
+        self.raw = nn.ParameterList(start((channels + 1, height, width)) for _ in range(classes))
         self.register_buffer("costs", torch.full((classes,), cost))
         self.register_buffer("above", torch.zeros(classes))
         self.register_buffer("below", torch.zeros(classes))
         self.register_buffer("rates", torch.zeros(classes))
-        self.register_buffer("best", torch.full((classes,), torch.inf))
-        self.register_buffer("masks", torch.zeros(classes, 1, height, width))
-        self.register_buffer("patterns", torch.zeros(classes, *shape))
+        self.register_buffer("best", torch.full((places,), torch.inf))
+        self.register_buffer("masks", torch.zeros(places, 1, height, width))
+        self.register_buffer("patterns", torch.zeros(places, *shape))
 
     def trigger(self, label: int) -> tuple[Tensor, Tensor]:
         """Mask [1, 1, h, w] and pattern [1, c, h, w] of a class, in (0, 1)."""
@@ -131,12 +143,19 @@ class Triggers(nn.Module):
         return raw[None, :1], raw[None, 1:]
 
     @torch.no_grad()
-    def keep(self, label: int, passed: Tensor) -> None:
-        """Keeps the trigger if it is the smallest that succeeds, or if none has yet."""
+    def keep(self, label: int, place: int, passed: Tensor) -> None:
+        """Keeps the trigger of a class at a place if it is the smallest there that succeeds, or if none has yet."""
         mask, pattern = self.trigger(label)
-        if (passed and mask.sum() < self.best[label]) or self.best[label].isinf():
-            self.masks[label], self.patterns[label] = mask[0], pattern[0]
-            self.best[label] = mask.sum() if passed else torch.inf
+        if (passed and mask.sum() < self.best[place]) or self.best[place].isinf():
+            self.masks[place], self.patterns[place] = mask[0], pattern[0]
+            self.best[place] = mask.sum() if passed else torch.inf
+
+    @torch.no_grad()
+    def restart(self, label: int, seek: Adam) -> None:
+        """Begins the search for a class anew."""
+        self.raw[label].copy_(start(self.raw[label].shape))
+        seek.state.pop(self.raw[label], None)
+        self.costs[label], self.above[label], self.below[label] = self.cost, 0, 0
 
     def price(self, label: int, settings: NeuralCleanse) -> None:
         """Moves the cost of the mask's size, if its trigger has succeeded, or failed, for a while."""
@@ -150,17 +169,14 @@ class Triggers(nn.Module):
             self.costs[label] /= LOWER
             self.below[label] = 0
 
-    @torch.no_grad()
-    def suspected(self, flagged: list[int]) -> tuple[Tensor, Tensor]:
-        """Masks and patterns to unlearn: those kept, and of those now sought what is still smaller than is natural."""
-        natural = self.norms().quantile(0.5)
-        now = [mask_and_pattern for label in flagged if (mask_and_pattern := self.trigger(label))[0].sum() < natural]
-        masks, patterns = zip((self.masks[flagged], self.patterns[flagged]), *now, strict=True)
-        return torch.cat(masks), torch.cat(patterns)
-
     def norms(self) -> Tensor:
         """L1 norm of the mask of each class, [classes]."""
-        return self.masks.flatten(1).sum(1)
+        return self.masks[: self.classes].flatten(1).sum(1)
+
+
+def start(shape: Sequence[int]) -> Tensor:
+    """Masks and patterns to begin with, uniform in (0, 1) once `Triggers.trigger` has squeezed them."""
+    return torch.rand(*shape).mul(2).sub(1).mul(0.999).atanh()
 
 
 def mix(pixels: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
