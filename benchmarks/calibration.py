@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import victims
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from victims import STRANGERS, THIRD_PARTY
 
 from dhbe import api, records, suspects
 from dhbe.attacks import Attack, BadNets
@@ -132,11 +134,21 @@ def scan_all(folder: Path) -> None:
                 "target": planted.target, "after": planted.before and planted.before.model_copy(update={"activations": {}}),
             }
         )  # fmt: skip
-        records.write(out, record)
-        print(
-            f"{plan.name}: {record.verdict}, index {record.before and record.before.signs['anomaly_index']:.1f}",
-            flush=True,
-        )
+        keep(out, record)
+    for name in THIRD_PARTY if STRANGERS.exists() else ():
+        for seed in range(3):
+            out = RESULTS / f"{name}_stranger_{seed}.json"
+            if not out.exists():
+                suspect, evidence = victims.load(name, load("cifar10", "test").subset(slice(1)))
+                record = victims.without_paths(api.scan(suspect, seed=seed).record)
+                keep(out, record.model_copy(update={"curve": [], "data": "cifar10", "target": evidence.target}))
+
+
+def keep(out: Path, record: records.Record) -> None:
+    """Writes a record down, and says what it came to."""
+    records.write(out, record)
+    assert record.before is not None
+    print(f"{out.stem}: {record.verdict}, index {record.before.signs['anomaly_index']:.1f}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -153,7 +165,7 @@ class Seen:
         """From its record; None for a victim whose backdoor did not take."""
         record = records.read(path)
         assert record.before is not None
-        if record.target is not None and (record.after is None or (record.after.asr or 0) < 0.5):
+        if record.after is not None and record.after.asr is not None and record.after.asr < 0.5:
             return None
         signs = record.before.signs
         return cls(path.stem, signs["anomaly_index"], int(signs["suspected_class"]), record.target)

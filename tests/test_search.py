@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
-from scipy import stats
+from scipy import fft, stats
 from torch import nn
 
 from dhbe.classifier import Classifier
@@ -13,7 +13,7 @@ from dhbe.defenses import FastDHBE, Ledger
 from dhbe.defenses.album import Album
 from dhbe.defenses.memory import Memory
 from dhbe.defenses.photographs import pieces
-from dhbe.defenses.search import Faint, Forms, Masked, Patches, Search, anomalies, compact, lead
+from dhbe.defenses.search import Faint, Forms, Masked, Patches, Search, Waves, anomalies, compact, cosines, lead
 from dhbe.errors import Failed
 
 SHAPE = (3, 16, 16)
@@ -56,7 +56,9 @@ def test_lead_is_the_distance_to_the_best_other_class():
         torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize("family", [Patches(4, 16, 3, 5), Masked(4, 16, 3, 25), Faint(4, 16, 3, 0.05)], ids=repr)
+@pytest.mark.parametrize(
+    "family", [Patches(4, 16, 3, 5), Masked(4, 16, 3, 25), Faint(4, 16, 3, 0.05), Waves(4, 16, 3, 0.1)], ids=repr
+)
 def test_triggers_stay_within_what_their_family_allows(family):
     torch.manual_seed(0)
     with torch.no_grad():
@@ -76,9 +78,18 @@ def test_triggers_stay_within_what_their_family_allows(family):
         assert len({tuple(row) for row in (forms.keep[:, 0] == 0).flatten(1).int().tolist()}) > 10
     elif isinstance(family, Masked):
         assert (1 - forms.keep).flatten(1).sum(1).max() <= 25 + 1e-3
+    elif isinstance(family, Waves):
+        heights = np.abs(fft.dctn(forms.add.numpy(), axes=(2, 3), norm="ortho")).max(1) * np.sqrt(2) / 16
+        assert heights.sum((1, 2)).max() <= 0.1 + 1e-5
+        assert heights.max() > 0.05
     else:
         assert changed.max() <= 0.05 + 1e-6
         assert changed.max() > 0.04
+
+
+def test_cosines_are_scipys_transform():
+    x = np.random.default_rng(0).normal(size=(16,))
+    np.testing.assert_allclose(cosines(16).double().numpy() @ x, fft.dct(x, norm="ortho"), atol=1e-5)
 
 
 @given(opacity=some.floats(0, 1), down=some.integers(-20, 20), right=some.integers(-20, 20))
@@ -102,7 +113,7 @@ def test_anomalies_are_scipys_robust_deviations_with_a_floor():
 def test_the_search_finds_the_planted_class_and_its_square():
     torch.manual_seed(0)
     model, pixels = planted(), pieces(64, SHAPE)
-    search = Search(4, SHAPE, patch=3, shown=0.05, change=0.05)
+    search = Search(4, SHAPE, patch=3, shown=0.05, change=0.05, wave=0.1)
     for _ in range(40):
         search.step(model, 1, pixels, torch.arange(64) % 4)
     leads = search.leads(model, pixels)

@@ -35,8 +35,8 @@ GROUPS = 8
 REFRESH = 5
 """Rounds between two looks at what the student still reacts to."""
 
-TURNS = ((1, 3), (2, 0))
-"""Families that go on seeking in the student, in even and in odd rounds."""
+AT_ONCE = 2
+"""Families that go on seeking in the student in one round; all have their turns."""
 
 SOUGHT = 32
 """Images in one step of them."""
@@ -114,7 +114,7 @@ class FastDHBE(Survey):
 
             torn = not bool(energy(student).isfinite())
             losses = {} if torn else {"distillation": distillation, "restriction": restriction}
-            for number in () if torn else TURNS[round_ % 2]:  # maximise over R
+            for number in () if torn else turns(round_):  # maximise over R
                 pixels, _ = notes.album.sample(SOUGHT)
                 losses[f"lead_{NAMES[number]}"] = seek(notes.search, student, number, pixels, memory.suspects)
             if torn or (round_ + 1) % REFRESH == 0 or (round_ + 1) % self.iterations == 0:
@@ -167,6 +167,11 @@ class FastDHBE(Survey):
         strongest = memory.strength.argsort(descending=True)[: max(1, len(memory))]
         forms = memory.forms(strongest[torch.randint(len(strongest), (count,))])
         return Scene(pixels, forms(pixels), forms(torch.full_like(pixels, 0.5)))
+
+
+def turns(round_: int) -> list[int]:
+    """The families that seek in this round, by their numbers."""
+    return [(AT_ONCE * round_ + each) % len(NAMES) for each in range(AT_ONCE)]
 
 
 def energy(model: Classifier) -> Tensor:

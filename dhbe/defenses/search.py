@@ -1,10 +1,12 @@
 """The search for triggers without data: the maximum over R of eq. 8, one universal trigger for each class.
 
 Every trigger has the same form, ``clip(keep * x + add)``: a patch keeps nothing where it lies and adds itself, a faint
-pattern keeps everything. Three families cover the field: patches at any place, patterns through a mask of a few pixels
-at their own place (a network that flattens its features answers nowhere else), and faint patterns over the whole image.
+pattern keeps everything. Four families cover the field: patches at any place, patterns through a mask of a few pixels
+at their own place (a network that flattens its features answers nowhere else), and over the whole image faint patterns
+and a few waves.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from dhbe.defenses.parts import descend, frozen, lay
 BETAS = (0.8, 0.95)
 """Of Adam in the search; a universal trigger is found within some dozen steps."""
 
-NAMES = ("patches", "masked", "masked_half", "faint")
+NAMES = ("patches", "masked", "masked_half", "faint", "waves")
 """Of the families, in the order of `Search`."""
 
 FEWEST = 12
@@ -111,6 +113,35 @@ class Faint(Family):
         return Forms(torch.ones_like(add[:, :1]), add)
 
 
+class Waves(Family):
+    """Sums of a few waves over the whole image, added: eq. 6 for the coefficients of the cosine transform.
+
+    One wave along rows or columns has the height that is allowed; several share it. Where a faint pattern may be anything, each class
+    has some that lead far; few of them are waves.
+    """
+
+    step = 0.3
+
+    def __init__(self, classes: int, side: int, channels: int, height: float) -> None:
+        super().__init__()
+        self.budget = height * side / math.sqrt(2)
+        self.raw = nn.Parameter(0.5 * torch.randn(classes, channels, side, side))
+        self.share = nn.Parameter(0.01 * torch.randn(classes, 1, side, side))
+        self.register_buffer("cosines", cosines(side), persistent=False)
+
+    def forms(self, wanted: Tensor) -> Forms:
+        shares = self.share[wanted].flatten(1).softmax(1).view(-1, 1, *self.raw.shape[-2:])
+        add = self.cosines.T @ (self.budget * shares * self.raw[wanted].tanh()) @ self.cosines
+        return Forms(torch.ones_like(add[:, :1]), add)
+
+
+def cosines(side: int) -> Tensor:
+    """The orthonormal cosine transform (DCT-II) of so many values, [frequencies, places]."""
+    frequency, place = torch.arange(side)[:, None], torch.arange(side)
+    waves = torch.cos(math.pi * (2 * place + 1) * frequency / (2 * side)) * math.sqrt(2 / side)
+    return torch.cat([waves[:1] / math.sqrt(2), waves[1:]])
+
+
 def lead(logits: Tensor, wanted: Tensor, usual: Tensor | None = None) -> Tensor:
     """How far the wanted class leads before the best other one, [n]: negative where another one leads.
 
@@ -139,6 +170,7 @@ class Search:
         patch: int,
         shown: float,
         change: float,
+        wave: float,
         *,
         away: bool = False,
     ) -> None:
@@ -152,6 +184,7 @@ class Search:
             Masked(self.aims, side, channels, pixels),
             Masked(self.aims, side, channels, pixels / 2),
             Faint(self.aims, side, channels, change),
+            Waves(self.aims, side, channels, wave),
         ]
         self.optimizers = [Adam(each.parameters(), each.step, betas=BETAS, fused=True) for each in self.families]
 

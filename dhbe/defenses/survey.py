@@ -48,7 +48,7 @@ class Notes:
         channels, side, _ = model.shape
         self.images = PixelGenerator(side, channels)
         self.imagine = Adam(self.images.parameters(), survey.lr_images, fused=True)
-        self.search = Search(model.classes, model.shape, survey.patch, survey.shown, survey.change)
+        self.search = Search(model.classes, model.shape, survey.patch, survey.shown, survey.change, survey.wave)
         self.album = Album(survey.album, model.shape, model.classes)
         self.memory = Memory(max(128, 4 * model.classes), model.shape, model.classes, len(self.search.families))
         self.memory.surveyed += survey.warm_up
@@ -75,6 +75,7 @@ class Survey(Eraser):
         0.025
     )
     change: Annotated[float, "largest change of a pixel by a faint trigger"] = 16 / 255
+    wave: Annotated[float, "largest height of one wave over the whole image"] = 28 / 255
     suspicion: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 5.0
 
     @property
@@ -123,7 +124,7 @@ class Survey(Eraser):
             notes: Of a survey; only their images are used.
             watch: Called after every round.
         """
-        search = Search(model.classes, model.shape, self.patch, self.shown, self.change, away=True)
+        search = Search(model.classes, model.shape, self.patch, self.shown, self.change, self.wave, away=True)
         for _ in range(self.warm_up):
             watch(step(search, model, notes.album))
         return search
