@@ -200,7 +200,7 @@ def test_fast_takes_the_planted_trigger_away_and_keeps_the_rest():
 
 def test_a_student_that_is_lost_goes_back_and_slows_down():
     model, ledger, rounds = planted(), Ledger(), []
-    fast = FastDHBE(warm_up=20, iterations=30, cycles=1, batch=32, album=256, patch=3, lr=1e5, clip=1e30)
+    fast = FastDHBE(warm_up=20, iterations=30, cycles=1, batch=32, album=256, patch=3, lr=1e3, clip=1e30)
     cleaned = fast(model, ledger=ledger, watch=rounds.append)
     assert ledger.part("best").pace < 1
     assert all(value.isfinite().all() for value in cleaned.state_dict().values())

@@ -122,6 +122,8 @@ class Waves(Family):
 
     step = 0.3
 
+    cosines: Tensor
+
     def __init__(self, classes: int, side: int, channels: int, height: float) -> None:
         super().__init__()
         self.budget = height * side / math.sqrt(2)
