@@ -9,7 +9,7 @@ from torch import Tensor
 from dhbe.classifier import Classifier
 from dhbe.defenses.base import Round, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
-from dhbe.defenses.search import NAMES, Forms
+from dhbe.defenses.search import ACCUSING, NAMES, Forms
 from dhbe.defenses.survey import PROBES, Notes, Survey
 
 MIDDLE, SLOPE = 5.0, 4.0
@@ -66,10 +66,11 @@ def scan(model: Classifier, survey: Survey, *, seed: int = 0, watch: Watch = lam
 def _found(teacher: Classifier, notes: Notes) -> Found:
     memory, labels = notes.memory, torch.arange(teacher.classes)
     pixels, answers = notes.album.sample(PROBES)
-    best = memory.anomaly.argmax(0)
+    anomaly = memory.anomaly[:ACCUSING]
+    best = anomaly.argmax(0)
     forms = [notes.search.families[family].forms(labels[[label]]) for label, family in enumerate(best.tolist())]
     return Found(
-        indices=memory.anomaly.amax(0),
+        indices=anomaly.amax(0),
         families=[NAMES[family] for family in best.tolist()],
         leads=memory.leads.gather(0, best[None])[0],
         success=torch.stack([success(teacher, f, label, pixels, answers) for label, f in enumerate(forms)]),

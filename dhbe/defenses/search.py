@@ -25,6 +25,10 @@ BETAS = (0.8, 0.95)
 NAMES = ("patches", "masked", "masked_half", "faint", "waves")
 """Of the families, in the order of `Search`."""
 
+ACCUSING = 4
+"""The first families: what stands out of them accuses a model. A wave alone does not: many a clean class has its own,
+and while the eraser may restrict it at little cost, an accusation must not rest on it."""
+
 FEWEST = 12
 """Pixels that a masked trigger may show in the smallest of images."""
 

@@ -11,7 +11,7 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.base import Round, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.scan import Watch, success
-from dhbe.defenses.search import NAMES, Search
+from dhbe.defenses.search import ACCUSING, NAMES, Search
 from dhbe.defenses.statistics import tracked
 from dhbe.defenses.survey import PROBES, Notes, Survey, index
 
@@ -98,12 +98,13 @@ def compare(
             for losses in survey.survey(states[0], notes):
                 watched(losses)
         survey.conclude(states[0], notes)
-        suspect = int(notes.memory.anomaly.amax(0).argmax())
+        anomaly = notes.memory.anomaly[:ACCUSING]
+        suspect = int(anomaly.amax(0).argmax())
         pixels, _ = notes.album.sample(COMPARED)
         classes = [state(pixels).argmax(1) for state in states]
         return Comparison(
             suspect=suspect,
-            index=float(notes.memory.anomaly.max()),
+            index=float(anomaly.max()),
             agreement=float((classes[0] == classes[1]).float().mean()),
             drift=drift(*states),
             before=_state(states[0], survey, notes, suspect, watched),
@@ -126,7 +127,7 @@ def _state(model: Classifier, survey: Survey, notes: Notes, suspect: int, watch:
         with torch.enable_grad():
             search = survey.explore(model, notes, watch)
         _, anomaly = index(model, search, notes.album)
-        found.append((anomaly[:, suspect].amax(), _successes(model, search, pixels, answers)))
+        found.append((anomaly[:ACCUSING, suspect].amax(), _successes(model, search, pixels, answers)))
     best = torch.stack([shares for _, shares in found]).amax(0)
     return State(
         anomaly_index=float(torch.stack([most for most, _ in found]).amax()),
