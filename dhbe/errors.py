@@ -11,3 +11,9 @@ class Failed(RuntimeError):
 
 class Interrupted(Exception):
     """Somebody asked a run to stop; its state is saved (exit code 130)."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error says, in the words of Python or torch."""
+    said = ("out of memory", "can't allocate memory", "not enough memory", "size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)

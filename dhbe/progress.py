@@ -52,6 +52,15 @@ class Progress:
         self._step(number, values)
         self._record(number, values)
 
+    def part(self, done: int, total: int) -> None:
+        """Watches what follows a search: the battery of residual risks."""
+        if done == 1:
+            self._what, self._total, self._first = "measuring what is left", total, None
+            self._began = self._last = time.monotonic()
+            if self._live:
+                self._bar.update(self._task, description=self._what, total=total)
+        self._step(done, {})
+
     def epoch(self, epoch: dict[str, float]) -> None:
         """Watches a training."""
         self._step(int(epoch["epoch"]), {name: epoch[name] for name in ("loss", "acc")})

@@ -4,7 +4,8 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,7 +17,8 @@ from dhbe.api import machine, measuring
 from dhbe.api.measuring import measured
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, Glimpse, Known, Ledger, Scene
-from dhbe.errors import Failed, Refused
+from dhbe.defenses.base import LEAST
+from dhbe.errors import Failed, Refused, out_of_memory
 from dhbe.evidence import Evidence
 from dhbe.records import ModelInfo, Record
 from dhbe.suspects import Suspect
@@ -24,6 +26,9 @@ from dhbe.suspects import Suspect
 Watch = Callable[[Glimpse], None]
 
 CLEAN = "clean.safetensors"
+
+HALVINGS = 3
+"""Of the batch at the most, where memory does not suffice."""
 
 LOOKED_AT = 512
 """Generated images on which the data-free signs are taken."""
@@ -98,8 +103,7 @@ def run(
         measuring.check(evidence, suspect.info)
     if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
         raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
-    recorded = {**named, **asdict(defense)}
-    settings = _settings(suspect.info, recorded, seed, how)
+    settings = _settings(suspect.info, {**named, **asdict(defense)}, seed, how)
     with (
         runs.opened(
             out, {**settings, "device": where.type}, results=[CLEAN],
@@ -112,13 +116,21 @@ def run(
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
         if where.type == "cuda":
             torch.cuda.reset_peak_memory_stats(where)
-        course = _Course(held, watch)
-        cleaned = defense(victim, known, seed=seed, precision=how, watch=course.look, ledger=course.ledger)
+        course, warnings = _Course(held, watch), list(suspect.warnings)
+        for halvings in count():
+            try:
+                cleaned = defense(victim, known, seed=seed, precision=how, watch=course.look, ledger=course.ledger)
+                break
+            except (MemoryError, RuntimeError) as error:
+                defense = _halved(defense, error, halvings)
+            course.anew()
+            warnings.append(f"the memory did not suffice: begun anew with batches of {vars(defense)['batch']}")
         course.end()
         seconds = course.seconds()
         then, now, pictures = _looked_at(defense, course.ledger, victim, cleaned, seed)
         before = before.model_copy(update={"signs": then})
         after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
+        recorded = {**named, **asdict(defense)}
         record = Record(
             kind="erase", model=suspect.info, defense=recorded,
             data=evidence.name if evidence else None,
@@ -126,7 +138,7 @@ def run(
             target=evidence.one_target if evidence else None,
             before=before, after=after, seconds=seconds, iterations=len(course.curve),
             device=machine.device_name(where), precision=how, versions=machine.versions(), seed=seed,
-            curve=course.curve, memory=machine.peak_memory(where), warnings=list(suspect.warnings),
+            curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
             finished=machine.now(),
         )  # fmt: skip
         cleaned.to("cpu")
@@ -160,6 +172,11 @@ class _Course:
         if self._held:
             self._held.keep(self._state)
 
+    def anew(self) -> None:
+        """Forgets all rounds, but not the time that they took."""
+        self.curve.clear()
+        self.ledger = Ledger()
+
     def end(self) -> None:
         """Saves the last state, whatever the interval: what comes now may fail."""
         if self._held:
@@ -167,6 +184,14 @@ class _Course:
 
     def _state(self) -> dict[str, Any]:
         return {"ledger": self.ledger.state(), "curve": self.curve, "seconds": self.seconds()}
+
+
+def _halved(defense: Defense, error: Exception, before: int) -> Defense:
+    """The same defence with half the batch, if it was memory that an error was about; else the error."""
+    batch = vars(defense).get("batch")
+    if not out_of_memory(error) or batch is None or before >= HALVINGS or batch < 2 * LEAST["batch"]:
+        raise error
+    return replace(defense, **{"batch": batch // 2})
 
 
 def _looked_at(

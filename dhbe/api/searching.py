@@ -42,6 +42,8 @@ class Searching(TypedDict):
     """Begin anew over what `out` holds."""
     watch: NotRequired[Watch]
     """Called after every round with its number and losses."""
+    parts: NotRequired[Callable[[int, int], None]]
+    """Called in the battery with how many parts are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,11 @@ def verify(
             signs |= {f"untargeted_{name}": share for name, share in state.untargeted.items()}
         if found.drift is not None:
             shown[1]["drift"] = found.drift
-        left = evidence and evidence.trigger and battery.battery(run.model, after, evidence, seed=run.seed)
+        left = None
+        if evidence and evidence.trigger:
+            left = battery.battery(run.model, after, evidence, seed=run.seed, watch=run.parts)
         return run.end(
-            {}, other=cleaned.info, verdict=found.verdict(run.survey.suspicion), battery=left or None,
+            {}, other=cleaned.info, verdict=found.verdict(run.survey.suspicion), battery=left,
             before=measured(run.model, evidence, signs=shown[0]),
             after=measured(after, evidence, run.model, signs=shown[1]),
             data=evidence.name if evidence else None,
@@ -144,6 +148,7 @@ class _Search:
         self.model = suspect.classifier.to(self.where)
         self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
         self._watch = options.get("watch", lambda number, round: None)
+        self.parts = options.get("parts", lambda done, total: None)
         self._curve: list[dict[str, float]] = []
 
     def __enter__(self) -> "_Search":

@@ -137,5 +137,6 @@ def survey(args: argparse.Namespace) -> Survey:
 def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Progress) -> Searching:
     """What `add_search` was told, for one search."""
     return Searching(
-        survey=survey, seed=args.seed, device=args.device, out=out, overwrite=args.overwrite, watch=progress.round
-    )
+        survey=survey, seed=args.seed, device=args.device, out=out, overwrite=args.overwrite, watch=progress.round,
+        parts=progress.part,
+    )  # fmt: skip

@@ -42,6 +42,7 @@ def run(argv: Sequence[str]) -> int:
             suspect, defense, clean=clean, source=args.clean or args.data or "", images=args.images,
             target=None if target == "next" else target, **arguments.options(args, evidence, out, progress),
         ).record  # fmt: skip
+    shown.notes(args, record.warnings[len(suspect.warnings) :])
     shown.erased(args, record, out)
     return gates.passed(args, record)
 

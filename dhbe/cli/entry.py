@@ -6,9 +6,9 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from dhbe.cli import shown, vendor
+from dhbe.cli import shown
 from dhbe.cli.codes import DONE, FAILED, INTERRUPTED, USAGE
-from dhbe.errors import Failed, Interrupted, Refused
+from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 
 VERBS = {
     "erase": "give back a classifier of the same form without its backdoor; no data needed",
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return shown.said(f"{place}{(error.strerror or type(error).__name__).lower()}", FAILED)
     except (MemoryError, RuntimeError) as error:
-        if not vendor.out_of_memory(error):
+        if not out_of_memory(error):
             raise
         return shown.said("out of memory: lower --batch", FAILED)
 

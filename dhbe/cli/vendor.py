@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 
-from dhbe.errors import Failed, Interrupted, Refused
+from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 
 
 @contextmanager
@@ -19,9 +19,3 @@ def running(code: str | None) -> Iterator[None]:
         if code is None or out_of_memory(error):
             raise
         raise Failed(f"the vendor's code {code} raised {type(error).__name__}: {error}") from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says, in the words of Python or torch."""
-    said = ("out of memory", "can't allocate memory", "not enough memory", "size calculation overflowed")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
