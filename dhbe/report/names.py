@@ -22,6 +22,7 @@ SIGNS = {
             ("masked", "few pixels"),
             ("masked_half", "fewer pixels"),
             ("faint", "a faint pattern"),
+            ("waves", "a few waves"),
         )
     },
 }
@@ -32,6 +33,7 @@ CURVES = {
     "lead_masked": "The same of patterns that show few pixels at one place.",
     "lead_masked_half": "The same with half as many pixels.",
     "lead_faint": "The same of faint patterns over the whole image.",
+    "lead_waves": "The same of sums of a few waves over the whole image.",
     "familiarity": "Distance of the generated images from the model's BatchNorm statistics.",
     "distillation": "Gap between the two models' logits on generated images. The student makes it small.",
     "restriction": "Change of the student's logits under generated triggers. The student makes it small.",

@@ -103,8 +103,9 @@ SEARCHED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str]] = 
 """Tone and headline of what a search without data came to."""
 
 LIMITS = (
-    "A search finds patches, small patterns and faint patterns over the whole image. It does not find warps, reflections, strong stripes "
-    "or triggers that depend on the image, and with fewer than about five classes none can stand out."
+    "A search finds patches, small patterns and faint patterns over the whole image. It does not find warps, "
+    "reflections, strong stripes or triggers that depend on the image, and with fewer than about five classes none can "
+    "stand out."
 )
 
 
