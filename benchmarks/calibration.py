@@ -32,6 +32,7 @@ from dhbe.errors import Failed
 from dhbe.training import Fit
 
 HERE = Path(__file__).resolve().parent
+START, END = "<!-- table: benchmarks/calibration.py -->", "<!-- end of table -->"
 RESULTS = HERE.parent / "results" / "calibration"
 ARCHS = {
     "resnet8": "resnet8", "wrn16-1": "wrn16-1", **{name: f"{HERE / 'strangers.py'}:{name}" for name in ("flat", "plain", "layered")}
@@ -171,9 +172,9 @@ class Seen:
         return cls(path.stem, signs["anomaly_index"], int(signs["suspected_class"]), record.target)
 
 
-def table() -> str:
+def table(folder: Path) -> str:
     """Every classifier, and what one half says of the threshold that the other half gave."""
-    seen = [each for path in sorted(RESULTS.glob("*.json")) if (each := Seen.of(path))]
+    seen = [each for path in sorted(folder.glob("*.json")) if (each := Seen.of(path))]
     sides = [[each for each in seen if (each.target is not None) == planted] for planted in (False, True)]
     halves = [[each for side in sides for each in side[first::2]] for first in (0, 1)]
     threshold, (middle, slope) = best_threshold(halves[0]), curve(halves[0])
@@ -199,6 +200,11 @@ def table() -> str:
     )
 
 
+def shown(text: str) -> str:
+    """The table that a page shows."""
+    return text.partition(START)[2].partition(END)[0].strip()
+
+
 def best_threshold(half: list[Seen]) -> float:
     """The index at which hits less false alarms are most, as shares: the middle of the gap there."""
     levels = sorted(each.index for each in half)
@@ -221,6 +227,6 @@ def curve(half: list[Seen]) -> tuple[float, float]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "table":
-        print(table())
+        print(table(RESULTS))
     else:
         {"train": train_all, "scan": scan_all}[sys.argv[1]](Path(sys.argv[2]))

@@ -21,6 +21,7 @@ from dhbe.defenses import PRESETS, FastDHBE, Glimpse
 from dhbe.defenses.fast import REFRESH
 
 RESULTS = victims.ROOT / "results" / "signs"
+START, END = "<!-- table: benchmarks/signs.py -->", "<!-- end of table -->"
 VICTIMS, SEEDS, TESTED = ("badnets-5", "trojaning-5", "blend"), (0,), 2000
 
 
@@ -72,6 +73,11 @@ def table(folder: Path) -> str:
         cells += [f"{100 * kept['acc']:.1f}, {100 * kept['asr']:.1f}", f"{100 * best.acc:.1f}, {100 * best.asr:.1f}"]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
+
+
+def shown(text: str) -> str:
+    """The table that a page shows."""
+    return text.partition(START)[2].partition(END)[0].strip()
 
 
 def main() -> None:

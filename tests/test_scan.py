@@ -179,6 +179,7 @@ def test_a_search_refuses_in_one_line(vendor, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_verify_tells_a_failed_defence_from_a_good_one(tmp_path, capsys):
     train, test = load("digits", "train"), load("digits", "test")
     fit = Fit(epochs=8, batch=32, crop=0, flip=False)
