@@ -131,7 +131,7 @@ def scan_all(folder: Path) -> None:
         told = {"path": model.name, "arch": plan.arch, "code": None}
         record = record.model_copy(
             update={
-                "curve": [], "model": record.model.model_copy(update=told), "attack": planted.attack, "data": planted.data,
+                "curve": [], "warnings": [each.replace(f"{HERE}/", "") for each in record.warnings], "model": record.model.model_copy(update=told), "attack": planted.attack, "data": planted.data,
                 "target": planted.target, "after": planted.before and planted.before.model_copy(update={"activations": {}}),
             }
         )  # fmt: skip

@@ -95,7 +95,7 @@ def test_a_comparison_tells_what_is_left():
     assert gone.verdict(SURVEY.suspicion) == "quiet"
     assert gone.before.success > 0.9
     assert gone.after.success < 0.1
-    assert replace(gone, index=4.9).verdict(SURVEY.suspicion) == "nothing found"
+    assert replace(gone, index=SURVEY.suspicion - 0.1).verdict(SURVEY.suspicion) == "nothing found"
     assert replace(gone, agreement=0.5).verdict(SURVEY.suspicion) == "changed"
     assert set(gone.after.targeted) == set(gone.after.untargeted)
     assert same.drift is None

@@ -23,7 +23,7 @@ from dhbe.suspects import Suspect
 
 Watch = Callable[[int, Round], None]
 
-UNLIKELY = 0.2
+UNLIKELY = 0.35
 """Probability of a backdoor up to which the verdict is that nothing was found."""
 
 

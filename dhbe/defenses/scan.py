@@ -12,8 +12,8 @@ from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.search import ACCUSING, NAMES, Forms
 from dhbe.defenses.survey import PROBES, Notes, Survey
 
-MIDDLE, SLOPE = 5.0, 4.0
-"""Of the logistic curve in the logarithm of the index: even odds at the threshold, set by hand and not fitted yet."""
+MIDDLE, SLOPE = 4.0, 1.3
+"""Of the logistic curve in the logarithm of the index, fitted on one half of the calibration set (docs/method.md)."""
 
 Watch = Callable[[int, Round], None]
 """Called after every round with its number, from 1."""
@@ -102,6 +102,6 @@ def probability(index: float) -> float:
     """How likely a classifier whose anomaly index is so large is backdoored, if half of them are.
 
     >>> [round(probability(index), 2) for index in (1.0, 5.0, 50.0)]
-    [0.0, 0.5, 1.0]
+    [0.14, 0.57, 0.96]
     """
     return 1 / (1 + (MIDDLE / max(index, 1e-6)) ** SLOPE)

@@ -76,7 +76,7 @@ class Survey(Eraser):
     )
     change: Annotated[float, "largest change of a pixel by a faint trigger"] = 16 / 255
     wave: Annotated[float, "largest height of one wave over the whole image"] = 28 / 255
-    suspicion: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 5.0
+    suspicion: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 3.6
 
     @property
     def longest(self) -> int:

@@ -120,7 +120,7 @@ def searched(record: Record) -> Verdict:
         tone, headline = SEARCHED[record.verdict]
         said.append(
             f"If half of all models were backdoored, one that stands out so far would be so with a probability of "
-            f"{percent(signs.get('probability'))}; the curve is set by hand, with even odds at the threshold."
+            f"{percent(signs.get('probability'))}; the curve was fitted on small classifiers, of which some have backdoors that no search finds."
         )
         return Verdict(tone, headline, said, LIMITS)
     assert record.after is not None
