@@ -4,16 +4,15 @@ The victims are those of `zoo/`, the distances those of `results/distances/` (ma
 """
 
 import json
-import sys
 from pathlib import Path
+
+import pages
 
 from dhbe import records
 from dhbe.records import Record
 from dhbe.report import percent
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE, DISTANCES = ROOT / "docs" / "attacks.md", ROOT / "results" / "distances" / "cifar10.json"
-END = "<!-- end of table -->"
+PAGE, DISTANCES = "docs/attacks.md", pages.ROOT / "results" / "distances" / "cifar10.json"
 HEADS = ("victim", "trigger", "poisoned", "epochs", "ACC %", "ASR %", "ASR expected")
 
 
@@ -21,7 +20,7 @@ def victims(folder: Path) -> str:
     """One row a victim, the clean model first."""
     found = {path.stem: records.read(path) for path in folder.glob("*.json") if not path.stem.endswith(".trigger")}
     order = sorted(found, key=lambda name: (found[name].trigger is not None, name))
-    return _table(HEADS, [(name, *_row(found[name])) for name in order])
+    return pages.table(HEADS, [(name, *_row(found[name])) for name in order])
 
 
 def _row(record: Record) -> tuple[str, ...]:
@@ -42,8 +41,8 @@ def classes(measured: dict) -> str:
         ("closest pair, " + " and ".join(mine["closest"][:2]), reported["closest"][2], mine["closest"][2]),
         ("mean of all pairs", reported["mean"], mine["mean"]),
     ]
-    shown = [(name, f"{paper:.2f}", f"{ours:.2f}", f"{100 * (ours / paper - 1):+.1f} %") for name, paper, ours in rows]
-    return _table(("CIFAR-10, distance of classes", "paper", "measured", "difference"), shown)
+    told = [(name, f"{paper:.2f}", f"{ours:.2f}", f"{100 * (ours / paper - 1):+.1f} %") for name, paper, ours in rows]
+    return pages.table(("CIFAR-10, distance of classes", "paper", "measured", "difference"), told)
 
 
 def directions(measured: dict) -> str:
@@ -53,38 +52,25 @@ def directions(measured: dict) -> str:
          f"{row['cat-dog']:.0f}", f"{row['mean']:.0f}")
         for row in measured["by_directions"]["rows"]
     ]  # fmt: skip
-    return _table(("distance along directions", "closest pair", "cat and dog", "mean of all pairs"), rows)
+    return pages.table(("distance along directions", "closest pair", "cat and dog", "mean of all pairs"), rows)
 
 
 def triggers(measured: dict) -> str:
     """Table 1: how far each trigger moves an image."""
     distances = sorted(measured["triggers"]["distances"].items(), key=lambda item: item[1])
-    return _table(("trigger", "moves an image by"), [(f"`{name}`", f"{far:.1f}") for name, far in distances])
+    return pages.table(("trigger", "moves an image by"), [(f"`{name}`", f"{far:.1f}") for name, far in distances])
 
 
 def tables() -> dict[str, str]:
     """All of the page's tables by their names."""
     measured = json.loads(DISTANCES.read_text())
-    return {"victims": victims(ROOT / "zoo"), "classes": classes(measured),
+    return {"victims": victims(pages.ROOT / "zoo"), "classes": classes(measured),
             "directions": directions(measured), "triggers": triggers(measured)}  # fmt: skip
-
-
-def shown(page: str, name: str) -> str:
-    """The table that a page shows under this name."""
-    return page.partition(f"<!-- table: benchmarks/attacks.py {name} -->")[2].partition(END)[0].strip()
 
 
 def _rate(share: float | None) -> str:
     return percent(share).rstrip("%")
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows))
-
-
 if __name__ == "__main__":
-    made = tables()
-    if "--check" not in sys.argv:
-        print("\n\n".join(made.values()))
-    elif wrong := [name for name, rows in made.items() if shown(PAGE.read_text(), name) != rows]:
-        sys.exit(f"tables of docs/attacks.md differ from the records: {', '.join(wrong)}: python benchmarks/attacks.py")
+    pages.tell(PAGE, {f"attacks.py {name}": rows for name, rows in tables().items()})

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+import pages
 import victims
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -32,7 +33,7 @@ from dhbe.errors import Failed
 from dhbe.training import Fit
 
 HERE = Path(__file__).resolve().parent
-START, END = "<!-- table: benchmarks/calibration.py -->", "<!-- end of table -->"
+HEADS = ("classifier", "half", "index", "class found", "target")
 RESULTS = HERE.parent / "results" / "calibration"
 ARCHS = {
     "resnet8": "resnet8", "wrn16-1": "wrn16-1", **{name: f"{HERE / 'strangers.py'}:{name}" for name in ("flat", "plain", "layered")}
@@ -172,37 +173,36 @@ class Seen:
         return cls(path.stem, signs["anomaly_index"], int(signs["suspected_class"]), record.target)
 
 
+def seen(folder: Path) -> tuple[list[Seen], list[Seen]]:
+    """The two halves: of the sorted names of each kind every other one fits, the rest judge."""
+    found = [each for path in sorted(folder.glob("*.json")) if (each := Seen.of(path))]
+    sides = [[each for each in found if (each.target is not None) == planted] for planted in (False, True)]
+    fitting, judging = ([each for side in sides for each in side[first::2]] for first in (0, 1))
+    return fitting, judging
+
+
 def table(folder: Path) -> str:
     """Every classifier, and what one half says of the threshold that the other half gave."""
-    seen = [each for path in sorted(folder.glob("*.json")) if (each := Seen.of(path))]
-    sides = [[each for each in seen if (each.target is not None) == planted] for planted in (False, True)]
-    halves = [[each for side in sides for each in side[first::2]] for first in (0, 1)]
-    threshold, (middle, slope) = best_threshold(halves[0]), curve(halves[0])
-    judged = halves[1]
-    truth, indices = [each.target is not None for each in judged], [each.index for each in judged]
-    accused = [each for each in judged if each.index > threshold]
+    fitting, judging = seen(folder)
+    threshold, (middle, slope) = best_threshold(fitting), curve(fitting)
+    truth, indices = [each.target is not None for each in judging], [each.index for each in judging]
+    accused = [each for each in judging if each.index > threshold]
     hits = [each for each in accused if each.target is not None]
     right = sum(each.suspect == each.target for each in hits)
-    rows = ["| classifier | half | index | class found | target |", "| --- | --- | --- | --- | --- |"]
-    for each in sorted(seen, key=lambda each: -each.index):
-        half = "judged" if each in judged else "fitted"
-        target = "none" if each.target is None else each.target
-        rows.append(f"| {each.name.replace('_', ' ')} | {half} | {each.index:.1f} | {each.suspect} | {target} |")
+    rows = []
+    for each in sorted([*fitting, *judging], key=lambda each: -each.index):
+        half, target = "judged" if each in judging else "fitted", "none" if each.target is None else str(each.target)
+        rows.append((each.name.replace("_", " "), half, f"{each.index:.1f}", str(each.suspect), target))
     return "\n".join(
         [
-            f"Of one half ({len(halves[0])} classifiers): threshold {threshold:.1f}, even odds at {middle:.1f}, slope {slope:.1f}.",
-            f"Of the other ({len(judged)}): AUROC {roc_auc_score(truth, indices):.2f}; "
+            f"Of one half ({len(fitting)} classifiers): threshold {threshold:.1f}, even odds at {middle:.1f}, slope {slope:.1f}.",
+            f"Of the other ({len(judging)}): AUROC {roc_auc_score(truth, indices):.2f}; "
             f"{len(hits)} of {sum(truth)} backdoored ones found, the right class in {right} of them; "
-            f"{len(accused) - len(hits)} of {len(judged) - sum(truth)} clean ones accused.",
+            f"{len(accused) - len(hits)} of {len(judging) - sum(truth)} clean ones accused.",
             "",
-            *rows,
+            pages.table(HEADS, rows),
         ]
     )
-
-
-def shown(text: str) -> str:
-    """The table that a page shows."""
-    return text.partition(START)[2].partition(END)[0].strip()
 
 
 def best_threshold(half: list[Seen]) -> float:
@@ -227,6 +227,6 @@ def curve(half: list[Seen]) -> tuple[float, float]:
 
 if __name__ == "__main__":
     if sys.argv[1] == "table":
-        print(table(RESULTS))
+        pages.tell("docs/method.md", {"calibration.py": table(RESULTS)})
     else:
         {"train": train_all, "scan": scan_all}[sys.argv[1]](Path(sys.argv[2]))

@@ -4,17 +4,15 @@ A record is named VICTIM_DEFENCE_SEED.json. A cell is the mean over seeds, with 
 """
 
 import statistics
-import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+import pages
+
 from dhbe import records
 from dhbe.records import Record
 from dhbe.report import percent
-
-ROOT = Path(__file__).resolve().parents[1]
-START, END = "<!-- table: benchmarks/peers.py -->", "<!-- end of table -->"
 
 PAPER = {
     "badnets": {
@@ -51,16 +49,12 @@ def table(folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         victim, defence, _ = path.stem.split("_")
         runs[victim][defence].append(records.read(path))
-    rows = ["| " + " | ".join(HEADS) + " |", "| " + " | ".join("---" for _ in HEADS) + " |"]
+    rows = []
     for victim, defences in runs.items():
         first = next(iter(defences.values()))[0]
         before, reported = first.before, PAPER.get((first.trigger or "").partition(":")[0], {})
         rates = [percent(getattr(before, name)).rstrip("%") for name in ("acc", "asr", "asr_x4", "asr_x9")]
-        rows.append(
-            "| "
-            + " | ".join([victim, "none", "", str(before.n or ""), *rates, "", "", reported.get("none", "")])
-            + " |"
-        )
+        rows.append([victim, "none", "", str(before.n or ""), *rates, "", "", reported.get("none", "")])
         for defence, found in sorted(defences.items()):
             tested = ", ".join(map(str, sorted({r.after.n for r in found if r.after and r.after.n})))
             cells = [victim, defence, str(len(found)), tested]
@@ -69,8 +63,8 @@ def table(folder: Path) -> str:
                 for name in ("acc", "asr", "asr_x4", "asr_x9")
             ]
             cells += [f"{statistics.mean(r.seconds for r in found):.0f}", memory(found), reported.get(defence, "")]
-            rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+            rows.append(cells)
+    return pages.table(HEADS, rows)
 
 
 def spread(found: list[Record], value: Callable[[Record], float | None]) -> str:
@@ -88,14 +82,5 @@ def memory(found: list[Record]) -> str:
     return f"{max(peaks) / 2**20:.0f}" if peaks else "—"
 
 
-def shown(text: str) -> str:
-    """The table that a page shows."""
-    return text.partition(START)[2].partition(END)[0].strip()
-
-
 if __name__ == "__main__":
-    rows = table(ROOT / "results" / "peers")
-    if "--check" not in sys.argv:
-        print(rows)
-    elif shown((ROOT / "docs" / "defenses.md").read_text()) != rows:
-        sys.exit("the table of docs/defenses.md is not what results/peers gives: run python benchmarks/peers.py")
+    pages.tell("docs/defenses.md", {"peers.py": table(pages.ROOT / "results" / "peers")})

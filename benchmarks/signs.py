@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pages
 import victims
 from scipy.stats import spearmanr
 
@@ -21,7 +22,7 @@ from dhbe.defenses import PRESETS, FastDHBE, Glimpse
 from dhbe.defenses.fast import REFRESH
 
 RESULTS = victims.ROOT / "results" / "signs"
-START, END = "<!-- table: benchmarks/signs.py -->", "<!-- end of table -->"
+HEADS = ("victim", "looks", "agreement and ACC", "success and ASR", "kept: ACC, ASR %", "best: ACC, ASR %")
 VICTIMS, SEEDS, TESTED = ("badnets-5", "trojaning-5", "blend"), (0,), 2000
 
 
@@ -57,10 +58,7 @@ def run(victim: str, seed: int) -> dict[str, object]:
 
 def table(folder: Path) -> str:
     """A row for each run."""
-    rows = [
-        "| victim | looks | agreement and ACC | success and ASR | kept: ACC, ASR % | best: ACC, ASR % |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for path in sorted(folder.glob("*.json")):
         told = json.loads(path.read_text())
         looks, kept = [Look(**each) for each in told["looks"]], told["kept"]
@@ -71,19 +69,14 @@ def table(folder: Path) -> str:
         ]
         cells = [path.stem.replace("_", ", seed "), str(len(looks)), *(f"{rank:.2f}" for rank in ranks)]
         cells += [f"{100 * kept['acc']:.1f}, {100 * kept['asr']:.1f}", f"{100 * best.acc:.1f}, {100 * best.asr:.1f}"]
-        rows.append("| " + " | ".join(cells) + " |")
-    return "\n".join(rows)
-
-
-def shown(text: str) -> str:
-    """The table that a page shows."""
-    return text.partition(START)[2].partition(END)[0].strip()
+        rows.append(cells)
+    return pages.table(HEADS, rows)
 
 
 def main() -> None:
     """Runs what has no record yet, or prints the table."""
-    if sys.argv[1:] == ["table"]:
-        print(table(RESULTS))
+    if sys.argv[1] == "table":
+        pages.tell("docs/method.md", {"signs.py": table(RESULTS)})
         return
     machine.keep_memory()
     RESULTS.mkdir(parents=True, exist_ok=True)

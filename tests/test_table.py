@@ -1,23 +1,37 @@
-import runpy
-from pathlib import Path
-
+import attacks
+import calibration
+import pages
+import peers
 import pytest
+import signs
+import speed
+import table
 
-ROOT = Path(__file__).parents[1]
+from dhbe.defenses import PRESETS
+from dhbe.defenses.scan import MIDDLE, SLOPE
+
+RESULTS = pages.ROOT / "results"
+MADE = {
+    ("README.md", "table.py"): lambda: table.table(RESULTS / "erasures"),
+    ("docs/performance.md", "speed.py"): lambda: speed.table(RESULTS / "speed"),
+    ("docs/method.md", "calibration.py"): lambda: calibration.table(RESULTS / "calibration"),
+    ("docs/method.md", "signs.py"): lambda: signs.table(RESULTS / "signs"),
+    ("docs/defenses.md", "peers.py"): lambda: peers.table(RESULTS / "peers"),
+    **{
+        ("docs/attacks.md", f"attacks.py {name}"): lambda name=name: attacks.tables()[name]
+        for name in ("victims", "classes", "directions", "triggers")
+    },
+}
 
 
-@pytest.mark.parametrize(
-    ("script", "records", "page"),
-    [
-        ("table", "erasures", "README.md"),
-        ("speed", "speed", "docs/performance.md"),
-        ("calibration", "calibration", "docs/method.md"),
-        ("signs", "signs", "docs/method.md"),
-    ],
-)
-def test_pages_show_the_tables_that_the_committed_records_give(script, records, page, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    table = runpy.run_path(str(ROOT / "benchmarks" / f"{script}.py"))
-    rows = table["table"](ROOT / "results" / records)
+@pytest.mark.parametrize(("page", "name"), MADE)
+def test_pages_show_the_tables_that_the_committed_records_give(page, name):
+    rows = MADE[page, name]()
     assert rows.count("\n") > 1, "no records"
-    assert table["shown"]((ROOT / page).read_text()) == rows
+    assert pages.shown(page, name) == rows
+
+
+def test_the_scan_has_the_threshold_and_the_curve_of_the_fitted_half():
+    fitted, _ = calibration.seen(RESULTS / "calibration")
+    assert PRESETS["fast"].suspicion == pytest.approx(calibration.best_threshold(fitted), abs=0.05)
+    assert pytest.approx(calibration.curve(fitted), abs=0.05) == (MIDDLE, SLOPE)
