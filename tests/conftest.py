@@ -1,19 +1,30 @@
-"""What the tests of whole commands share: a small victim, small data, and a place of their own."""
+"""What tests share: small victims, small data, settings that take no time, and a place of their own."""
 
+import dataclasses
 import io
 import shlex
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 from dhbe import networks
+from dhbe.classifier import Classifier
 from dhbe.cli import main
+from dhbe.defenses import Defense
 
 TINY = "--iterations 2 --warm-up 1 --batch 8 --album 16"
 """The least that `dhbe erase` can do."""
+
+ERASE = f"erase model.pt --input 3x16x16 {TINY} --out out"
+SCORE = "score model.pt --input 3x16x16"
+KNOWN = "--data data.npz --trigger badnets:3 --target 2"
+ATTACK = "attack badnets --data data.npz --arch resnet8 --out out --epochs 1 --batch 8 --rate .1"
 
 
 @cache
@@ -71,3 +82,61 @@ def dhbe(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture
+def double():
+    """Everything in float64, so that tolerances can be tight."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def victim(side=8, classes=4, seed=0) -> Classifier:
+    """A small network whose BatchNorm layers remember something, in eval mode."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes),
+    )  # fmt: skip
+    with torch.no_grad():
+        for _ in range(20):
+            network(1.5 * torch.randn(16, 3, side, side) + 0.3)
+        network[-1].weight.mul_(8)
+    return Classifier(network, shape=(3, side, side), classes=classes, mean=MEAN, std=STD).eval()
+
+
+QUICK = {"iterations": 3, "cycles": 2, "warm_up": 2, "student_steps": 2, "batch": 4, "album": 10, "patch": 3}
+
+
+def tiny(settings: Defense) -> Defense:
+    """The same with settings that take no time."""
+    names = {field.name for field in dataclasses.fields(settings)}
+    return replace(settings, **{name: value for name, value in QUICK.items() if name in names})
+
+
+def image(side=16):
+    return lambda path: Image.new("RGB", (side, side)).save(path)
+
+
+def folder(**sides):
+    """An image folder with one class for each name, of so many pixels; 0 leaves it empty."""
+
+    def make(path):
+        for name, side in sides.items():
+            (path / name).mkdir(parents=True)
+            if side:
+                image(side)(path / name / "1.png")
+
+    return make
+
+
+GENERATOR = np.random.default_rng(0)
+
+
+def random_pixels(*shape: int) -> np.ndarray:
+    return GENERATOR.integers(0, 256, shape, dtype=np.uint8)

@@ -1,0 +1,129 @@
+"""Runs that began rightly and cannot be finished: a vendor's code, divergence, memory, a full disk."""
+
+import errno
+import gc
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ATTACK, ERASE, listing
+
+from dhbe import records
+from dhbe.checkpoint import read
+from dhbe.defenses import FastDHBE
+
+
+def test_a_vendor_that_raises_in_the_run_is_one_line(here, dhbe):
+    (here / "v.py").write_text(
+        "from dhbe.networks.resnet import ResNet\n"
+        "class Net(ResNet):\n"
+        "    def forward(self, x):\n"
+        "        assert len(x) == 4, 'four and no more'\n"
+        "        return super().forward(x)\n"
+        "def net(classes):\n"
+        "    return Net((1, 1, 1), 16, classes)\n"
+    )
+    code, out, err = dhbe(f"{ERASE} --arch v.py:net --quiet")
+    assert (code, out) == (4, "")
+    assert re.fullmatch("dhbe: .*v.py:net.* AssertionError: four and no more.*\n", err)
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_a_run_that_diverges_fails_in_one_line(rounds, here, dhbe):
+    code, out, err = dhbe(f"{ERASE} --iterations {rounds} --lr 1e38 --quiet")
+    assert (code, out) == (4, "")
+    assert re.fullmatch("dhbe: .*(diverged|not finite).*\n", err)
+    assert not (here / "out/record.json").exists()
+
+
+def test_too_large_for_memory_is_one_line(here, dhbe):
+    official = "erase model.pt --input 3x16x16 --preset official --out out"
+    for command in (f"{official} --batch {2**40}", f"{ATTACK} --crop {2**40}"):
+        assert dhbe(f"{command} --quiet") == (4, "", "dhbe: out of memory: lower --batch\n")
+        assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("file", [1, 2, 3, 4])  # checkpoint, weights, report, record
+def test_a_full_disk_leaves_nothing_that_looks_finished(file, here, dhbe, monkeypatch):
+    synced, real = [], os.fsync
+
+    def fsync(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").is_file())
+        if sum(synced) == file and synced[-1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    code, out, err = dhbe(f"{ERASE} --quiet")
+    assert (code, out) == (4, "")
+    assert re.fullmatch("dhbe: cannot write out/.*: no space left on device\n", err)
+    assert not (here / "out/record.json").exists()
+    assert not list(here.rglob("*.tmp"))
+    assert (here / "out").exists() == (file > 1)  # with a checkpoint there is something to go on with
+
+
+def test_a_disk_that_is_really_full(here, dhbe):
+    disk = here / "disk"
+    disk.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        code, out, err = dhbe(f"{ERASE.replace('--out out', '--out disk/out')} --quiet")
+        assert (code, out) == (4, "")
+        assert re.fullmatch("dhbe: cannot write disk/out/.*: no space left on device\n", err)
+        assert listing(disk) == {}
+        (disk / "filler").write_bytes(bytes(508 * 1024))
+        for command in (ERASE, ATTACK):
+            code, out, err = dhbe(f"{command.replace('--out out', '--out disk/out')} --quiet")
+            assert (code, out, err.count("\n")) == (4, "", 1)
+            assert sorted(listing(disk)) == ["filler"]
+    finally:
+        gc.collect()
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+SMALL = "erase model.pt --input 3x8x8 --iterations 2 --warm-up 2 --cycles 1 --album 32 --device cpu --precision fp32"
+ROOM = 8
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """A machine on which batches of more than 8 images run out of memory after their first round."""
+    whole = FastDHBE.run
+
+    def run(self, *args):
+        for number, losses in enumerate(whole(self, *args)):
+            if number and self.batch > ROOM:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            yield losses
+
+    monkeypatch.setattr(FastDHBE, "run", run)
+
+
+def test_the_batch_is_halved_until_it_fits_and_the_user_is_told(here, dhbe, small_memory):
+    code, _, errors = dhbe(f"{SMALL} --batch 32 --out halved")
+    assert code == 0, errors
+    assert "batches of 16" in errors
+    assert "batches of 8" in errors
+    record = records.read(Path("halved/record.json"))
+    assert record.defense["batch"] == ROOM
+    assert [point["iteration"] for point in record.curve] == list(range(1, record.iterations + 1))
+    code, _, errors = dhbe(f"{SMALL} --batch {ROOM} --out asked")
+    assert code == 0, errors
+    halved, asked = (read(Path(name) / "clean.safetensors").tensors for name in ("halved", "asked"))
+    assert all(torch.equal(halved[name], asked[name]) for name in asked)
+
+
+def test_a_batch_that_is_far_too_large_fails_in_one_line(here, dhbe, small_memory):
+    code, _, errors = dhbe(f"{SMALL} --batch 256 --album 256 --out out")
+    assert code == 4
+    assert errors.strip().splitlines()[-1].endswith("lower --batch")
+    assert not Path("out/clean.safetensors").exists()

@@ -1,0 +1,59 @@
+"""What the preset `fast` promises beside the contract of all defences."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny, victim
+
+from dhbe.defenses import Ledger
+from dhbe.defenses.fast import FastDHBE
+from dhbe.errors import Refused
+
+
+def test_fast_keeps_the_teachers_statistics_and_its_rate_rises_and_falls():
+    fast, model = tiny(FastDHBE()), victim()
+    cleaned = fast(model)
+    for (name, before), after in zip(model.state_dict().items(), cleaned.state_dict().values(), strict=True):
+        kept = "running" in name or "tracked" in name
+        assert torch.equal(before, after) == kept, name
+    rates = [FastDHBE(iterations=100).rate(i) for i in range(100)]
+    assert np.argmax(rates) == 9
+    assert rates[9] == 1
+    assert np.all(np.diff(rates[:10]) > 0)
+    assert np.all(np.diff(rates[10:]) < 0)
+    assert 0 < rates[-1] < 0.02
+
+
+def test_fast_answers_in_the_album_are_the_teachers():
+    model, ledger = victim(), Ledger()
+    tiny(FastDHBE())(model, ledger=ledger)
+    album = ledger.part("album")
+    with torch.no_grad():
+        answers = model(album.pixels.float() / 255)
+    torch.testing.assert_close(album.answers, answers)
+    assert album.answers.std() > 0.1
+
+
+def test_fast_moves_only_the_generators_while_it_warms_up():
+    model, states = victim(), []
+    tiny(FastDHBE())(model, watch=lambda glimpse: states.append(copy.deepcopy(glimpse.model.state_dict())))
+    moved = [
+        any(not torch.equal(a, b) for a, b in zip(s.values(), model.state_dict().values(), strict=True)) for s in states
+    ]
+    assert moved == [False, False, True, True, True]
+
+
+@pytest.mark.parametrize("warm_up", [0, 1, 2])
+def test_fast_shows_the_student_no_image_before_the_teacher_has_answered(warm_up):
+    fast = replace(tiny(FastDHBE()), warm_up=warm_up, student_steps=1)
+    try:
+        fast.check((3, 8, 8))
+    except Refused:
+        assert warm_up == 0
+        return
+    losses = []
+    fast(victim(), watch=lambda glimpse: losses.append(glimpse.round))
+    assert losses[warm_up]["distillation"] < 0.05  # as yet the two are the same

@@ -1,0 +1,129 @@
+"""Folders of images, honest and broken."""
+
+import struct
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_pixels
+from PIL import Image
+
+from dhbe.data import load
+from dhbe.data.folders import load_folder
+from dhbe.errors import Refused
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes, three RGB images of 5 x 4 each."""
+    root = tmp_path / "images"
+    for name in ("cat", "ant"):
+        (root / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(random_pixels(4, 5, 3)).save(root / name / f"{number}.png")
+    return root
+
+
+def test_a_folder_is_read_by_sorted_names(folder):
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "ant" / "Thumbs.db").write_bytes(b"x")
+    (folder / "cat" / ".hidden").write_bytes(b"x")
+    images = load(str(folder))
+    assert images.names == ("ant", "cat")
+    assert images.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert np.array_equal(images.pixels[4].permute(1, 2, 0), np.asarray(Image.open(folder / "cat" / "1.png")))
+
+
+def test_grey_folders_stay_grey_unless_one_image_is_not(folder):
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    grey = load(str(folder))
+    assert grey.shape == (1, 4, 5)
+    assert torch.equal(load(str(folder), shape=(3, 4, 5)).pixels, grey.pixels.repeat(1, 3, 1, 1))
+    Image.fromarray(random_pixels(4, 5, 3)).save(folder / "ant" / "new.png")
+    assert load(str(folder)).shape == (3, 4, 5)
+
+
+def test_mixed_sizes_need_a_shape(folder):
+    Image.new("RGBA", (9, 7), (10, 20, 30, 0)).save(folder / "cat" / "big.png")
+    with pytest.raises(Refused, match=r"mixed sizes: .*0.png is 5 x 4, .*big.png 9 x 7: resize, or give --input"):
+        load(str(folder))
+    images = load(str(folder), shape=(3, 8, 6))
+    assert images.shape == (3, 8, 6)
+    assert (images.pixels[-1] == torch.tensor([10, 20, 30]).view(3, 1, 1)).all()
+
+
+def test_folders_with_their_own_splits(folder, tmp_path):
+    root = tmp_path / "split"
+    root.mkdir()
+    folder.rename(root / "train")
+    (root / "val" / "cat").mkdir(parents=True)
+    (root / "val" / "ant").mkdir()
+    for name in ("ant", "cat"):
+        Image.fromarray(random_pixels(4, 5, 3)).save(root / "val" / name / "x.png")
+    assert [len(load(str(root), split)) for split in ("train", "test", "all")] == [6, 2, 8]
+    (root / "val" / "ant" / "x.png").unlink()
+    (root / "val" / "ant").rmdir()
+    for split in ("train", "test", "all"):  # cat would be class 1 in one part and 0 in the other
+        with pytest.raises(Refused, match="differ in their classes"):
+            load(str(root), split)
+
+
+def spoil(folder, what):
+    place = folder / "cat" / "1.png"
+    match what:
+        case "text":
+            (folder / "cat" / "notes.txt").write_text("hello")
+        case "stray":
+            (folder / "README").write_text("hello")
+        case "nested":
+            (folder / "cat" / "kitten").mkdir()
+        case "empty class":
+            (folder / "dog").mkdir()
+            (folder / "dog" / ".DS_Store").write_bytes(b"")
+        case "truncated":
+            place.write_bytes(place.read_bytes()[:-40])
+        case "empty file":
+            place.write_bytes(b"")
+        case "16 bits":
+            Image.fromarray(np.full((4, 5), 60000, np.uint16)).save(place)
+        case "postscript":
+            place.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 4\n%%EndComments\n")
+        case "bomb":  # a header that declares 60,000 x 60,000 pixels, and its checksum
+            data = bytearray(place.read_bytes())
+            data[16:24] = struct.pack(">II", 60000, 60000)
+            data[29:33] = struct.pack(">I", __import__("zlib").crc32(data[12:29]))
+            place.write_bytes(data)
+
+
+@pytest.mark.parametrize("shape", [None, (3, 4, 5)])
+@pytest.mark.parametrize(
+    ("what", "message"),
+    {
+        "text": "notes.txt is no image",
+        "stray": "README lies beside the class folders",
+        "nested": "kitten is no image",
+        "empty class": "dog is empty",
+        "truncated": "1.png is broken",
+        "empty file": "1.png is no image",
+        "16 bits": "1.png has more than 8 bits",
+        "postscript": "1.png is no image",
+        "bomb": "1.png declares more than 89478485 pixels",
+    }.items(),
+)
+def test_broken_folders_are_refused_by_name(folder, what, message, shape):
+    spoil(folder, what)
+    with pytest.raises(Refused, match=message) as caught:
+        load(str(folder), shape=shape)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_too_small_or_too_large_are_refused(folder, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(Refused, match="holds no classes"):
+        load(str(tmp_path / "nothing"))
+    with pytest.raises(Refused, match="no class has 5 images"):
+        load(str(folder), "test")
+    with pytest.raises(Refused, match="over the limit"):
+        load_folder(folder, limit=6 * 60 - 1)
+    assert len(load_folder(folder, limit=6 * 60)) == 6
