@@ -67,7 +67,10 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def forms(self, wanted: Tensor) -> Forms:
-        """The triggers of classes [n]."""
+        """The triggers of classes [n].
+
+        Classes are picked by `index_select`: the gradient of plain indexing adds up in no fixed order on several threads.
+        """
 
 
 class Patches(Family):
@@ -81,7 +84,7 @@ class Patches(Family):
         self.raw = nn.Parameter(0.5 * torch.randn(classes, channels, patch, patch))
 
     def forms(self, wanted: Tensor) -> Forms:
-        patches = torch.sigmoid(2 * self.raw[wanted])
+        patches = torch.sigmoid(2 * self.raw.index_select(0, wanted))
         laid = lay(torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1), self.side, self.side, each=True)
         return Forms(1 - laid[:, -1:], laid[:, :-1])
 
@@ -98,8 +101,12 @@ class Masked(Family):
         self.share = nn.Parameter(0.01 * torch.randn(classes, 1, side, side))
 
     def forms(self, wanted: Tensor) -> Forms:
-        mask = (self.shown * self.share[wanted].flatten(1).softmax(1)).clamp(max=1).view(-1, 1, *self.raw.shape[-2:])
-        return Forms(1 - mask, mask * torch.sigmoid(2 * self.raw[wanted]))
+        mask = (
+            (self.shown * self.share.index_select(0, wanted).flatten(1).softmax(1))
+            .clamp(max=1)
+            .view(-1, 1, *self.raw.shape[-2:])
+        )
+        return Forms(1 - mask, mask * torch.sigmoid(2 * self.raw.index_select(0, wanted)))
 
 
 class Faint(Family):
@@ -113,7 +120,7 @@ class Faint(Family):
         self.raw = nn.Parameter(0.3 * torch.randn(classes, channels, side, side))
 
     def forms(self, wanted: Tensor) -> Forms:
-        add = self.change * self.raw[wanted].tanh()
+        add = self.change * self.raw.index_select(0, wanted).tanh()
         return Forms(torch.ones_like(add[:, :1]), add)
 
 
@@ -136,8 +143,8 @@ class Waves(Family):
         self.register_buffer("cosines", cosines(side), persistent=False)
 
     def forms(self, wanted: Tensor) -> Forms:
-        shares = self.share[wanted].flatten(1).softmax(1).view(-1, 1, *self.raw.shape[-2:])
-        add = self.cosines.T @ (self.budget * shares * self.raw[wanted].tanh()) @ self.cosines
+        shares = self.share.index_select(0, wanted).flatten(1).softmax(1).view(-1, 1, *self.raw.shape[-2:])
+        add = self.cosines.T @ (self.budget * shares * self.raw.index_select(0, wanted).tanh()) @ self.cosines
         return Forms(torch.ones_like(add[:, :1]), add)
 
 
