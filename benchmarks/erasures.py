@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=ROOT / "results/erasures", help="folder of the records")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for victim in args.victims:
             out = args.out / f"{victim}_{seed}.json"

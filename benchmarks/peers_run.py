@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results/peers", help="folder of the records")
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="folder of the runs under way")
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as workers:
         for case in missing(args.victims, args.only, args.seeds, args.tested, args.out):
