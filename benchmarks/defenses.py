@@ -216,11 +216,10 @@ def plain_gdm(model: Classifier, images: Images) -> Work:
 
 
 def plain_clp(model: Classifier, images: Images) -> Work:
-    """A decomposition for each channel."""
-    pairs = trace(model).normalised
+    """A decomposition for each channel, of a copy whose layers are found anew, as ours are."""
 
     def work() -> None:
-        for conv, norm in pairs:
+        for conv, norm in trace(copy.deepcopy(model)).normalised:
             bounds = []
             for channel in range(norm.num_features):
                 gain = (norm.weight[channel] / (norm.running_var[channel] + norm.eps).sqrt()).abs()

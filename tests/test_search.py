@@ -221,8 +221,8 @@ def test_a_student_that_is_lost_goes_back_and_slows_down():
     cleaned = fast(model, ledger=ledger, watch=rounds.append)
     assert ledger.part("best").pace < 1
     assert all(value.isfinite().all() for value in cleaned.state_dict().values())
-    pixels = pieces(64, SHAPE)
-    assert (cleaned(pixels).argmax(1) == model(pixels).argmax(1)).float().mean() > 0.5
+    pixels, answers = ledger.part("album").sample(256)
+    assert (cleaned(pixels).argmax(1) == answers.argmax(1)).float().mean() > 0.4  # those lost agreed on less than that
     assert all(value.isfinite() for glimpse in rounds for value in glimpse.round.values())
 
 

@@ -15,6 +15,9 @@ from dhbe.errors import Refused
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt."""
 
+MADE_FOR_BF16 = ("amx_bf16", "avx512_bf16")
+"""Instructions with which a CPU multiplies in bf16 faster than in fp32: about twice as fast with the second."""
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -57,8 +60,11 @@ def precision(asked: Precision, where: torch.device, *, exact: bool) -> Literal[
     """`auto` is bf16 where the device is made for it, and fp32 elsewhere and wherever a paper is followed exactly."""
     if asked != "auto":
         return asked
-    # On a CPU without matrix units bf16 is emulated, many times slower than fp32.
-    quick = torch.cuda.is_bf16_supported() if where.type == "cuda" else torch.cpu._is_amx_tile_supported()
+    if where.type == "cuda":
+        quick = torch.cuda.is_bf16_supported()
+    else:  # a CPU without such instructions emulates bf16, many times slower than fp32
+        able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
+        quick = any(able.get(name, False) for name in MADE_FOR_BF16)
     return "bf16" if quick and not exact else "fp32"
 
 

@@ -15,7 +15,7 @@ from dhbe.api.measuring import measured
 from dhbe.defenses import PRESETS, Survey
 from dhbe.defenses import scan as search
 from dhbe.defenses import verify as both
-from dhbe.defenses.base import Round
+from dhbe.defenses.base import Precision, Round
 from dhbe.errors import Refused
 from dhbe.evidence import Evidence
 from dhbe.records import ClassFound, Measures, Record
@@ -36,6 +36,8 @@ class Searching(TypedDict):
     """Of everything random (default: 0)."""
     device: NotRequired[str]
     """`auto` (default), `cpu`, `cuda`, `cuda:1`, ..."""
+    precision: NotRequired[machine.Precision]
+    """`fp32`, `bf16`, or `auto` (default): bf16 where the device is made for it."""
     out: NotRequired[Path | None]
     """Folder for record and report; None (default) keeps all in memory."""
     overwrite: NotRequired[bool]
@@ -66,7 +68,7 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
         Refused: The model or the settings cannot be used, or the folder holds another run.
     """
     with _Search(suspect, "scan", options) as run:
-        found = search.scan(run.model, run.survey, seed=run.seed, watch=run.watch)
+        found = search.scan(run.model, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
         label, index = found.suspect, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.suspicion
@@ -113,7 +115,7 @@ def verify(
         measuring.check(evidence, suspect.info)
     with _Search(suspect, "verify", options) as run:
         after = cleaned.classifier.to(run.where)
-        found = both.compare(run.model, after, run.survey, seed=run.seed, watch=run.watch)
+        found = both.compare(run.model, after, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
         shown = [{"anomaly_index": found.index, "suspected_class": found.suspect}, {"agreement": found.agreement}]
         for signs, state in zip(shown, (found.before, found.after), strict=True):
             signs |= {"found_again": state.anomaly_index, "success": state.success}
@@ -145,6 +147,7 @@ class _Search:
         self.survey, self.seed = options.get("survey", preset), options.get("seed", 0)
         self.survey.check(self.info.input)
         self.where = machine.device(options.get("device", "auto"))
+        self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
         self.model = suspect.classifier.to(self.where)
         self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
         self._watch = options.get("watch", lambda number, round: None)
@@ -163,8 +166,8 @@ class _Search:
     def _opened(self) -> Any:
         if not self._out:
             return nullcontext()
-        settings = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, **asdict(self.survey)}
-        return runs.opened(self._out, settings, overwrite=self._overwrite)
+        settings = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, "precision": self.precision}
+        return runs.opened(self._out, {**settings, **asdict(self.survey)}, overwrite=self._overwrite)
 
     def watch(self, number: int, round: Round) -> None:
         """Notes a round."""
@@ -178,7 +181,7 @@ class _Search:
         record = Record(
             kind=self.kind, model=self.info, seconds=time.monotonic() - self._began, iterations=len(self._curve),
             defense={"name": "dhbe", "preset": "fast", **asdict(self.survey)}, curve=self._curve, seed=self.seed,
-            device=machine.device_name(self.where), precision="fp32", versions=machine.versions(),
+            device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
             memory=machine.peak_memory(self.where), warnings=list(self._warnings), finished=machine.now(), **found,
         )  # fmt: skip
         if self._held:

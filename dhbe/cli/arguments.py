@@ -67,8 +67,7 @@ def add_search(parser: Parser) -> None:
     """Where a search runs and what becomes of it."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
     parser.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
+    add_machine(parser)
 
 
 def add_evidence(parser: Parser, *, needed: bool) -> None:
@@ -137,6 +136,6 @@ def survey(args: argparse.Namespace) -> Survey:
 def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Progress) -> Searching:
     """What `add_search` was told, for one search."""
     return Searching(
-        survey=survey, seed=args.seed, device=args.device, out=out, overwrite=args.overwrite, watch=progress.round,
-        parts=progress.part,
+        survey=survey, seed=args.seed, device=args.device, precision=args.precision, out=out, overwrite=args.overwrite,
+        watch=progress.round, parts=progress.part,
     )  # fmt: skip

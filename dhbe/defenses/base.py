@@ -25,6 +25,9 @@ LEAST = {
 }  # fmt: skip
 """Settings that count something that cannot be missing. Half a batch of 1 px patches must still have a variance."""
 
+Precision = Literal["fp32", "bf16"]
+"""What networks compute in."""
+
 Round = dict[str, Tensor]
 """What one round came to: scalars by name. They stay on the device until somebody looks."""
 
@@ -154,7 +157,7 @@ class Defense(ABC):
         known: Known = Known(),
         *,
         seed: int = 0,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         watch: Watch = ignore,
         ledger: Ledger | None = None,
     ) -> Classifier:
@@ -184,8 +187,7 @@ class Defense(ABC):
         device = model.mean.device
         with secluded(device), torch.device(device):
             torch.manual_seed(seed)
-            # Without its cache, which outlives a step and would go on answering with the weights of the first one.
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            with computing(device, precision):
                 for round in self.run(model.train(), known, ledger):
                     ledger.advance()
                     with evaluating(model), secluded(device), torch.autocast(device.type, enabled=False):
@@ -251,3 +253,11 @@ def check_generated(shape: Shape) -> None:
 def secluded(device: torch.device) -> AbstractContextManager[None]:
     """Gives the caller's random states back afterwards."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def computing(device: torch.device, precision: Precision) -> torch.autocast:
+    """The networks inside compute in this precision.
+
+    Autocast goes without its cache, which outlives a step and would go on answering with the weights of the first one.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)

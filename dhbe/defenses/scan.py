@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier
-from dhbe.defenses.base import Round, secluded
+from dhbe.defenses.base import Precision, Round, computing, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.search import ACCUSING, NAMES, Forms
 from dhbe.defenses.survey import PROBES, Notes, Survey
@@ -42,18 +42,26 @@ class Found:
         return int(self.indices.argmax())
 
 
-def scan(model: Classifier, survey: Survey, *, seed: int = 0, watch: Watch = lambda number, round: None) -> Found:
+def scan(
+    model: Classifier,
+    survey: Survey,
+    *,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    watch: Watch = lambda number, round: None,
+) -> Found:
     """Searches a classifier, which stays as it is, as does the caller's random state.
 
     Args:
         model: The suspect classifier.
         survey: Hyperparameters of the search.
         seed: Seed of everything random.
+        precision: bf16 runs the network under autocast.
         watch: Called after every round.
     """
     teacher, device = frozen_copy(model), model.mean.device
     channels_last(teacher)
-    with secluded(device), torch.device(device):
+    with secluded(device), torch.device(device), computing(device, precision):
         torch.manual_seed(seed)
         notes = Notes(survey, teacher)
         for number, round in enumerate(survey.survey(teacher, notes), 1):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier
-from dhbe.defenses.base import Round, secluded
+from dhbe.defenses.base import Precision, Round, computing, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.scan import Watch, success
 from dhbe.defenses.search import ACCUSING, NAMES, Search
@@ -72,7 +72,13 @@ def rounds(survey: Survey) -> int:
 
 
 def compare(
-    before: Classifier, after: Classifier, survey: Survey, *, seed: int = 0, watch: Watch = lambda number, round: None
+    before: Classifier,
+    after: Classifier,
+    survey: Survey,
+    *,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    watch: Watch = lambda number, round: None,
 ) -> Comparison:
     """Searches both states, which stay as they are, as does the caller's random state.
 
@@ -81,6 +87,7 @@ def compare(
         after: What a defence made of it, for the same classes and shape of images.
         survey: Hyperparameters of the search.
         seed: Seed of everything random.
+        precision: bf16 runs the networks under autocast.
         watch: Called after every round.
     """
     states, device, number = [frozen_copy(before), frozen_copy(after)], before.mean.device, 0
@@ -91,7 +98,7 @@ def compare(
         number += 1
         watch(number, round)
 
-    with secluded(device), torch.device(device), torch.no_grad():
+    with secluded(device), torch.device(device), computing(device, precision), torch.no_grad():
         torch.manual_seed(seed)
         notes = Notes(survey, before)
         with torch.enable_grad():
