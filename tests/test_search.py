@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy import fft, stats
 from torch import nn
@@ -119,6 +119,26 @@ def test_weaker_triggers_blend_and_moved_ones_stay_whole(opacity, down, right):
     torch.testing.assert_close(moved(pixels.roll((down, right), (2, 3))), whole(pixels).roll((down, right), (2, 3)))
 
 
+@settings(deadline=None)
+@given(row=some.integers(0, 12), column=some.integers(0, 12), opacity=some.floats(0, 1))
+def test_a_trigger_under_another_is_laid_first(row, column, opacity):
+    pixels = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(3))
+    first, second = square(4, 5, 5, 0.2), square(3, row, column).weaker(opacity)
+    torch.testing.assert_close(first.under(second)(pixels), second(first(pixels)))
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_step_in_several_passes_is_the_step_in_one(monkeypatch, away):
+    found = []
+    for at_once in (64, 20):
+        monkeypatch.setattr("dhbe.defenses.search.AT_ONCE", at_once)
+        torch.manual_seed(0)
+        search, pixels = Search(4, SHAPE, patch=3, shown=0.05, change=0.05, wave=0.1, away=away), pieces(64, SHAPE)
+        led = search.step(planted(), 1, pixels, torch.arange(64) % search.aims)
+        found.append((led, search.optimizers[1].state[search.families[1].raw]["exp_avg"]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-9)
+
+
 def test_anomalies_are_scipys_robust_deviations_with_a_floor():
     leads = torch.tensor(np.random.default_rng(3).normal(size=(3, 11)) * [[1], [5], [0]])
     ours = anomalies(leads, torch.tensor(0.4)).numpy()
@@ -169,8 +189,24 @@ def test_memory_shows_what_still_acts():
     acting = lead(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - lead(clean, wanted).sigmoid()
     assert memory.success[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
     assert memory.success[0] > 10 * memory.success[1:].max()
-    drawn = [memory.draw() for _ in range(50)]
-    assert sum(bool(form.add.amax() > 0.4) for form in drawn) > 45
+    drawn = [memory.draw() for _ in range(200)]
+    assert sum(bool(form.add.amax() > 0.4) for form in drawn) > 180
+    several = [int((form.keep < 0.9).sum()) > SIDE**2 for form in drawn]
+    assert 60 < sum(several) < 140
+    assert not any(form.keep.sum() < form.keep.numel() - 9 * SIDE**2 for form in drawn)
+
+
+def test_an_album_can_show_as_many_of_each_class():
+    torch.manual_seed(0)
+    album = Album(100, SHAPE, 4)
+    album.answers[:, 0], album.answers[:10, 2], album.answers[10:12, 1] = (
+        1,
+        2,
+        2,
+    )  # 88 of class 0, 2 of 1, 10 of 2, none of 3
+    shares = album.sample(3000, evenly=True)[1].argmax(1).bincount(minlength=4) / 3000
+    assert shares.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=0.05)
+    assert (album.sample(3000)[1].argmax(1) == 0).float().mean() > 0.8
 
 
 def test_the_sieve_leaves_out_what_shows_the_trigger_by_itself():

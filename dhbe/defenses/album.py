@@ -69,9 +69,14 @@ class Album(nn.Module):
             again = left[torch.arange(len(self)) % len(left)]
             self.pixels, self.answers = self.pixels[again], self.answers[again]
 
-    def sample(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images [n, c, h, w] in [0, 1] and answers [n, classes], with repetition."""
-        place = torch.randint(len(self), (count,))
+    def sample(self, count: int, *, evenly: bool = False) -> tuple[Tensor, Tensor]:
+        """Images [n, c, h, w] in [0, 1] and answers [n, classes], with repetition; `evenly`, as many of each class."""
+        if evenly:
+            labels = self.answers.argmax(1)
+            each = labels.bincount(minlength=self.answers.shape[1])
+            place = torch.multinomial(1 / each[labels], count, replacement=True)
+        else:
+            place = torch.randint(len(self), (count,))
         return self._float(self.pixels[place]), self.answers[place]
 
     @staticmethod

@@ -101,7 +101,7 @@ class FastDHBE(Survey):
                 break
             set_lr([learn], best.pace * self.rate(round_ % self.iterations))
             for _ in range(self.student_steps):  # minimise over S: both kinds of image in one pass, no statistics move
-                pixels, answer = notes.album.sample(self.batch)
+                pixels, answer = notes.album.sample(self.batch, evenly=True)
                 with torch.no_grad():
                     groups = [memory.draw()(group) for group in pixels[:covered].tensor_split(GROUPS)]
                 logits = student(torch.cat([*groups, pixels[covered:]]))

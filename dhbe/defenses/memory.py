@@ -10,6 +10,12 @@ from dhbe.defenses.search import Forms, lead
 NEVER_ZERO = 1e-6
 """Keeps a draw possible when no trigger acts any more."""
 
+SMALL = 0.1
+"""Share of an image below which a trigger counts as small."""
+
+COPIES = 8
+"""Of a small trigger that may be shown beside it, as x9 has it."""
+
 
 class Memory(nn.Module):
     """The triggers found, of which none is forgotten until the memory is full; then the weakest goes first."""
@@ -81,12 +87,22 @@ class Memory(nn.Module):
         return Forms(self.keep[index], self.add[index])
 
     def draw(self) -> Forms:
-        """One trigger by chance, more often one that still acts; half of the time weaker and at another place."""
-        forms = self.forms(torch.multinomial(self.success.square() + NEVER_ZERO, 1))
+        """One trigger by chance, more often one that still acts; half of the time weaker and at another place.
+
+        A small one comes alone half of the time, else with copies at other places: what one patch no longer does,
+        several may (section 5.3 of the paper, amplified triggers).
+        """
+        forms = self.forms(torch.multinomial(self.success + NEVER_ZERO, 1))
+        drawn = forms
         if torch.rand(()) < 0.5:
-            shift = torch.randint(self.keep.shape[-1], (2,)).tolist()
-            return forms.weaker(0.5 + 0.5 * torch.rand(())).moved(shift)
-        return forms
+            drawn = forms.weaker(0.5 + 0.5 * torch.rand(())).moved(self._shift())
+        if 0 < (1 - forms.keep).mean() < SMALL and torch.rand(()) < 0.5:
+            for _ in range(int(torch.randint(1, COPIES + 1, ()))):
+                drawn = drawn.under(forms.moved(self._shift()))
+        return drawn
+
+    def _shift(self) -> list[int]:
+        return torch.randint(self.keep.shape[-1], (2,)).tolist()
 
     @torch.no_grad()
     def retry(self, model: Classifier, pixels: Tensor) -> None:

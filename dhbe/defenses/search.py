@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from dhbe.classifier import Classifier
-from dhbe.defenses.parts import descend, frozen, lay
+from dhbe.defenses.parts import frozen, lay
 
 BETAS = (0.8, 0.95)
 """Of Adam in the search; a universal trigger is found within some dozen steps."""
@@ -31,6 +31,9 @@ and while the eraser may restrict it at little cost, an accusation must not rest
 
 FEWEST = 12
 """Pixels that a masked trigger may show in the smallest of images."""
+
+AT_ONCE = 128
+"""Images in one pass; a step takes several passes, so that its memory stays that of a student's step."""
 
 SMALLEST_SPREAD = 0.25
 """Of the margins of a family, in standard deviations of the teacher's logits: below, differences mean nothing."""
@@ -57,6 +60,10 @@ class Forms:
     def moved(self, shift: Sequence[int]) -> "Forms":
         """The same, so many rows down and columns to the right; what leaves the image comes in at the other side."""
         return Forms(self.keep.roll(tuple(shift), (2, 3)), self.add.roll(tuple(shift), (2, 3)))
+
+    def under(self, others: "Forms") -> "Forms":
+        """The same with others laid over them."""
+        return Forms(others.keep * self.keep, others.keep * self.add + others.add)
 
 
 class Family(nn.Module, ABC):
@@ -202,13 +209,18 @@ class Search:
         self.optimizers = [Adam(each.parameters(), each.step, betas=BETAS, fused=True) for each in self.families]
 
     def step(self, model: Classifier, number: int, pixels: Tensor, wanted: Tensor) -> Tensor:
-        """One step of a family on images [n, c, h, w] towards classes [n]; returns the mean lead."""
+        """One step of a family on images [n, c, h, w] towards classes [n], a few at a time; returns the mean lead."""
+        reached = torch.zeros(())
+        self.optimizers[number].zero_grad()
         with frozen(model):
-            with torch.no_grad():
-                usual = model(pixels).argmax(1) if self.aims > self.classes else None
-            reached = lead(model(self.families[number].forms(wanted)(pixels)), wanted, usual).mean()
-            descend(self.optimizers[number], -reached)
-        return reached.detach()
+            for some, aims in zip(pixels.split(AT_ONCE), wanted.split(AT_ONCE), strict=True):
+                with torch.no_grad():
+                    usual = model(some).argmax(1) if self.aims > self.classes else None
+                ahead = lead(model(self.families[number].forms(aims)(some)), aims, usual).sum() / len(pixels)
+                (-ahead).backward()
+                reached += ahead.detach()
+        self.optimizers[number].step()
+        return reached
 
     @torch.no_grad()
     def lead(self, model: Classifier, family: Family, wanted: Tensor, pixels: Tensor) -> Tensor:
