@@ -16,6 +16,9 @@ SMALL = 0.1
 COPIES = 8
 """Of a small trigger that may be shown beside it, as x9 has it."""
 
+STRONGEST = 16
+"""Triggers of which it is seen whether they act at other places too."""
+
 
 class Memory(nn.Module):
     """The triggers found, of which none is forgotten until the memory is full; then the weakest goes first."""
@@ -40,6 +43,8 @@ class Memory(nn.Module):
     """Which triggers are worth remembering [families, classes]: those that stand out, or all if none does."""
     suspects: Tensor
     """Which classes stand out [classes]."""
+    anywhere: Tensor
+    """Whether the teacher answers its triggers at other places too; one that flattens its features does not."""
 
     def __init__(self, size: int, shape: Shape, classes: int, families: int) -> None:
         super().__init__()
@@ -55,6 +60,7 @@ class Memory(nn.Module):
         self.register_buffer("agreement", torch.ones(()))
         self.register_buffer("sought", torch.ones(families, classes, dtype=torch.bool))
         self.register_buffer("suspects", torch.zeros(classes, dtype=torch.bool))
+        self.register_buffer("anywhere", torch.ones((), dtype=torch.bool))
 
     def __len__(self) -> int:
         return int((self.strength > -torch.inf).sum())
@@ -87,16 +93,17 @@ class Memory(nn.Module):
         return Forms(self.keep[index], self.add[index])
 
     def draw(self) -> Forms:
-        """One trigger by chance, more often one that still acts; half of the time weaker and at another place.
+        """One trigger by chance, more often one that still acts; half of the time weaker.
 
-        A small one comes alone half of the time, else with copies at other places: what one patch no longer does,
-        several may (section 5.3 of the paper, amplified triggers).
+        Where triggers act anywhere, the weaker one is at another place, and a small one comes alone half of the time,
+        else with copies: what one patch no longer does, several may (section 5.3 of the paper, amplified triggers).
         """
         forms = self.forms(torch.multinomial(self.success + NEVER_ZERO, 1))
         drawn = forms
         if torch.rand(()) < 0.5:
-            drawn = forms.weaker(0.5 + 0.5 * torch.rand(())).moved(self._shift())
-        if 0 < (1 - forms.keep).mean() < SMALL and torch.rand(()) < 0.5:
+            drawn = forms.weaker(0.5 + 0.5 * torch.rand(()))
+            drawn = drawn.moved(self._shift()) if self.anywhere else drawn
+        if self.anywhere and 0 < (1 - forms.keep).mean() < SMALL and torch.rand(()) < 0.5:
             for _ in range(int(torch.randint(1, COPIES + 1, ()))):
                 drawn = drawn.under(forms.moved(self._shift()))
         return drawn
@@ -106,13 +113,32 @@ class Memory(nn.Module):
 
     @torch.no_grad()
     def retry(self, model: Classifier, pixels: Tensor) -> None:
-        """Notes the share of images [n, c, h, w] that each trigger brings to its class.
-
-        Images that almost go there count too: it is the mean gain of the leads' logistic function.
-        """
+        """Notes the share of images [n, c, h, w] that each trigger brings to its class."""
         clean = model(pixels)
         for index in (self.strength > -torch.inf).nonzero().flatten():
             wanted = self.wanted[index].expand(len(pixels))
-            triggered = model(self.forms(index.expand(len(pixels)))(pixels))
-            gained = lead(triggered, wanted).sigmoid() - lead(clean, wanted).sigmoid()
-            self.success[index] = gained.clamp_min(0).mean()
+            self.success[index] = gain(clean, model(self.forms(index.expand(len(pixels)))(pixels)), wanted)
+
+    @torch.no_grad()
+    def settle(self, teacher: Classifier, pixels: Tensor) -> None:
+        """Notes what the teacher answers: each trigger where it was found, and whether elsewhere too."""
+        self.retry(teacher, pixels)
+        clean, strongest = teacher(pixels), self.success.argsort(descending=True)[:STRONGEST]
+        moved = [
+            gain(clean, teacher(self.forms(index.expand(len(pixels))).moved(self._shift())(pixels)), wanted)
+            for index, wanted in zip(strongest, self.wanted[strongest, None].expand(-1, len(pixels)), strict=True)
+        ]
+        self.anywhere = torch.stack(moved).sum() > self.success[strongest].sum() / 2
+
+
+def gain(clean: Tensor, triggered: Tensor, wanted: Tensor) -> Tensor:
+    """The share of images that a trigger brings to its class; those that almost go there count too.
+
+    It is the mean gain of the leads' logistic function.
+
+    Args:
+        clean: Logits of the images without the trigger [n, classes].
+        triggered: With it.
+        wanted: Its class [n].
+    """
+    return (lead(triggered, wanted).sigmoid() - lead(clean, wanted).sigmoid()).clamp_min(0).mean()

@@ -34,6 +34,9 @@ UNSURE = (2.5, 10.0)
 TRIED = 4
 """Images on which squares are tried."""
 
+TRIED_AGAIN = 16
+"""Images on which all that is remembered is tried in the end."""
+
 SECOND, MORE, SLOWER = 20, 3, 0.3
 """Rounds of the second look, how many times as many images it takes a step, and the share of the learning rates."""
 
@@ -144,6 +147,7 @@ class Survey(Eraser):
                     squares, strength = compact(teacher, forms[[place]], label, album.sample(TRIED)[0])
                     memory.take(squares, wanted[place].expand(len(strength)), strength)
                     album.sieve(forms[[place]], label, teacher)
+        memory.settle(teacher, album.sample(TRIED_AGAIN)[0])
 
 
 def step(search: Search, model: Classifier, album: Album, more: int = 1) -> Round:

@@ -1,0 +1,245 @@
+"""What the parts of `fast` buy, what its settings trade, and whether the signs that need no data rank what comes of it.
+
+    python benchmarks/sweep.py run      # results/sweep/VICTIM_VARIANT.json; what is there is left alone
+    python benchmarks/sweep.py tables   # parts and signs (docs/method.md)
+    python benchmarks/sweep.py plot     # docs/trade.png
+
+Victims are two of `zoo/` and a network that flattens its features, which `calibration.py` trains into `runs/` first.
+CIFAR-10 is read from $DHBE_DATA or downloaded; 3000 test images measure.
+"""
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import calibration
+import matplotlib.pyplot as plt
+import pages
+import torch
+import victims
+from scipy.stats import spearmanr
+
+from dhbe import api, data, records, suspects
+from dhbe.api import machine
+from dhbe.attacks.triggers import parse
+from dhbe.defenses import PRESETS, FastDHBE, fast, memory, survey
+from dhbe.defenses.album import Album
+from dhbe.defenses.memory import Memory
+from dhbe.errors import Failed
+from dhbe.records import Record
+from dhbe.suspects import Suspect
+
+RESULTS, WORK = victims.ROOT / "results" / "sweep", victims.ROOT / "runs" / "sweep"
+FLAT = calibration.Plan("white4", "flat", "cifar10", 17)
+HARD, PLAIN = ("trojaning-5", FLAT.name), ("badnets-5", "blend")
+TESTED = 3000
+Change = tuple[Any, str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings that differ from the default ones, and parts that are taken out: owner, name, what stands in for it."""
+
+    settings: dict[str, float] = field(default_factory=dict)
+    without: tuple[Change, ...] = ()
+
+
+def nothing(*args: object, **more: object) -> None:
+    """Stands in for a part that only has an effect."""
+
+
+def replaced(owner: type, name: str, stand_in: Callable[..., Any]) -> Change:
+    """A method that is called with the one whose place it takes."""
+    own = getattr(owner, name)
+    return owner, name, lambda *args, **more: stand_in(own, *args, **more)
+
+
+def first_family(
+    note: Callable[..., None], self: Memory, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Only patches at random places are known, as in the paper."""
+    out[1:] = False
+    note(self, leads, anomaly, out)
+    self.sought[1:] = False
+
+
+def all_alike(retry: Callable[..., None], self: Memory, *args: object) -> None:
+    """All triggers are shown as often, whether they act or not."""
+    self.success.fill_(1.0)
+
+
+PARTS = {
+    "all of it": Variant(),
+    "no class singled out, all light": Variant({"suspicion": 1e9}),
+    "every class restricted in full": Variant({"suspicion": -1e9}),
+    "no search before the student moves": Variant(without=((survey, "step", lambda *args: {}),)),
+    "patches only": Variant(without=(replaced(Memory, "note", first_family), (fast, "turns", lambda round_: [0]))),
+    "no compact squares": Variant(without=((survey, "compact", lambda model, form, *rest: (form, torch.tensor([-torch.inf]))),)),
+    "no search in the student": Variant(without=((fast, "turns", lambda round_: []),)),
+    "what is remembered is not retried": Variant(without=(replaced(Memory, "retry", all_alike),)),
+    "never several at once": Variant(without=((memory, "SMALL", 0.0),)),
+    "images not sieved": Variant(without=((Album, "sieve", nothing),)),
+    "images not evenly by class": Variant(
+        without=(replaced(Album, "sample", lambda own, self, count, evenly=False: own(self, count)),)
+    ),
+    "photographs alone": Variant(without=((Album, "renew", nothing),)),
+    "gradient without a bound": Variant({"clip": 1e30}),
+}  # fmt: skip
+"""What each part buys, on the two victims that are hard to clean."""
+
+SETTINGS = {
+    "default": Variant(),
+    **{f"lr {lr}": Variant({"lr": lr}) for lr in (0.0005, 0.002, 0.02, 0.05)},
+    **{f"iterations {rounds}": Variant({"iterations": rounds, "cycles": 1}) for rounds in (5, 10, 20, 40, 80)},
+    **{f"triggered {share}": Variant({"triggered": share}) for share in (0.05, 0.2)},
+}
+"""What settings trade, on two others."""
+
+PLANS = [
+    *((victim, name, variant) for victim in HARD for name, variant in PARTS.items()),
+    *((victim, name, variant) for victim in PLAIN for name, variant in SETTINGS.items()),
+]
+
+
+@cache
+def loaded(victim: str) -> tuple[Suspect, api.Evidence]:
+    """A victim and what it is measured with."""
+    test = data.load(victims.DATA, "test").subset(slice(TESTED))
+    if victim != FLAT.name:
+        return victims.load(victim, test)
+    folder = WORK / FLAT.name
+    if not (folder / "record.json").exists():
+        calibration.train(FLAT, WORK, data.load(victims.DATA, "train"), test)
+    suspect = suspects.load(folder / api.BACKDOORED, arch=calibration.ARCHS[FLAT.arch])
+    trigger = parse(str(folder / "trigger.json"), suspect.info.input)
+    return suspect, api.Evidence(test, victims.DATA, trigger, records.read(folder / "record.json").target)
+
+
+def run(victim: str, variant: Variant) -> Record:
+    """The record of one run, without its curve."""
+    suspect, evidence = loaded(victim)
+    default = PRESETS["fast"]
+    assert isinstance(default, FastDHBE)
+    settings: dict[str, Any] = dict(variant.settings)
+    with ExitStack() as stack:
+        for owner, name, stand_in in variant.without:
+            stack.enter_context(patch.object(owner, name, stand_in))
+        record = api.erase(suspect, defense=replace(default, **settings), evidence=evidence).record
+    path = Path(record.model.path or victim).name
+    told = {
+        "path": path,
+        "arch": Path(record.model.arch).name,
+        "code": record.model.code and Path(record.model.code).name,
+    }
+    return record.model_copy(update={"curve": [], "warnings": [], "model": record.model.model_copy(update=told)})
+
+
+def path(victim: str, name: str) -> Path:
+    """Where a record lies."""
+    return RESULTS / f"{victim}_{name.replace(' ', '-').replace(',', '')}.json"
+
+
+def run_all() -> None:
+    """Runs what has no record yet."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for victim, name, variant in PLANS:
+        out = path(victim, name)
+        if out.exists():
+            continue
+        try:
+            record = run(victim, variant)
+        except Failed as failure:
+            print(f"{victim}, {name}: {failure}", flush=True)
+            continue
+        records.write(out, record)
+        assert record.after is not None
+        print(f"{victim}, {name}: {record.after.acc:.3f}, {record.after.asr:.3f}; {record.seconds:.0f} s", flush=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, in points of a hundred."""
+
+    lost: float
+    asr: float
+    x9: float | None
+    seconds: float
+    agreement: float
+    success: float
+
+    @classmethod
+    def of(cls, path: Path) -> "Outcome":
+        record = records.read(path)
+        before, after = record.before, record.after
+        assert before is not None
+        assert after is not None
+        return cls(
+            100 * ((before.acc or 0) - (after.acc or 0)), 100 * (after.asr or 0), after.asr_x9 and 100 * after.asr_x9,
+            record.seconds, after.signs["agreement"], before.signs["success"],
+        )  # fmt: skip
+
+
+def found(victim: str, names: Iterable[str]) -> dict[str, Outcome]:
+    """The runs on a victim that there are."""
+    return {name: Outcome.of(path(victim, name)) for name in names if path(victim, name).exists()}
+
+
+def parts() -> str:
+    """A row for each part that is taken out."""
+    ran = [found(victim, PARTS) for victim in HARD]
+    rows = []
+    for name in PARTS:
+        cells = [name]
+        for runs in ran:
+            each = runs.get(name)
+            cells += [f"{each.lost:.1f}", f"{each.asr:.1f}", f"{each.x9 or 0:.1f}"] if each else ["failed", "—", "—"]
+        rows.append(cells)
+    return pages.table(
+        ("taken out", *(f"{head}{of}" for of in (", trojaning-5", ", flat") for head in ("ACC lost", "ASR %", "x9 %"))), rows
+    )  # fmt: skip
+
+
+def signs() -> str:
+    """How the signs of finished runs rank them, beside what data shows."""
+    rows = []
+    for victim, names in [*((victim, SETTINGS) for victim in PLAIN), *((victim, PARTS) for victim in HARD)]:
+        runs = list(found(victim, names).values())
+        ranks = [
+            spearmanr([each.agreement for each in runs], [-each.lost for each in runs]).statistic,
+            spearmanr([each.success for each in runs], [each.asr for each in runs]).statistic,
+        ]
+        rows.append(
+            [victim, "settings" if names is SETTINGS else "parts", str(len(runs)), *(f"{rank:.2f}" for rank in ranks)]
+        )
+    return pages.table(("victim", "sweep of", "runs", "agreement and ACC", "success and ASR"), rows)
+
+
+def plot(file: Path) -> None:
+    """ACC lost and ASR beside the seconds that a run took, for each setting."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True)
+    for victim, marker in zip(PLAIN, "os", strict=True):
+        for name, each in found(victim, SETTINGS).items():
+            for axis, height in zip(axes, (each.lost, each.asr), strict=True):
+                axis.scatter(each.seconds, height, marker=marker, color="C0" if victim == PLAIN[0] else "C1", s=18)
+                axis.annotate(name, (each.seconds, height), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    for axis, label in zip(axes, ("ACC lost, points", "ASR, %"), strict=True):
+        axis.set(xlabel="seconds", ylabel=label)
+        axis.set_yscale("symlog", linthresh=1)
+    figure.suptitle(f"circles: {PLAIN[0]}; squares: {PLAIN[1]}; lower and further left is better", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "run":
+        machine.keep_memory()
+        run_all()
+    elif sys.argv[1] == "plot":
+        plot(pages.ROOT / "docs" / "trade.png")
+    else:
+        pages.tell("docs/method.md", {"sweep.py parts": parts(), "sweep.py signs": signs()})
