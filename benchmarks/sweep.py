@@ -69,6 +69,13 @@ def first_family(
     self.sought[1:] = False
 
 
+def all_suspect(
+    note: Callable[..., None], self: Memory, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Every class is taken for a target."""
+    note(self, leads, anomaly, torch.ones_like(out))
+
+
 def all_alike(retry: Callable[..., None], self: Memory, *args: object) -> None:
     """All triggers are shown as often, whether they act or not."""
     self.success.fill_(1.0)
@@ -77,7 +84,7 @@ def all_alike(retry: Callable[..., None], self: Memory, *args: object) -> None:
 PARTS = {
     "all of it": Variant(),
     "no class singled out, all light": Variant({"suspicion": 1e9}),
-    "every class restricted in full": Variant({"suspicion": -1e9}),
+    "every class restricted in full": Variant(without=(replaced(Memory, "note", all_suspect),)),
     "no search before the student moves": Variant(without=((survey, "step", lambda *args: {}),)),
     "patches only": Variant(without=(replaced(Memory, "note", first_family), (fast, "turns", lambda round_: [0]))),
     "no compact squares": Variant(without=((survey, "compact", lambda model, form, *rest: (form, torch.tensor([-torch.inf]))),)),

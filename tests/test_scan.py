@@ -163,6 +163,16 @@ def test_scan_and_verify_by_command(vendor, capsys):
         assert records.read(Path(after, "record.json")).verdict == verdict
 
 
+def test_a_search_computes_in_the_precision_that_is_asked(vendor, capsys):
+    found = []
+    for precision in ("fp32", "bf16"):
+        assert main(["scan", "before.safetensors", *vendor, "--precision", precision, "--out", precision]) == 1
+        found.append(json.loads(capsys.readouterr().out))
+        assert records.read(Path(precision, "record.json")).precision == precision
+    assert found[0]["target"] == found[1]["target"] == TARGET
+    assert found[0]["index"] != found[1]["index"]
+
+
 def test_a_search_refuses_in_one_line(vendor, capsys):
     assert main(["scan", "before.safetensors", *vendor, "--out", "s", "--warm-up", "1"]) in (0, 1)
     for command, said in (

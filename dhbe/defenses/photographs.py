@@ -17,6 +17,10 @@ FINENESS = 2**0.5
 """From one level of the pyramid to the next, the photographs shrink by this."""
 
 
+AT_ONCE = 256
+"""Pieces that are cut and coloured at a time; what is drawn by chance does not depend on it."""
+
+
 def pieces(count: int, shape: Shape) -> Tensor:
     """Random pieces at all scales, mirrored and recoloured by chance.
 
@@ -33,20 +37,26 @@ def pieces(count: int, shape: Shape) -> Tensor:
         channels, height, width = shape
         levels = _pyramid(max(height, width))
         which = torch.randint(len(levels), (count,))
-        drawn = torch.empty(count, 3, height, width)
+        corners = torch.empty(count, 3, 1, 1, dtype=torch.int64)
         for number, level in enumerate(levels):
             places = (which == number).nonzero().flatten()
             if len(places):
-                drawn[places] = _cut(level, len(places), height, width)
-        flipped = torch.rand(count, 1, 1, 1) < 0.5
-        drawn = torch.where(flipped, drawn.flip(3), drawn)
-        order = torch.rand(count, 3).argsort(1)
-        shuffled = drawn.gather(1, order[..., None, None].expand_as(drawn))
-        drawn = torch.where(torch.rand(count, 1, 1, 1) < 0.5, shuffled, drawn)
-        middle = drawn.mean((1, 2, 3), keepdim=True)
+                corners[places] = _corners(level, len(places), height, width)
+        flipped, order = torch.rand(count, 1, 1, 1) < 0.5, torch.rand(count, 3).argsort(1)
+        shuffled = torch.rand(count, 1, 1, 1) < 0.5
         contrast, tint = 0.6 + torch.rand(count, 1, 1, 1), 0.3 * torch.rand(count, 3, 1, 1) - 0.15
-        drawn = ((drawn - middle) * contrast + middle + tint).clamp(0, 1)
-        return drawn if channels == 3 else drawn.mean(1, keepdim=True).expand(-1, channels, -1, -1).contiguous()
+        drawn = torch.empty(count, *shape)
+        for some in torch.arange(count).split(AT_ONCE):
+            cut = torch.empty(len(some), 3, height, width)
+            for number, level in enumerate(levels):
+                here = which[some] == number
+                cut[here] = _cut(level, corners[some][here], height, width)
+            cut = torch.where(flipped[some], cut.flip(3), cut)
+            cut = torch.where(shuffled[some], cut.gather(1, order[some][..., None, None].expand_as(cut)), cut)
+            middle = cut.mean((1, 2, 3), keepdim=True)
+            cut = ((cut - middle) * contrast[some] + middle + tint[some]).clamp(0, 1)
+            drawn[some] = cut if channels == 3 else cut.mean(1, keepdim=True)
+        return drawn
 
 
 @cache
@@ -65,10 +75,17 @@ def _pyramid(side: int) -> list[Tensor]:
     ]
 
 
-def _cut(photographs: Tensor, count: int, height: int, width: int) -> Tensor:
-    """Pieces [count, 3, height, width] at random places of photographs [2, 3, h, w]."""
-    which = torch.randint(len(photographs), (count, 1, 1))
-    top = torch.randint(photographs.shape[2] - height + 1, (count, 1, 1))
-    left = torch.randint(photographs.shape[3] - width + 1, (count, 1, 1))
+def _corners(photographs: Tensor, count: int, height: int, width: int) -> Tensor:
+    """Which of photographs [2, 3, h, w], top row and left column, of random pieces [count, 3, 1, 1]."""
+    drawn = [
+        torch.randint(most, (count, 1, 1))
+        for most in (len(photographs), photographs.shape[2] - height + 1, photographs.shape[3] - width + 1)
+    ]
+    return torch.stack(drawn, dim=1)
+
+
+def _cut(photographs: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    """Pieces [n, 3, height, width] of photographs [2, 3, h, w] with corners [n, 3, 1, 1]."""
+    which, top, left = corners.unbind(1)
     rows, columns = top + torch.arange(height).view(1, -1, 1), left + torch.arange(width).view(1, 1, -1)
     return photographs[which, :, rows, columns].permute(0, 3, 1, 2)
