@@ -20,7 +20,10 @@ from dhbe.defenses.statistics import BatchStatistics, imbalance, tracked
 from dhbe.generators import NOISE, PixelGenerator
 
 PROBES = 64
-"""Images on which the search is concluded."""
+"""Images on which single triggers are tried."""
+
+JUDGED = 256
+"""Images on which it is judged how far classes stand out; with a quarter of them chance alone moves that by one."""
 
 EACH = 6
 """Images for each class in a step of the search."""
@@ -172,7 +175,7 @@ def index(model: Classifier, search: Search, album: Album) -> tuple[Tensor, Tens
     A class that stands out must do so both by its lead and by what the trigger adds to its lead without one: classes
     that hardly any image is like are far behind to begin with, and others gain much because they are near.
     """
-    pixels, _ = album.sample(PROBES)
+    pixels, _ = album.sample(JUDGED)
     leads = search.leads(model, pixels)[:, : model.classes]
     spread = album.answers.std()
     return leads, torch.minimum(anomalies(leads, spread), anomalies(leads - resting(album.answers), spread))
