@@ -10,10 +10,13 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.base import Precision, Round, computing, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.search import ACCUSING, NAMES, Forms
-from dhbe.defenses.survey import PROBES, Notes, Survey
+from dhbe.defenses.survey import Notes, Survey
 
 MIDDLE, SLOPE = 4.0, 1.3
 """Of the logistic curve in the logarithm of the index, fitted on one half of the calibration set (docs/method.md)."""
+
+PROBES = 64
+"""Images on which single triggers are tried."""
 
 Watch = Callable[[int, Round], None]
 """Called after every round with its number, from 1."""

@@ -19,9 +19,6 @@ from dhbe.defenses.search import NAMES, Masked, Search, anomalies, compact, lead
 from dhbe.defenses.statistics import BatchStatistics, imbalance, tracked
 from dhbe.generators import NOISE, PixelGenerator
 
-PROBES = 64
-"""Images on which single triggers are tried."""
-
 JUDGED = 256
 """Images on which it is judged how far classes stand out; with a quarter of them chance alone moves that by one."""
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from dhbe.classifier import Classifier
 from dhbe.defenses.base import Precision, Round, computing, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
-from dhbe.defenses.scan import Watch, success
+from dhbe.defenses.scan import PROBES, Watch, success
 from dhbe.defenses.search import ACCUSING, NAMES, Search
 from dhbe.defenses.statistics import tracked
-from dhbe.defenses.survey import PROBES, Notes, Survey, index
+from dhbe.defenses.survey import Notes, Survey, index
 
 RESTARTS = 2
 """Fresh searches in each state."""
