@@ -53,8 +53,9 @@ HELPED = 2 / 3
 NOTHING = -1.0
 """The score of no state at all."""
 
-LOST = 0.5
-"""Agreement with the teacher below which the student is lost, and goes back."""
+LOST = 0.3
+"""Agreement with the teacher below which the student is lost, and goes back. Half is common in the first rounds against a
+strong trigger, and is made up for."""
 
 
 @dataclass(frozen=True)
