@@ -1,25 +1,24 @@
-"""What the parts of `fast` buy, what its settings trade, and whether the signs that need no data rank what comes of it.
+"""What the parts of `fast` buy, and whether the signs that need no data rank what comes of it.
 
     python benchmarks/sweep.py run      # results/sweep/VICTIM_VARIANT.json; what is there is left alone
-    python benchmarks/sweep.py run blend
-    python benchmarks/sweep.py tables   # parts and signs (docs/method.md)
-    python benchmarks/sweep.py plot     # docs/trade.png
+    python benchmarks/sweep.py run trojaning-5
+    python benchmarks/sweep.py tables   # of docs/method.md
 
-Victims are two of `zoo/` and a network that flattens its features, which `calibration.py` trains into `runs/` first.
+Victims are one of `zoo/` and a network that flattens its features, which `calibration.py` trains into `runs/` first.
 CIFAR-10 is read from $DHBE_DATA or downloaded; 3000 test images measure.
 """
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import calibration
-import matplotlib.pyplot as plt
 import pages
 import torch
 import victims
@@ -37,7 +36,7 @@ from dhbe.suspects import Suspect
 
 RESULTS, WORK = victims.ROOT / "results" / "sweep", victims.ROOT / "runs" / "sweep"
 FLAT = calibration.Plan("white4", "flat", "cifar10", 17)
-HARD, PLAIN = ("trojaning-5", FLAT.name), ("badnets-5", "blend")
+VICTIMS = ("trojaning-5", FLAT.name)
 TESTED = 3000
 Change = tuple[Any, str, Any]
 
@@ -98,20 +97,7 @@ PARTS = {
     "photographs alone": Variant(without=((Album, "renew", nothing),)),
     "gradient without a bound": Variant({"clip": 1e30}),
 }  # fmt: skip
-"""What each part buys, on the two victims that are hard to clean."""
-
-SETTINGS = {
-    "default": Variant(),
-    **{f"lr {lr}": Variant({"lr": lr}) for lr in (0.0005, 0.02)},
-    **{f"iterations {rounds}": Variant({"iterations": rounds, "cycles": 1}) for rounds in (5, 20, 80)},
-    **{f"triggered {share}": Variant({"triggered": share}) for share in (0.05, 0.2)},
-}
-"""What settings trade, on two others."""
-
-PLANS = [
-    *((victim, name, variant) for victim in HARD for name, variant in PARTS.items()),
-    *((victim, name, variant) for victim in PLAIN for name, variant in SETTINGS.items()),
-]
+"""What each part buys, by taking it out."""
 
 
 @cache
@@ -155,7 +141,7 @@ def path(victim: str, name: str) -> Path:
 def run_all(wanted: list[str]) -> None:
     """Runs what has no record yet, on all victims or on those that are named."""
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for victim, name, variant in PLANS:
+    for victim, (name, variant) in product(VICTIMS, PARTS.items()):
         out = path(victim, name)
         if out.exists() or (wanted and victim not in wanted):
             continue
@@ -192,14 +178,14 @@ class Outcome:
         )  # fmt: skip
 
 
-def found(victim: str, names: Iterable[str]) -> dict[str, Outcome]:
+def found(victim: str) -> dict[str, Outcome]:
     """The runs on a victim that there are."""
-    return {name: Outcome.of(path(victim, name)) for name in names if path(victim, name).exists()}
+    return {name: Outcome.of(path(victim, name)) for name in PARTS if path(victim, name).exists()}
 
 
 def parts() -> str:
     """A row for each part that is taken out."""
-    ran = [found(victim, PARTS) for victim in HARD]
+    ran = [found(victim) for victim in VICTIMS]
     rows = []
     for name in PARTS:
         cells = [name]
@@ -215,39 +201,19 @@ def parts() -> str:
 def signs() -> str:
     """How the signs of finished runs rank them, beside what data shows."""
     rows = []
-    for victim, names in [*((victim, SETTINGS) for victim in PLAIN), *((victim, PARTS) for victim in HARD)]:
-        runs = list(found(victim, names).values())
+    for victim in VICTIMS:
+        runs = list(found(victim).values())
         ranks = [
             spearmanr([each.agreement for each in runs], [-each.lost for each in runs]).statistic,
             spearmanr([each.success for each in runs], [each.asr for each in runs]).statistic,
         ]
-        rows.append(
-            [victim, "settings" if names is SETTINGS else "parts", str(len(runs)), *(f"{rank:.2f}" for rank in ranks)]
-        )
-    return pages.table(("victim", "sweep of", "runs", "agreement and ACC", "success and ASR"), rows)
-
-
-def plot(file: Path) -> None:
-    """ACC lost and ASR beside the seconds that a run took, for each setting."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharex=True)
-    for victim, marker in zip(PLAIN, "os", strict=True):
-        for name, each in found(victim, SETTINGS).items():
-            for axis, height in zip(axes, (each.lost, each.asr), strict=True):
-                axis.scatter(each.seconds, height, marker=marker, color="C0" if victim == PLAIN[0] else "C1", s=18)
-                axis.annotate(name, (each.seconds, height), fontsize=6, xytext=(3, 3), textcoords="offset points")
-    for axis, label in zip(axes, ("ACC lost, points", "ASR, %"), strict=True):
-        axis.set(xlabel="seconds", ylabel=label)
-        axis.set_yscale("symlog", linthresh=1)
-    figure.suptitle(f"circles: {PLAIN[0]}; squares: {PLAIN[1]}; lower and further left is better", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
+        rows.append([victim, str(len(runs)), *(f"{rank:.2f}" for rank in ranks)])
+    return pages.table(("victim", "runs", "agreement and ACC", "success and ASR"), rows)
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "run":
         machine.keep_memory()
         run_all(sys.argv[2:])
-    elif sys.argv[1] == "plot":
-        plot(pages.ROOT / "docs" / "trade.png")
     else:
         pages.tell("docs/method.md", {"sweep.py parts": parts(), "sweep.py signs": signs()})

@@ -12,6 +12,7 @@ SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared"
 
 @pytest.mark.slow
 @pytest.mark.shared
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared models and data are not here")
 def test_neural_cleanse_names_the_class_of_a_strangers_backdoor_and_repairs_it(here, dhbe, monkeypatch):
     """A network that flattens its features, so that the trigger works at its place only; 2000 training images."""

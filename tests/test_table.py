@@ -5,6 +5,7 @@ import peers
 import pytest
 import signs
 import speed
+import sweep
 import table
 
 from dhbe.defenses import PRESETS
@@ -16,6 +17,8 @@ MADE = {
     ("docs/performance.md", "speed.py"): lambda: speed.table(RESULTS / "speed"),
     ("docs/method.md", "calibration.py"): lambda: calibration.table(RESULTS / "calibration"),
     ("docs/method.md", "signs.py"): lambda: signs.table(RESULTS / "signs"),
+    ("docs/method.md", "sweep.py parts"): sweep.parts,
+    ("docs/method.md", "sweep.py signs"): sweep.signs,
     ("docs/defenses.md", "peers.py"): lambda: peers.table(RESULTS / "peers"),
     **{
         ("docs/attacks.md", f"attacks.py {name}"): lambda name=name: attacks.tables()[name]
