@@ -23,7 +23,7 @@ from dhbe.defenses.fast import REFRESH
 
 RESULTS = victims.ROOT / "results" / "signs"
 HEADS = ("victim", "looks", "agreement and ACC", "success and ASR", "kept: ACC, ASR %", "best: ACC, ASR %")
-VICTIMS, SEEDS, TESTED = ("badnets-5", "trojaning-5", "blend"), (0,), 2000
+VICTIMS, SEEDS, TESTED = ("badnets-5", "blend"), (0,), 2000
 
 
 @dataclass(frozen=True)
