@@ -124,13 +124,7 @@ def run(victim: str, variant: Variant) -> Record:
         for owner, name, stand_in in variant.without:
             stack.enter_context(patch.object(owner, name, stand_in))
         record = api.erase(suspect, defense=replace(default, **settings), evidence=evidence).record
-    path = Path(record.model.path or victim).name
-    told = {
-        "path": path,
-        "arch": Path(record.model.arch).name,
-        "code": record.model.code and Path(record.model.code).name,
-    }
-    return record.model_copy(update={"curve": [], "warnings": [], "model": record.model.model_copy(update=told)})
+    return victims.without_paths(record).model_copy(update={"curve": [], "warnings": []})
 
 
 def path(victim: str, name: str) -> Path:
@@ -162,7 +156,6 @@ class Outcome:
     lost: float
     asr: float
     x9: float | None
-    seconds: float
     agreement: float
     success: float
 
@@ -174,7 +167,7 @@ class Outcome:
         assert after is not None
         return cls(
             100 * ((before.acc or 0) - (after.acc or 0)), 100 * (after.asr or 0), after.asr_x9 and 100 * after.asr_x9,
-            record.seconds, after.signs["agreement"], before.signs["success"],
+            after.signs["agreement"], before.signs["success"],
         )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Options of glibc's mallopt."""
 
 MADE_FOR_BF16 = ("amx_bf16", "avx512_bf16")
-"""Instructions with which a CPU multiplies in bf16 faster than in fp32: about twice as fast with the second."""
+"""Instructions with which a CPU multiplies in bf16 faster than in fp32."""
 
 Precision = Literal["auto", "fp32", "bf16"]
 
