@@ -114,17 +114,26 @@ def test_cosines_are_scipys_transform():
 def test_weaker_triggers_blend_and_moved_ones_stay_whole(opacity, down, right):
     pixels, whole = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(2)), square(3, 4, 6)
     expected = pixels + opacity * (whole(pixels) - pixels)
-    torch.testing.assert_close(whole.weaker(opacity)(pixels), expected)
-    moved = whole.moved((down, right))
+    torch.testing.assert_close(whole.weaker(torch.tensor(opacity))(pixels), expected)
+    moved = whole.moved(torch.tensor([[down, right]]))
     assert moved.keep.sum() == whole.keep.sum()
     torch.testing.assert_close(moved(pixels.roll((down, right), (2, 3))), whole(pixels).roll((down, right), (2, 3)))
+
+
+def test_triggers_are_moved_each_by_its_own_shift():
+    keep, add = (torch.rand(4, c, *SHAPE[1:], generator=torch.Generator().manual_seed(c)) for c in (1, 3))
+    shifts = torch.tensor([[0, 0], [3, -5], [-20, 1], [16, 16]])
+    moved = Forms(keep, add).moved(shifts)
+    for number, shift in enumerate(shifts.tolist()):
+        assert torch.equal(moved.keep[number], keep[number].roll(shift, (1, 2)))
+        assert torch.equal(moved.add[number], add[number].roll(shift, (1, 2)))
 
 
 @settings(deadline=None)
 @given(row=some.integers(0, 12), column=some.integers(0, 12), opacity=some.floats(0, 1))
 def test_a_trigger_under_another_is_laid_first(row, column, opacity):
     pixels = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(3))
-    first, second = square(4, 5, 5, 0.2), square(3, row, column).weaker(opacity)
+    first, second = square(4, 5, 5, 0.2), square(3, row, column).weaker(torch.tensor(opacity))
     torch.testing.assert_close(first.under(second)(pixels), second(first(pixels)))
 
 
@@ -190,11 +199,24 @@ def test_memory_shows_what_still_acts():
     acting = lead(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - lead(clean, wanted).sigmoid()
     assert memory.success[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
     assert memory.success[0] > 10 * memory.success[1:].max()
-    drawn = [memory.draw() for _ in range(200)]
-    assert sum(bool(form.add.amax() > 0.4) for form in drawn) > 180
-    several = [int((form.keep < 0.9).sum()) > SIDE**2 for form in drawn]
-    assert 60 < sum(several) < 140
-    assert not any(form.keep.sum() < form.keep.numel() - 9 * SIDE**2 for form in drawn)
+    drawn = memory.draw(200)
+    assert (drawn.add.amax((1, 2, 3)) > 0.4).sum() > 180
+    covered = (drawn.keep < 0.9).sum((1, 2, 3))
+    assert 60 < (covered > SIDE**2).sum() < 140
+    assert covered.max() <= 9 * SIDE**2
+    assert covered.min() == SIDE**2
+
+
+def test_triggers_that_act_at_their_place_alone_stay_there():
+    torch.manual_seed(0)
+    memory = Memory(8, SHAPE, classes=4, families=4)
+    memory.take(square(SIDE, TOP, LEFT, 1.0), torch.tensor([TARGET]), torch.tensor([1.0]))
+    memory.success[0] = 1
+    for anywhere in (True, False):
+        memory.anywhere.fill_(anywhere)
+        shown = memory.draw(100).keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
+        assert shown.all() != anywhere
+        assert bool((memory.draw(100).keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == anywhere
 
 
 def test_an_album_can_show_as_many_of_each_class():

@@ -14,7 +14,7 @@ from dhbe.generators import NOISE
 LARGEST = 2**28
 """Bytes that the images of an album may take; large images make it shorter."""
 
-AT_ONCE = 256
+AT_ONCE = 128
 """Images that the teacher answers at a time."""
 
 
@@ -73,10 +73,15 @@ class Album(nn.Module):
         """Images [n, c, h, w] in [0, 1] and answers [n, classes], with repetition; `evenly`, as many of each class."""
         if evenly:
             labels = self.answers.argmax(1)
-            each = labels.bincount(minlength=self.answers.shape[1])
+            each = torch.zeros(self.answers.shape[1]).scatter_add_(0, labels, torch.ones(len(self)))
             place = torch.multinomial(1 / each[labels], count, replacement=True)
         else:
             place = torch.randint(len(self), (count,))
+        return self._float(self.pixels[place]), self.answers[place]
+
+    def same(self, count: int) -> tuple[Tensor, Tensor]:
+        """Images and answers like those of `sample`, from all over the album, the same ones at each call."""
+        place = torch.arange(count) * len(self) // count
         return self._float(self.pixels[place]), self.answers[place]
 
     @staticmethod

@@ -66,13 +66,18 @@ class Ledger:
         """Registers the parts of a run, restores them if the run goes on, and returns the rounds already done."""
         self._parts = parts
         if self._saved is not None:
-            for name, part in parts.items():
+            self.drop(*(parts.keys() - self._saved["parts"].keys()))
+            for name, part in self._parts.items():
                 part.load_state_dict(self._saved["parts"][name])
             self.round, self._random = self._saved["round"], self._saved["random"]
             torch.set_rng_state(self._random["cpu"])
             if "cuda" in self._random:
                 torch.cuda.set_rng_state(self._random["cuda"])
         return self.round
+
+    def drop(self, *names: str) -> None:
+        """Lets go of parts that no later round needs."""
+        self._parts = {name: part for name, part in self._parts.items() if name not in names}
 
     def part(self, name: str) -> Any:
         """One of the parts of the run."""
@@ -193,6 +198,7 @@ class Defense(ABC):
                     with evaluating(model), secluded(device), torch.autocast(device.type, enabled=False):
                         seen = {name: value.detach() for name, value in round.items()}
                         watch(Glimpse(ledger.round, self.rounds, seen, model, ledger))
+                    del round  # and with it what its graph holds
         return model.eval()
 
 

@@ -92,24 +92,28 @@ class Memory(nn.Module):
         """The triggers at places [n]."""
         return Forms(self.keep[index], self.add[index])
 
-    def draw(self) -> Forms:
-        """One trigger by chance, more often one that still acts; half of the time weaker.
+    def draw(self, count: int) -> Forms:
+        """Triggers by chance [count], more often those that still act; half of them weaker.
 
-        Where triggers act anywhere, the weaker one is at another place, and a small one comes alone half of the time,
-        else with copies: what one patch no longer does, several may (section 5.3 of the paper, amplified triggers).
+        Where triggers act anywhere, the weaker ones are at other places, and small ones come alone half of the time, else
+        with copies: what one patch no longer does, several may (section 5.3 of the paper, amplified triggers). Nothing here
+        waits for the device.
         """
-        forms = self.forms(torch.multinomial(self.success + NEVER_ZERO, 1))
-        drawn = forms
-        if torch.rand(()) < 0.5:
-            drawn = forms.weaker(0.5 + 0.5 * torch.rand(()))
-            drawn = drawn.moved(self._shift()) if self.anywhere else drawn
-        if self.anywhere and 0 < (1 - forms.keep).mean() < SMALL and torch.rand(()) < 0.5:
-            for _ in range(int(torch.randint(1, COPIES + 1, ()))):
-                drawn = drawn.under(forms.moved(self._shift()))
+        forms = self.forms(torch.multinomial(self.success + NEVER_ZERO, count, replacement=True))
+        weaker, several = torch.rand(2, count) < 0.5
+        opacity = torch.where(weaker, 0.5 + 0.5 * torch.rand(count), 1.0).view(-1, 1, 1, 1)
+        drawn = forms.weaker(opacity).moved(self._shifts(count) * (weaker & self.anywhere)[:, None])
+        covered = (1 - forms.keep).mean((1, 2, 3))
+        several = several & self.anywhere & (covered > 0) & (covered < SMALL)
+        copies = several * torch.randint(1, COPIES + 1, (count,))
+        for number in range(COPIES):
+            laid = (copies > number).float().view(-1, 1, 1, 1)
+            drawn = drawn.under(forms.moved(self._shifts(count)).weaker(laid))
         return drawn
 
-    def _shift(self) -> list[int]:
-        return torch.randint(self.keep.shape[-1], (2,)).tolist()
+    def _shifts(self, count: int) -> Tensor:
+        """Rows and columns by chance [count, 2]."""
+        return torch.randint(self.keep.shape[-1], (count, 2))
 
     @torch.no_grad()
     def retry(self, model: Classifier, pixels: Tensor) -> None:
@@ -124,10 +128,10 @@ class Memory(nn.Module):
         """Notes what the teacher answers: each trigger where it was found, and whether elsewhere too."""
         self.retry(teacher, pixels)
         clean, strongest = teacher(pixels), self.success.argsort(descending=True)[:STRONGEST]
-        moved = [
-            gain(clean, teacher(self.forms(index.expand(len(pixels))).moved(self._shift())(pixels)), wanted)
-            for index, wanted in zip(strongest, self.wanted[strongest, None].expand(-1, len(pixels)), strict=True)
-        ]
+        moved = []
+        for index in strongest[:, None].expand(-1, len(pixels)):
+            elsewhere = self.forms(index).moved(self._shifts(1).expand(len(pixels), 2))
+            moved.append(gain(clean, teacher(elsewhere(pixels)), self.wanted[index]))
         self.anywhere = torch.stack(moved).sum() > self.success[strongest].sum() / 2
 
 

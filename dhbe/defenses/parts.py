@@ -47,10 +47,11 @@ def lay(patches: Tensor, height: int, width: int, *, each: bool) -> Tensor:
 
 
 def descend(optimizer: Optimizer, loss: Tensor) -> None:
-    """One step down the loss."""
+    """One step down the loss. The gradients are let go at once: the next step's activations need the room."""
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
+    optimizer.zero_grad()
 
 
 def set_lr(optimizers: Iterable[Optimizer], share: float) -> None:

@@ -8,7 +8,6 @@ and a few waves.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,13 +52,30 @@ class Forms:
     def __getitem__(self, index: Tensor | list[int]) -> "Forms":
         return Forms(self.keep[index], self.add[index])
 
-    def weaker(self, opacity: float | Tensor) -> "Forms":
-        """The same, blended with the untouched image: at opacity 0 nothing is left of the trigger."""
+    def weaker(self, opacity: Tensor) -> "Forms":
+        """The same, blended with the untouched image: at opacity 0 nothing is left of a trigger.
+
+        Args:
+            opacity: One for all, or one for each [n, 1, 1, 1].
+        """
         return Forms(1 - opacity * (1 - self.keep), opacity * self.add)
 
-    def moved(self, shift: Sequence[int]) -> "Forms":
-        """The same, so many rows down and columns to the right; what leaves the image comes in at the other side."""
-        return Forms(self.keep.roll(tuple(shift), (2, 3)), self.add.roll(tuple(shift), (2, 3)))
+    def moved(self, shifts: Tensor) -> "Forms":
+        """The same, each so many rows down and columns to the right; what leaves the image comes in at the other side.
+
+        Args:
+            shifts: Rows and columns [n, 2].
+        """
+        rows, columns = (
+            (torch.arange(length, device=shifts.device) - shift[:, None]) % length
+            for length, shift in zip(self.keep.shape[-2:], shifts.unbind(1), strict=True)
+        )
+
+        def roll(x: Tensor) -> Tensor:
+            x = x.gather(2, rows[:, None, :, None].expand(x.shape))
+            return x.gather(3, columns[:, None, None, :].expand(x.shape))
+
+        return Forms(roll(self.keep), roll(self.add))
 
     def under(self, others: "Forms") -> "Forms":
         """The same with others laid over them."""
@@ -232,7 +248,11 @@ class Search:
         for label in wanted.tolist():
             others = pixels[answer != label]
             labels = torch.full((len(others),), label)
-            means.append(lead(model(family.forms(labels)(others)), labels).mean() if len(others) else torch.zeros(()))
+            ahead = [
+                lead(model(family.forms(of)(some)), of)
+                for some, of in zip(others.split(AT_ONCE), labels.split(AT_ONCE), strict=True)
+            ]
+            means.append(torch.cat(ahead).mean() if len(others) else torch.zeros(()))
         return torch.stack(means) if means else torch.zeros(0)
 
     def leads(self, model: Classifier, pixels: Tensor) -> Tensor:

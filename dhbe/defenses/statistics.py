@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,33 @@ def tracked(model: nn.Module) -> list[Layer]:
     return [layer for layer in model.modules() if isinstance(layer, Layer) and layer.running_mean is not None]
 
 
+class _Moments(torch.autograd.Function):
+    """Plain autograd would keep a float copy of every layer's input; this keeps the input, which the layer keeps anyway."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        variance, mean = torch.var_mean(wide, dim=_others(x), correction=0)
+        ctx.save_for_backward(x, mean)
+        return mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        column = (1, -1) + (1,) * (x.ndim - 2)
+        of_mean, of_variance, mean = (each.view(column) for each in (*gradients, mean))
+        count = x.numel() // x.shape[1]
+        return ((of_mean - 2 * of_variance * mean + 2 * of_variance * x) / count).to(x.dtype)
+
+
+def _others(x: Tensor) -> list[int]:
+    """All axes but the channels'."""
+    return [axis for axis in range(x.ndim) if axis != 1]
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of each channel of [n, c, ...], over all else."""
-    x = x.float()
-    axes = [axis for axis in range(x.ndim) if axis != 1]
-    variance, mean = torch.var_mean(x, dim=axes, correction=0)
-    return mean, variance
+    return _Moments.apply(x)
 
 
 class BatchStatistics:

@@ -8,10 +8,11 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam
+from torch.utils.checkpoint import checkpoint
 
 from dhbe.classifier import Classifier
 from dhbe.defenses.album import Album
-from dhbe.defenses.base import Eraser, Round, Stateful
+from dhbe.defenses.base import Eraser, Ledger, Round, Stateful
 from dhbe.defenses.memory import Memory
 from dhbe.defenses.parts import channels_last, descend, set_lr
 from dhbe.defenses.photographs import pieces
@@ -40,8 +41,12 @@ TRIED_AGAIN = 16
 SECOND, MORE, SLOWER = 20, 3, 0.3
 """Rounds of the second look, how many times as many images it takes a step, and the share of the learning rates."""
 
-AT_ONCE = 2**24
+AT_ONCE = 2**20
 """Values of the photographs' pieces that are drawn at a time."""
+
+AGAIN = {"use_reentrant": False, "preserve_rng_state": False}
+"""The generator's activations are computed again in its backward pass: kept beside the teacher's they were the peak of a
+whole run."""
 
 
 class Notes:
@@ -64,6 +69,11 @@ class Notes:
             "images": self.images, "imagine": self.imagine, "families": nn.ModuleList(self.search.families),
             "album": self.album, "memory": self.memory, **seekers,
         }  # fmt: skip
+
+    def close(self, ledger: Ledger) -> None:
+        """Lets go of the generator, which has done its work when the album holds its images."""
+        ledger.drop("images", "imagine")
+        del self.images, self.imagine
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,8 @@ class Survey(Eraser):
                 losses: Round = {}
                 if familiar:
                     with statistics.gathering():
-                        answer = teacher(notes.images(torch.randn(FEWEST, NOISE)))
+                        drawn = checkpoint(notes.images, torch.randn(FEWEST, NOISE), **AGAIN)
+                        answer = teacher(drawn)
                     losses["familiarity"] = statistics.distance()
                     descend(notes.imagine, losses["familiarity"] + self.balance * imbalance(answer))
                 yield {**losses, **step(search, teacher, album)}
