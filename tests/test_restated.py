@@ -240,7 +240,7 @@ def test_places_may_be_drawn_for_each_image():
 def test_exact_presets_are_those_of_the_paper_and_of_the_script():
     common = {
         "iterations": 300 * 50, "alpha": 0.1, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "lr_generators": 1e-3,
-        "patch": 5, "scale": 1.0, "places": "batch",
+        "patch": 5, "scale": 1.0, "places": "batch", "engine": "eager",
     }  # fmt: skip
     assert asdict(PAPER) == common | {"student_steps": 3, "batch": 128, "smooth": 0.0, "detach_clean": False}
     assert asdict(OFFICIAL) == common | {"student_steps": 5, "batch": 256, "smooth": 1e-4, "detach_clean": True}

@@ -16,7 +16,12 @@ from torch.optim import SGD, Adam
 from dhbe.classifier import Classifier
 from dhbe.defenses.base import Eraser, Known, Ledger, Round, Scene
 from dhbe.defenses.parts import channels_last, descend, frozen, frozen_copy, gap, lay, set_lr, variation
+from dhbe.defenses.whole import Whole
+from dhbe.errors import Refused
 from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator
+
+Engine = Literal["eager", "graph", "compile"]
+"""How an iteration is computed; none changes what is computed."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class DHBE(Eraser):
     )
     smooth: Annotated[float, "weight of the smoothness prior on generated images"] = 0.0
     detach_clean: Annotated[bool, "no gradient through the clean branch of the restriction"] = False
+    engine: Annotated[Engine, "graph: on CUDA, an iteration is one graph; compile: with compiled networks as well"] = (
+        "eager"
+    )
 
     @property
     def rounds(self) -> int:
@@ -52,10 +60,13 @@ class DHBE(Eraser):
         images, triggers = ImageGenerator(side, channels), TriggerGenerator(self.patch, channels)
         channels_last(student, teacher, images)
         learn = SGD(student.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
-        imagine = Adam(images.parameters(), self.lr_generators, fused=True)
-        attack = Adam(triggers.parameters(), self.lr_generators, fused=True)
+        imagine = Adam(images.parameters(), self.lr_generators, fused=True, capturable=self.captures(model))
+        attack = Adam(triggers.parameters(), self.lr_generators, fused=True, capturable=self.captures(model))
         optimizers = {"learn": learn, "imagine": imagine, "attack": attack}
         done = ledger.keep(student=student, images=images, triggers=triggers, **optimizers)
+        if self.engine == "compile":
+            student.network.compile()
+            teacher.network.compile()
 
         def draw() -> Tensor:
             return images(torch.randn(self.batch, NOISE))
@@ -63,9 +74,7 @@ class DHBE(Eraser):
         def stamp(normalised: Tensor) -> Tensor:
             return self.stamp(model, normalised, triggers(torch.randn(self.batch, NOISE)))
 
-        for iteration in range(done, self.iterations):
-            set_lr(optimizers.values(), self.rate(iteration))
-
+        def iterate() -> Round:
             for _ in range(self.student_steps):  # minimise over S
                 with torch.no_grad():
                     x = draw()
@@ -87,7 +96,23 @@ class DHBE(Eraser):
                 descend(attack, -reaction)
 
             losses = {"distillation": distillation, "restriction": restriction}
-            yield losses | {"disagreement": disagreement, "reaction": reaction}
+            return losses | {"disagreement": disagreement, "reaction": reaction}
+
+        whole = Whole(iterate) if self.captures(model) else None
+        for iteration in range(done, self.iterations):
+            rate = self.rate(iteration)
+            set_lr(optimizers.values(), rate)
+            yield whole(rate) if whole else iterate()
+
+    def captures(self, model: Classifier) -> bool:
+        """Whether iterations become graphs, which there are on CUDA only.
+
+        Raises:
+            Refused: Graphs were asked for, and there are none.
+        """
+        if self.engine == "graph" and not model.mean.is_cuda:
+            raise Refused("--engine graph needs a CUDA device: give --engine eager or compile")
+        return self.engine != "eager" and model.mean.is_cuda
 
     def stamp(self, model: Classifier, normalised: Tensor, triggers: Tensor) -> Tensor:
         """Normalised images with triggers added in pixel space, at random places; the sum is not clipped (app. B.3)."""

@@ -44,10 +44,6 @@ SECOND, MORE, SLOWER = 20, 3, 0.3
 AT_ONCE = 2**20
 """Values of the photographs' pieces that are drawn at a time."""
 
-AGAIN = {"use_reentrant": False, "preserve_rng_state": False}
-"""The generator's activations are computed again in its backward pass: kept beside the teacher's they were the peak of a
-whole run."""
-
 
 class Notes:
     """All that a survey writes down."""
@@ -116,7 +112,10 @@ class Survey(Eraser):
                 losses: Round = {}
                 if familiar:
                     with statistics.gathering():
-                        drawn = checkpoint(notes.images, torch.randn(FEWEST, NOISE), **AGAIN)
+                        # The generator's activations are computed again when needed: beside the teacher's they were the
+                        # peak of a whole run.
+                        noise = torch.randn(FEWEST, NOISE)
+                        drawn = checkpoint(notes.images, noise, use_reentrant=False, preserve_rng_state=False)
                         answer = teacher(drawn)
                     losses["familiarity"] = statistics.distance()
                     descend(notes.imagine, losses["familiarity"] + self.balance * imbalance(answer))
