@@ -41,6 +41,7 @@ ROUNDS = {"fast": REFRESH, "official": 1}
 """In one call of ours."""
 
 Iteration = Callable[[], None]
+Values = tuple[float, ...]
 
 
 def cast(device: torch.device, precision: str) -> torch.autocast:
@@ -93,22 +94,24 @@ def neighbours(x: Tensor) -> Tensor:
     )
 
 
-def plain(network: nn.Module, batch: int, k: int, device: torch.device, precision: str) -> Iteration:
-    """One iteration as a straightforward script has it."""
+def plain(
+    network: nn.Module, batch: int, k: int, device: torch.device, precision: str, mean: Values = MEAN, std: Values = STD
+) -> tuple[Iteration, nn.Module]:
+    """One iteration as a straightforward script has it, and the student that it trains."""
     student, teacher = copy.deepcopy(network).train(), copy.deepcopy(network).eval()
     images, triggers = plain_images().to(device), plain_triggers().to(device)
     unfused = {"foreach": False, "fused": False}
     learn = torch.optim.SGD(student.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, **unfused)
     imagine = torch.optim.Adam(images.parameters(), 1e-3, **unfused)
     attack = torch.optim.Adam(triggers.parameters(), 1e-3, **unfused)
-    mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (MEAN, STD))
+    middle, width = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))
 
     def stamp(x: Tensor) -> Tensor:
         patches = triggers(torch.randn(batch, NOISE, device=device))
         top, left = torch.randint(SIDE - PATCH + 1, (2,)).tolist()
         canvas = torch.zeros(batch, CHANNELS, SIDE, SIDE, device=device)
         canvas[:, :, top : top + PATCH, left : left + PATCH] = patches
-        return (x * std + mean + canvas - mean) / std
+        return (x * width + middle + canvas - middle) / width
 
     def step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         loss.backward()
@@ -138,7 +141,7 @@ def plain(network: nn.Module, batch: int, k: int, device: torch.device, precisio
         with cast(device, precision):
             iteration()
 
-    return run
+    return run, student
 
 
 # ---- ours
@@ -252,7 +255,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
     network = networks.build(args.arch, CLASSES, (CHANNELS, SIDE, SIDE)).to(device)
     both = {
         "ours": ours(network, args.batch, args.steps, device, args.precision, args.preset),
-        "plain": plain(network, args.batch, args.steps, device, args.plain_precision),
+        "plain": plain(network, args.batch, args.steps, device, args.plain_precision)[0],
     }
     share = {"ours": ROUNDS[args.preset], "plain": 1}
     counts = {name: operations(work) // share[name] for name, work in both.items()}  # this also warms up

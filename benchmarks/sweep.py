@@ -89,7 +89,7 @@ PARTS = {
     "no compact squares": Variant(without=((survey, "compact", lambda model, form, *rest: (form, torch.tensor([-torch.inf]))),)),
     "no search in the student": Variant(without=((fast, "turns", lambda round_: []),)),
     "what is remembered is not retried": Variant(without=(replaced(Memory, "retry", all_alike),)),
-    "never several at once": Variant(without=((memory, "SMALL", 0.0),)),
+    "never several at once": Variant(without=((memory, "ROOM", 0.0),)),
     "images not sieved": Variant(without=((Album, "sieve", nothing),)),
     "images not evenly by class": Variant(
         without=(replaced(Album, "sample", lambda own, self, count, evenly=False: own(self, count)),)

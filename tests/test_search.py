@@ -12,7 +12,7 @@ from dhbe.classifier import Classifier
 from dhbe.defenses import FastDHBE, Ledger
 from dhbe.defenses.album import Album
 from dhbe.defenses.fast import LOST
-from dhbe.defenses.memory import Memory
+from dhbe.defenses.memory import ROOM, Memory
 from dhbe.defenses.photographs import pieces
 from dhbe.defenses.search import Faint, Forms, Masked, Patches, Search, Waves, anomalies, compact, cosines, lead
 from dhbe.errors import Failed
@@ -203,7 +203,7 @@ def test_memory_shows_what_still_acts():
     assert (drawn.add.amax((1, 2, 3)) > 0.4).sum() > 180
     covered = (drawn.keep < 0.9).sum((1, 2, 3))
     assert 60 < (covered > SIDE**2).sum() < 140
-    assert covered.max() <= 9 * SIDE**2
+    assert covered.max() <= ROOM * SHAPE[1] * SHAPE[2]
     assert covered.min() == SIDE**2
 
 

@@ -74,8 +74,8 @@ class FastDHBE(Survey):
     momentum: Annotated[float, "momentum of the student's SGD"] = 0.9
     weight_decay: Annotated[float, "weight decay of the student"] = 5e-4
     clip: Annotated[float, "largest norm of the student's gradient"] = 1.0
-    triggered: Annotated[float, "share of triggered images in a student batch when triggers act on all"] = 0.5
-    light: Annotated[float, "the same when they act on none, or when no class stands out"] = 0.125
+    triggered: Annotated[float, "share of triggered images in a student batch when a class stands out"] = 0.5
+    light: Annotated[float, "the same when none does"] = 0.125
 
     @property
     def rounds(self) -> int:
@@ -95,13 +95,13 @@ class FastDHBE(Survey):
             self.look(student, notes)
         notes.close(ledger)
         memory = notes.memory
+        share = self.triggered if memory.backdoored else self.light
+        covered = min(max(1, round(share * self.batch)), self.batch - 1)
 
         for round_ in range(max(0, done - int(memory.surveyed)), self.cycles * self.iterations):
             if round_ and round_ % self.iterations == 0 and (not memory.backdoored or best.enough(self.calm)):
                 break
             set_lr([learn], best.pace * self.rate(round_ % self.iterations))
-            share = self.share(memory)
-            covered = min(max(1, round(share * self.batch)), self.batch - 1)
             for _ in range(self.student_steps):  # minimise over S: both kinds of image in one pass, no statistics move
                 pixels, answer = notes.album.sample(self.batch, evenly=True)
                 triggered = memory.draw(GROUPS)[torch.arange(covered) % GROUPS](pixels[:covered])
@@ -162,12 +162,6 @@ class FastDHBE(Survey):
         """The share of the student's learning rate in force at this iteration of a cycle."""
         done = iteration / self.iterations
         return max(0.0, min((iteration + 1) / max(1, round(0.1 * self.iterations)), (1 - done) / 0.9, 1.0))
-
-    def share(self, memory: Memory) -> float:
-        """The share of a batch that carries triggers: what acts no longer needs no restricting, which costs accuracy."""
-        if not memory.backdoored:
-            return self.light
-        return self.light + (self.triggered - self.light) * float(memory.success.amax())
 
     def draw_scene(self, model: Classifier, ledger: Ledger, count: int) -> Scene:
         pixels, _ = ledger.part("album").sample(count)

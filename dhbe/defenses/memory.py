@@ -10,11 +10,11 @@ from dhbe.defenses.search import Forms, lead
 NEVER_ZERO = 1e-6
 """Keeps a draw possible when no trigger acts any more."""
 
-SMALL = 0.1
-"""Share of an image below which a trigger counts as small."""
-
 COPIES = 8
 """Of a small trigger that may be shown beside it, as x9 has it."""
+
+ROOM = 0.15
+"""Share of an image that a trigger and its copies may cover; what hides the image itself teaches nothing."""
 
 STRONGEST = 16
 """Triggers of which it is seen whether they act at other places too."""
@@ -96,16 +96,17 @@ class Memory(nn.Module):
         """Triggers by chance [count], more often those that still act; half of them weaker.
 
         Where triggers act anywhere, the weaker ones are at other places, and small ones come alone half of the time, else
-        with copies: what one patch no longer does, several may (section 5.3 of the paper, amplified triggers). Nothing here
-        waits for the device.
+        with as many copies as there is room for: what one patch no longer does, several may (section 5.3 of the paper,
+        amplified triggers). Nothing here waits for the device.
         """
         forms = self.forms(torch.multinomial(self.success + NEVER_ZERO, count, replacement=True))
         weaker, several = torch.rand(2, count) < 0.5
         opacity = torch.where(weaker, 0.5 + 0.5 * torch.rand(count), 1.0).view(-1, 1, 1, 1)
         drawn = forms.weaker(opacity).moved(self._shifts(count) * (weaker & self.anywhere)[:, None])
         covered = (1 - forms.keep).mean((1, 2, 3))
-        several = several & self.anywhere & (covered > 0) & (covered < SMALL)
-        copies = several * torch.randint(1, COPIES + 1, (count,))
+        room = (ROOM / covered).floor() - 1  # endless where a trigger is added to the whole image, which has no copies
+        several = several & self.anywhere & (covered > 0)
+        copies = several * torch.randint(1, COPIES + 1, (count,)).minimum(room.clamp_min(0))
         for number in range(COPIES):
             laid = (copies > number).float().view(-1, 1, 1, 1)
             drawn = drawn.under(forms.moved(self._shifts(count)).weaker(laid))
