@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
-from dhbe.defenses.search import Forms, lead
+from dhbe.defenses.search import AT_ONCE, Forms, lead
 
 NEVER_ZERO = 1e-6
 """Keeps a draw possible when no trigger acts any more."""
@@ -119,31 +119,35 @@ class Memory(nn.Module):
     @torch.no_grad()
     def retry(self, model: Classifier, pixels: Tensor) -> None:
         """Notes the share of images [n, c, h, w] that each trigger brings to its class."""
-        clean = model(pixels)
-        for index in (self.strength > -torch.inf).nonzero().flatten():
-            wanted = self.wanted[index].expand(len(pixels))
-            self.success[index] = gain(clean, model(self.forms(index.expand(len(pixels)))(pixels)), wanted)
+        known = (self.strength > -torch.inf).nonzero().flatten()
+        self.success[known] = gains(model, self.forms(known), self.wanted[known], pixels)
 
     @torch.no_grad()
     def settle(self, teacher: Classifier, pixels: Tensor) -> None:
         """Notes what the teacher answers: each trigger where it was found, and whether elsewhere too."""
         self.retry(teacher, pixels)
-        clean, strongest = teacher(pixels), self.success.argsort(descending=True)[:STRONGEST]
-        moved = []
-        for index in strongest[:, None].expand(-1, len(pixels)):
-            elsewhere = self.forms(index).moved(self._shifts(1).expand(len(pixels), 2))
-            moved.append(gain(clean, teacher(elsewhere(pixels)), self.wanted[index]))
-        self.anywhere = torch.stack(moved).sum() > self.success[strongest].sum() / 2
+        strongest = self.success.argsort(descending=True)[:STRONGEST]
+        elsewhere = self.forms(strongest).moved(self._shifts(len(strongest)))
+        moved = gains(teacher, elsewhere, self.wanted[strongest], pixels)
+        self.anywhere = moved.sum() > self.success[strongest].sum() / 2
 
 
-def gain(clean: Tensor, triggered: Tensor, wanted: Tensor) -> Tensor:
-    """The share of images that a trigger brings to its class; those that almost go there count too.
+def gains(model: Classifier, forms: Forms, wanted: Tensor, pixels: Tensor) -> Tensor:
+    """The share of images that each trigger brings to its class [k]; those that almost go there count too.
 
     It is the mean gain of the leads' logistic function.
 
     Args:
-        clean: Logits of the images without the trigger [n, classes].
-        triggered: With it.
-        wanted: Its class [n].
+        model: What is triggered.
+        forms: The triggers.
+        wanted: Their classes [k].
+        pixels: The images [n, c, h, w].
     """
-    return (lead(triggered, wanted).sigmoid() - lead(clean, wanted).sigmoid()).clamp_min(0).mean()
+    clean, found = model(pixels), []
+    for some in torch.arange(len(wanted)).split(max(1, AT_ONCE // len(pixels))):
+        each = some.repeat_interleave(len(pixels))
+        triggered = model(forms[each](pixels.repeat(len(some), 1, 1, 1)))
+        before = lead(clean.repeat(len(some), 1), wanted[each]).sigmoid()
+        gained = lead(triggered, wanted[each]).sigmoid() - before
+        found.append(gained.clamp_min(0).view(len(some), -1).mean(1))
+    return torch.cat(found) if found else torch.zeros(0)
