@@ -5,14 +5,17 @@ own. Libraries, and what a process keeps of freed memory, are not counted: both 
 
     python benchmarks/memory.py
     python benchmarks/memory.py --arch resnet18-w16 --precision bf16 --json memory.json
+    python benchmarks/memory.py table    # of docs/performance.md, from results/memory/
 """
 
 import argparse
 import json
 import multiprocessing
+import sys
 from itertools import accumulate
 from pathlib import Path
 
+import pages
 import torch
 from iteration import CHANNELS, CLASSES, MEAN, SIDE, STD, machine
 from torch.optim import SGD
@@ -69,6 +72,17 @@ def peak(name: str, arch: str, batch: int, device: str, precision: str) -> int:
     return max(accumulate(size for _, size in moves))
 
 
+def table(folder: Path) -> str:
+    """A row for each record."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        told = json.loads(path.read_text())
+        settings, sizes = told["settings"], (f"{told['bytes'][name] / 2**20:.1f}" for name in WORKS)
+        where = settings["device"] if settings["device"] == "cpu" else told["machine"]["device"]
+        rows.append((settings["arch"], where, settings["precision"], *sizes, f"{told['peak_ratio']:.2f}"))
+    return pages.table(("network", "on", "precision", "one student step, MiB", "a run, MiB", "ratio"), rows)
+
+
 def main() -> None:
     """Reads the options, measures both, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -97,4 +111,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if "table" in sys.argv[1:2]:
+        pages.tell("docs/performance.md", {"memory.py": table(pages.ROOT / "results" / "memory")})
+    else:
+        main()

@@ -35,7 +35,6 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "twice the rounds": ("fast", {"iterations": 80}),
     "one cycle": ("fast", {"cycles": 1}),
     "half the search": ("fast", {"warm_up": 30}),
-    "twice the search": ("fast", {"warm_up": 120}),
     "half the batch": ("fast", {"batch": 64}),
     "fewer steps a round": ("fast", {"student_steps": 2}),
     "paper, 1/200 of it": ("paper", {"iterations": 75}),

@@ -6,15 +6,18 @@ script; it is given up after so many times as long as ours, for its 15,000 itera
 still while test images measure.
 
     python benchmarks/target.py
-    python benchmarks/target.py --victim lsb --patience 20 --json target.json
+    python benchmarks/target.py --victim argd --patience 10 --json results/target/argd.json
+    python benchmarks/target.py table    # of docs/performance.md, from results/target/
 """
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pages
 import torch
 import victims
 from iteration import machine, plain
@@ -43,6 +46,11 @@ class Reached:
     """Seconds until the end of a run that ends by itself."""
     end_acc: float | None = None
     end_asr: float | None = None
+
+    def told(self) -> str:
+        """In a few words."""
+        rates = f"ACC {100 * self.acc:.1f}, ASR {100 * self.asr:.1f}"
+        return f"{self.seconds:.0f} s ({rates})" if self.reached else f"not in {self.seconds:.0f} s ({rates})"
 
 
 class Clock:
@@ -104,6 +112,17 @@ def theirs(suspect: Suspect, evidence: api.Evidence, acc: float, seed: int, limi
     return clock.found
 
 
+def table(folder: Path) -> str:
+    """A row for each seed of each victim."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        for run in json.loads(path.read_text())["runs"]:
+            own, other = (Reached(**run[name]) for name in ("ours", "plain"))
+            ratio = f"{'' if other.reached else '> '}{other.seconds / own.seconds:.1f}" if own.reached else "—"
+            rows.append((f"{path.stem}, seed {run['seed']}", own.told(), f"{own.whole:.0f} s", other.told(), ratio))
+    return pages.table(("victim", "ours: the target", "its end", "plain loop: the target", "ratio"), rows)
+
+
 def main() -> None:
     """Reads the options, runs both in turns, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -120,19 +139,12 @@ def main() -> None:
     for seed in args.seeds:
         own = ours(suspect, evidence, acc, seed)
         other = theirs(suspect, evidence, acc, seed, args.patience * (own.whole or own.seconds))
-        for name, found in (("ours", own), ("plain", other)):
-            end = (
-                f"; at its end, {found.whole:.0f} s, ACC {found.end_acc:.4f}, ASR {found.end_asr:.4f}"
-                if found.whole
-                else ""
-            )
-            told = "reached" if found.reached else "not reached"
-            print(
-                f"seed {seed} {name:5} {told} in {found.seconds:.0f} s: ACC {found.acc:.4f}, ASR {found.asr:.4f}{end}",
-                flush=True,
-            )
-        told = "" if other.reached else "more than "
-        print(f"ratio  {told}{other.seconds / own.seconds:.2f} x, from ACC {acc:.4f}, ASR {before.asr:.4f}", flush=True)
+        print(f"seed {seed}, from ACC {100 * acc:.1f}, ASR {100 * (before.asr or 0):.1f}")
+        print(
+            f"ours   {own.told()}; its end after {own.whole:.0f} s: ACC {100 * (own.end_acc or 0):.1f}, ASR {100 * (own.end_asr or 0):.1f}"
+        )
+        print(f"plain  {other.told()}")
+        print(f"ratio  {'' if other.reached else 'more than '}{other.seconds / own.seconds:.1f} x", flush=True)
         runs.append({"seed": seed, "ours": asdict(own), "plain": asdict(other)})
     if args.json:
         settings = {key: value for key, value in vars(args).items() if key != "json"}
@@ -147,4 +159,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if "table" in sys.argv[1:2]:
+        pages.tell("docs/performance.md", {"target.py": table(pages.ROOT / "results" / "target")})
+    else:
+        main()

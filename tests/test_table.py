@@ -1,5 +1,6 @@
 import attacks
 import calibration
+import memory
 import pages
 import peers
 import pytest
@@ -15,6 +16,7 @@ RESULTS = pages.ROOT / "results"
 MADE = {
     ("README.md", "table.py"): lambda: table.table(RESULTS / "erasures"),
     ("docs/performance.md", "speed.py"): lambda: speed.table(RESULTS / "speed"),
+    ("docs/performance.md", "memory.py"): lambda: memory.table(RESULTS / "memory"),
     ("docs/method.md", "calibration.py"): lambda: calibration.table(RESULTS / "calibration"),
     ("docs/method.md", "signs.py"): lambda: signs.table(RESULTS / "signs"),
     ("docs/method.md", "sweep.py parts"): sweep.parts,

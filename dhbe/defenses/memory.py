@@ -13,7 +13,7 @@ NEVER_ZERO = 1e-6
 COPIES = 8
 """Of a small trigger that may be shown beside it, as x9 has it."""
 
-ROOM = 0.15
+ROOM = 0.25
 """Share of an image that a trigger and its copies may cover; what hides the image itself teaches nothing."""
 
 STRONGEST = 16

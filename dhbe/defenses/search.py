@@ -24,6 +24,10 @@ BETAS = (0.8, 0.95)
 NAMES = ("patches", "masked", "masked_half", "faint", "waves")
 """Of the families, in the order of `Search`."""
 
+WHOLE = slice(3, 5)
+"""The families that lie over the whole image: where one stands out the other is restricted too, for neither finds all of
+what was added there."""
+
 ACCUSING = 4
 """The first families: what stands out of them accuses a model. A wave alone does not: many a clean class has its own,
 and while the eraser may restrict it at little cost, an accusation must not rest on it."""

@@ -16,7 +16,7 @@ from dhbe.defenses.base import Eraser, Ledger, Round, Stateful
 from dhbe.defenses.memory import Memory
 from dhbe.defenses.parts import channels_last, descend, set_lr
 from dhbe.defenses.photographs import pieces
-from dhbe.defenses.search import NAMES, Masked, Search, anomalies, compact, lead
+from dhbe.defenses.search import NAMES, WHOLE, Masked, Search, anomalies, compact, lead
 from dhbe.defenses.statistics import BatchStatistics, imbalance, tracked
 from dhbe.generators import NOISE, PixelGenerator
 
@@ -142,15 +142,19 @@ class Survey(Eraser):
             watch(step(search, model, notes.album))
         return search
 
-    @torch.no_grad()
     def conclude(self, teacher: Classifier, notes: Notes) -> None:
         """What the search came to: which classes stand out, and the triggers to begin with."""
         album, memory = notes.album, notes.memory
         leads, anomaly = index(teacher, notes.search, album)
-        memory.note(leads, anomaly, anomaly > self.suspicion)
+        outliers = anomaly > self.suspicion
+        outliers[WHOLE] = outliers[WHOLE].any(0)
+        memory.note(leads, anomaly, outliers)
+        if memory.backdoored:
+            refine(notes.search, teacher, album, memory.sought)
         for family, reached, sought in zip(notes.search.families, leads, memory.sought, strict=True):
             wanted = sought.nonzero().flatten()
-            forms = family.forms(wanted)
+            with torch.no_grad():
+                forms = family.forms(wanted)
             memory.take(forms, wanted, reached[wanted])
             if memory.backdoored and isinstance(family, Masked):
                 for place, label in enumerate(wanted.tolist()):
@@ -158,6 +162,19 @@ class Survey(Eraser):
                     memory.take(squares, wanted[place].expand(len(strength)), strength)
                     album.sieve(forms[[place]], label, teacher)
         memory.settle(teacher, album.sample(TRIED_AGAIN)[0])
+
+
+def refine(search: Search, model: Classifier, album: Album, sought: Tensor) -> None:
+    """Seeks triggers of some families and classes [families, classes] further: all images of a step are for them.
+
+    A faint trigger that is found by half is unlearned by half.
+    """
+    set_lr(search.optimizers, SLOWER)
+    for number, wanted in enumerate(sought.float()):
+        for _ in range(SECOND if wanted.any() else 0):
+            pixels, _ = album.sample(FEWEST)
+            search.step(model, number, pixels, torch.multinomial(wanted, FEWEST, replacement=True))
+    set_lr(search.optimizers, 1.0)
 
 
 def step(search: Search, model: Classifier, album: Album, more: int = 1) -> Round:
