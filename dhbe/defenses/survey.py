@@ -142,6 +142,7 @@ class Survey(Eraser):
             watch(step(search, model, notes.album))
         return search
 
+    @torch.no_grad()
     def conclude(self, teacher: Classifier, notes: Notes) -> None:
         """What the search came to: which classes stand out, and the triggers to begin with."""
         album, memory = notes.album, notes.memory
@@ -153,8 +154,7 @@ class Survey(Eraser):
             refine(notes.search, teacher, album, memory.sought)
         for family, reached, sought in zip(notes.search.families, leads, memory.sought, strict=True):
             wanted = sought.nonzero().flatten()
-            with torch.no_grad():
-                forms = family.forms(wanted)
+            forms = family.forms(wanted)
             memory.take(forms, wanted, reached[wanted])
             if memory.backdoored and isinstance(family, Masked):
                 for place, label in enumerate(wanted.tolist()):
@@ -164,6 +164,7 @@ class Survey(Eraser):
         memory.settle(teacher, album.sample(TRIED_AGAIN)[0])
 
 
+@torch.enable_grad()
 def refine(search: Search, model: Classifier, album: Album, sought: Tensor) -> None:
     """Seeks triggers of some families and classes [families, classes] further: all images of a step are for them.
 
