@@ -18,7 +18,7 @@ from dhbe.data import load
 from dhbe.defenses import PRESETS, Finetuning
 from dhbe.defenses.scan import probability, scan, success
 from dhbe.defenses.survey import resting
-from dhbe.defenses.verify import compare, drift
+from dhbe.defenses.verify import ACTS, compare, drift
 from dhbe.suspects import load as load_suspect
 from dhbe.training import Fit
 
@@ -89,13 +89,13 @@ def test_the_probability_rises_with_the_index():
 
 def test_a_comparison_tells_what_is_left():
     before = planted()
-    # By the seed, natural patterns of the innocent one lead .08 to .12 of these few images.
+    # By the seed, natural patterns of the innocent one lead .08 to .14 of these few images.
     same, gone = compare(before, before, SURVEY), compare(before, innocent(), SURVEY, seed=2)
     assert same.verdict(SURVEY.suspicion) == "answers"
     assert same.agreement == 1
     assert gone.verdict(SURVEY.suspicion) == "quiet"
     assert gone.before.success > 0.9
-    assert gone.after.success < 0.1
+    assert gone.after.success < ACTS
     assert replace(gone, index=SURVEY.suspicion - 0.1).verdict(SURVEY.suspicion) == "nothing found"
     assert replace(gone, agreement=0.5).verdict(SURVEY.suspicion) == "changed"
     assert set(gone.after.targeted) == set(gone.after.untargeted)
