@@ -16,7 +16,7 @@ from dhbe.defenses.base import Eraser, Ledger, Round, Stateful
 from dhbe.defenses.memory import Memory
 from dhbe.defenses.parts import channels_last, descend, set_lr
 from dhbe.defenses.photographs import pieces
-from dhbe.defenses.search import NAMES, WHOLE, Masked, Search, anomalies, compact, lead
+from dhbe.defenses.search import LOCAL, NAMES, Masked, Search, anomalies, compact, lead
 from dhbe.defenses.statistics import BatchStatistics, imbalance, tracked
 from dhbe.generators import NOISE, PixelGenerator
 
@@ -147,8 +147,8 @@ class Survey(Eraser):
         """What the search came to: which classes stand out, and the triggers to begin with."""
         album, memory = notes.album, notes.memory
         leads, anomaly = index(teacher, notes.search, album)
-        outliers = anomaly > self.suspicion
-        outliers[WHOLE] = outliers[WHOLE].any(0)
+        outliers, local, whole = anomaly > self.suspicion, anomaly[:LOCAL].amax(0), anomaly[LOCAL:].amax(0)
+        outliers[LOCAL:] = outliers[LOCAL:].any(0) & (whole > local) & (whole > anomaly.max() / 3)
         memory.note(leads, anomaly, outliers)
         if memory.backdoored:
             refine(notes.search, teacher, album, memory.sought)
