@@ -1,5 +1,7 @@
 """The search for triggers, the memory of them and the album: against loops, SciPy and planted triggers."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 from dhbe.classifier import Classifier
 from dhbe.defenses import FastDHBE, Ledger
 from dhbe.defenses.album import Album
-from dhbe.defenses.fast import LOST
+from dhbe.defenses.fast import LOST, Best
 from dhbe.defenses.memory import ROOM, Memory
 from dhbe.defenses.photographs import pieces
 from dhbe.defenses.search import Faint, Forms, Masked, Patches, Search, Waves, anomalies, compact, cosines, lead
@@ -272,6 +274,26 @@ def test_fast_takes_the_planted_trigger_away_and_keeps_the_rest():
     assert memory.anomaly[1, TARGET] > fast.suspicion
     pixels = pieces(64, SHAPE)
     assert (cleaned(pixels).argmax(1) == model(pixels).argmax(1)).float().mean() > 0.8
+
+
+def test_an_early_state_is_judged_by_what_was_found_later():
+    model, memory, pixels = planted(), Memory(8, SHAPE, 4, 5), pieces(32, SHAPE)
+    best, learn = Best(model), torch.optim.SGD(model.parameters(), 0.1)
+    answering, deaf = (copy.deepcopy(model.state_dict()) for _ in range(2))
+    deaf["network.weight"] *= 1e4  # outshouts the square
+
+    def kept(state: dict[str, torch.Tensor], agreement: float) -> bool:
+        model.load_state_dict(state)
+        memory.agreement = torch.tensor(agreement)
+        memory.retry(model, pixels)
+        best.judge(model, learn, memory, pixels)
+        return all(torch.equal(best.state[name], value) for name, value in state.items())
+
+    assert kept(answering, 0.9)
+    assert not kept(deaf, 0.8), "nothing tells them apart but agreement"
+    memory.take(square(SIDE, TOP, LEFT), torch.tensor([TARGET]), torch.tensor([1.0]))
+    assert kept(deaf, 0.8), "the first state answers the square"
+    assert not kept(answering, 0.9)
 
 
 def test_a_student_that_is_lost_goes_back_and_slows_down():

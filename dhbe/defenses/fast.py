@@ -14,10 +14,12 @@ What differs from the paper, and why (docs/method.md tells more):
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import SGD
 
 from dhbe.classifier import Classifier
@@ -51,7 +53,7 @@ HELPED = 2 / 3
 """To what share a cycle must bring the success of the strongest trigger, or it is the last one."""
 
 NOTHING = -1.0
-"""The score of no state at all."""
+"""The agreement of no state at all."""
 
 LOST = 0.3
 """Agreement with the teacher below which the student is lost, and goes back. Half is common in the first rounds against a
@@ -121,17 +123,20 @@ class FastDHBE(Survey):
             if torn or (round_ + 1) % REFRESH == 0 or (round_ + 1) % self.iterations == 0:
                 if torn:
                     best.restore(student, learn)
-                self.look(student, notes)
+                pixels = self.look(student, notes)
                 if not torn:
-                    best.judge(student, learn, memory)
+                    best.judge(student, learn, memory, pixels)
             yield {**losses, "success": memory.success.amax(), "agreement": memory.agreement}
-        if best.score == NOTHING:
+        if best.agreement == NOTHING:
             raise Failed("the run diverged, and no state of it is sound: lower --lr, or another --seed")
         student.load_state_dict(best.state)
 
     @torch.no_grad()
-    def look(self, student: Classifier, notes: Notes) -> None:
-        """Takes the signs: what was found meanwhile, what still acts, and whether the student answers as the teacher."""
+    def look(self, student: Classifier, notes: Notes) -> Tensor:
+        """Takes the signs: what was found meanwhile, what still acts, and whether the student answers as the teacher.
+
+        Returns the images on which triggers were tried.
+        """
         memory = notes.memory
         pixels, _ = notes.album.sample(TRIED)
         for family, sought, natural in zip(notes.search.families, memory.sought, memory.natural, strict=True):
@@ -140,8 +145,9 @@ class FastDHBE(Survey):
             stronger = lead > natural
             memory.take(family.forms(wanted[stronger]), wanted[stronger], lead[stronger])
         memory.retry(student, pixels)
-        pixels, answers = notes.album.same(COMPARED)
-        memory.agreement = (student(pixels).argmax(1) == answers.argmax(1)).float().mean()
+        compared, answers = notes.album.same(COMPARED)
+        memory.agreement = (student(compared).argmax(1) == answers.argmax(1)).float().mean()
+        return pixels
 
     def found(self, ledger: Ledger) -> dict[str, float]:
         """How far the class that stands out most does, against `suspicion`; which it is; what acts in the end."""
@@ -186,17 +192,22 @@ class Best:
 
     def __init__(self, student: Classifier) -> None:
         self.state = {name: value.clone() for name, value in student.state_dict().items()}
-        self.score, self.success, self.pace, self.earlier = NOTHING, 1.0, 1.0, 1.0
+        self.agreement, self.success, self.pace, self.earlier = NOTHING, 1.0, 1.0, 1.0
 
-    def judge(self, student: Classifier, learn: SGD, memory: Memory) -> None:
-        """Keeps this state if it is as good as the best before; a student that is lost goes back there."""
+    def judge(self, student: Classifier, learn: SGD, memory: Memory, pixels: Tensor) -> None:
+        """Keeps this state if it is as good as the best before; a student that is lost goes back there.
+
+        Both are tried on the same images [n, c, h, w] with all that is remembered by now: triggers are found all the
+        time, and an early state that was never tried with the later ones would look better than it is.
+        """
         if memory.agreement < LOST:
             self.restore(student, learn)
             return
-        success = float(memory.success.amax())
-        score = float(memory.agreement) - success
-        if score >= self.score:
-            self.score, self.success = score, success
+        if self.agreement > NOTHING:
+            self.success = float(memory.tried(partial(functional_call, student, self.state), pixels).amax())
+        agreement, success = float(memory.agreement), float(memory.success.amax())
+        if agreement - success >= self.agreement - self.success:
+            self.agreement, self.success = agreement, success
             self.state = {name: value.clone() for name, value in student.state_dict().items()}
 
     def restore(self, student: Classifier, learn: SGD) -> None:

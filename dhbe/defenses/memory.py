@@ -1,5 +1,7 @@
 """What a run knows of the triggers that it found."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -117,10 +119,16 @@ class Memory(nn.Module):
         return torch.randint(self.keep.shape[-1], (count, 2))
 
     @torch.no_grad()
-    def retry(self, model: Classifier, pixels: Tensor) -> None:
-        """Notes the share of images [n, c, h, w] that each trigger brings to its class."""
+    def tried(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+        """The share of images [n, c, h, w] that each trigger brings to its class [size]."""
         known = (self.strength > -torch.inf).nonzero().flatten()
-        self.success[known] = gains(model, self.forms(known), self.wanted[known], pixels)
+        success = torch.zeros_like(self.success)
+        success[known] = gains(model, self.forms(known), self.wanted[known], pixels)
+        return success
+
+    def retry(self, model: Classifier, pixels: Tensor) -> None:
+        """Notes `tried`."""
+        self.success = self.tried(model, pixels)
 
     @torch.no_grad()
     def settle(self, teacher: Classifier, pixels: Tensor) -> None:
@@ -132,7 +140,7 @@ class Memory(nn.Module):
         self.anywhere = moved.sum() > self.success[strongest].sum() / 2
 
 
-def gains(model: Classifier, forms: Forms, wanted: Tensor, pixels: Tensor) -> Tensor:
+def gains(model: Callable[[Tensor], Tensor], forms: Forms, wanted: Tensor, pixels: Tensor) -> Tensor:
     """The share of images that each trigger brings to its class [k]; those that almost go there count too.
 
     It is the mean gain of the leads' logistic function.
