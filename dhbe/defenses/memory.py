@@ -151,6 +151,8 @@ def gains(model: Callable[[Tensor], Tensor], forms: Forms, wanted: Tensor, pixel
         wanted: Their classes [k].
         pixels: The images [n, c, h, w].
     """
+    if not len(wanted):
+        return torch.zeros(0)
     clean, found = model(pixels), []
     for some in torch.arange(len(wanted)).split(max(1, AT_ONCE // len(pixels))):
         each = some.repeat_interleave(len(pixels))
@@ -158,4 +160,4 @@ def gains(model: Callable[[Tensor], Tensor], forms: Forms, wanted: Tensor, pixel
         before = lead(clean.repeat(len(some), 1), wanted[each]).sigmoid()
         gained = lead(triggered, wanted[each]).sigmoid() - before
         found.append(gained.clamp_min(0).view(len(some), -1).mean(1))
-    return torch.cat(found) if found else torch.zeros(0)
+    return torch.cat(found)
