@@ -75,9 +75,9 @@ def all_suspect(
     note(self, leads, anomaly, torch.ones_like(out))
 
 
-def all_alike(retry: Callable[..., None], self: Memory, *args: object) -> None:
+def all_alike(tried: Callable[..., torch.Tensor], self: Memory, *args: object) -> torch.Tensor:
     """All triggers are shown as often, whether they act or not."""
-    self.success.fill_(1.0)
+    return torch.ones_like(self.success)
 
 
 PARTS = {
@@ -88,7 +88,7 @@ PARTS = {
     "patches only": Variant(without=(replaced(Memory, "note", first_family), (fast, "turns", lambda round_: [0]))),
     "no compact squares": Variant(without=((survey, "compact", lambda model, form, *rest: (form, torch.tensor([-torch.inf]))),)),
     "no search in the student": Variant(without=((fast, "turns", lambda round_: []),)),
-    "what is remembered is not retried": Variant(without=(replaced(Memory, "retry", all_alike),)),
+    "what is remembered is not retried": Variant(without=(replaced(Memory, "tried", all_alike),)),
     "never several at once": Variant(without=((memory, "ROOM", 0.0),)),
     "images not sieved": Variant(without=((Album, "sieve", nothing),)),
     "images not evenly by class": Variant(
