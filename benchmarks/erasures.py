@@ -54,7 +54,8 @@ def erased(victim: str, seed: int) -> records.Record:
 def demo(seed: int) -> records.Record:
     """The record of what `dhbe demo --seed N` erases."""
     with tempfile.TemporaryDirectory() as folder:
-        cli.main(["demo", "--seed", str(seed), "--out", folder, "--quiet"])
+        if code := cli.main(["demo", "--seed", str(seed), "--out", folder, "--quiet"]):
+            raise Failed(f"it ended with exit code {code}")
         return records.read(Path(folder) / "record.json")
 
 

@@ -169,13 +169,15 @@ def ours(network: nn.Module, batch: int, k: int, device: torch.device, precision
 
     if preset == "fast":
         with torch.device(device), cast(device, precision):
-            next(rounds)
-        iteration()
+            until_the_student_moves(rounds)
+        for _ in range(ROUNDS[preset] - 1):  # so that looks come at the end of an iteration
+            with torch.device(device), cast(device, precision):
+                next(rounds)
     return iteration
 
 
 def warm_up(network: nn.Module, batch: int, device: torch.device, precision: str) -> float:
-    """Seconds that the preset `fast` takes before its rounds, for each of them."""
+    """Seconds that the preset `fast` takes until its student has moved once, for each round of a cycle."""
     model = Classifier(copy.deepcopy(network), shape=(CHANNELS, SIDE, SIDE), classes=CLASSES, mean=MEAN, std=STD).to(
         device
     )
@@ -183,10 +185,15 @@ def warm_up(network: nn.Module, batch: int, device: torch.device, precision: str
     began = time.perf_counter()
     with torch.device(device), cast(device, precision):
         rounds = settings.run(model.train(), Known(), Ledger())
-        for _ in range(settings.warm_up):
-            next(rounds)
+        until_the_student_moves(rounds)
     wait(device)
     return (time.perf_counter() - began) / settings.iterations
+
+
+def until_the_student_moves(rounds: Iterator[dict[str, Tensor]]) -> None:
+    """All rounds of the search, what is concluded from it, and the first round of the student."""
+    while "agreement" not in next(rounds):
+        pass
 
 
 # ---- measuring

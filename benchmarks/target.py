@@ -112,21 +112,28 @@ def theirs(suspect: Suspect, evidence: api.Evidence, acc: float, seed: int, limi
     return clock.found
 
 
+def ratio(own: Reached, other: Reached) -> str:
+    """How many times as long the plain loop takes; at least so many where it was given up."""
+    return f"{'' if other.reached else '> '}{other.seconds / own.seconds:.1f}" if own.reached else "—"
+
+
 def table(folder: Path) -> str:
     """A row for each seed of each victim."""
     rows = []
     for path in sorted(folder.glob("*.json")):
         for run in json.loads(path.read_text())["runs"]:
             own, other = (Reached(**run[name]) for name in ("ours", "plain"))
-            ratio = f"{'' if other.reached else '> '}{other.seconds / own.seconds:.1f}" if own.reached else "—"
-            rows.append((f"{path.stem}, seed {run['seed']}", own.told(), f"{own.whole:.0f} s", other.told(), ratio))
+            told = (own.told(), f"{own.whole:.0f} s", other.told(), ratio(own, other))
+            rows.append((f"{path.stem}, seed {run['seed']}", *told))
     return pages.table(("victim", "ours: the target", "its end", "plain loop: the target", "ratio"), rows)
 
 
 def main() -> None:
     """Reads the options, runs both in turns, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--victim", default="lsb", choices=[*victims.ZOO, "argd"], help="default: %(default)s")
+    parser.add_argument(
+        "--victim", default="clean-label-5", choices=[*victims.ZOO, "argd"], help="default: %(default)s"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--patience", type=float, default=3.0, help="of the plain loop, in times of ours (default: 3)")
     parser.add_argument("--tested", type=int, default=2000, help="test images that measure (default: 2000)")
@@ -144,7 +151,7 @@ def main() -> None:
             f"ours   {own.told()}; its end after {own.whole:.0f} s: ACC {100 * (own.end_acc or 0):.1f}, ASR {100 * (own.end_asr or 0):.1f}"
         )
         print(f"plain  {other.told()}")
-        print(f"ratio  {'' if other.reached else 'more than '}{other.seconds / own.seconds:.1f} x", flush=True)
+        print(f"ratio  {ratio(own, other)}", flush=True)
         runs.append({"seed": seed, "ours": asdict(own), "plain": asdict(other)})
     if args.json:
         settings = {key: value for key, value in vars(args).items() if key != "json"}

@@ -63,7 +63,7 @@ class ModelInfo(_Part):
     path: Text | None
     """The file as the user named it; None for a model that came as an object."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
-    """Of that file's content."""
+    """Of that file's content, or of the tensors of a model that came as an object."""
     arch: Text
     """Name of the architecture."""
     classes: Positive

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ATTACK, ERASE, listing
 
-from dhbe import records
+from dhbe import records, runs
 from dhbe.checkpoint import read
 from dhbe.defenses import FastDHBE
 
@@ -120,6 +120,29 @@ def test_the_batch_is_halved_until_it_fits_and_the_user_is_told(here, dhbe, smal
     assert code == 0, errors
     halved, asked = (read(Path(name) / "clean.safetensors").tensors for name in ("halved", "asked"))
     assert all(torch.equal(halved[name], asked[name]) for name in asked)
+    assert dhbe(f"{SMALL} --batch 32 --out halved --resume")[0] == 0, "it is finished, and as it was asked for"
+    assert dhbe(f"{SMALL} --batch {ROOM} --out halved --resume")[0] == 2
+
+
+def test_a_run_with_a_halved_batch_is_gone_on_with_as_it_is(here, dhbe, small_memory):
+    command = f"{SMALL} --batch 32 --checkpoint-every 0"
+    assert dhbe(f"{command} --out whole")[0] == 0
+    looked, keep = [], runs.Run.keep
+
+    def stop_later(self, state, *, last=False):
+        looked.append(state()["halvings"])
+        self.stopping = len(looked) == 5  # the third round with a batch of 8
+        keep(self, state, last=last)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(runs.Run, "keep", stop_later)
+        assert dhbe(f"{command} --out stopped")[0] == 130
+    assert looked == [0, 1, 2, 2, 2]
+    code, _, errors = dhbe(f"{command} --out stopped --resume")
+    assert code == 0, errors
+    assert "batches of 8" in errors
+    whole, stopped = (read(Path(name) / "clean.safetensors").tensors for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
 
 
 def test_a_batch_that_is_far_too_large_fails_in_one_line(here, dhbe, small_memory):

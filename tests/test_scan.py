@@ -155,7 +155,9 @@ def test_scan_and_verify_by_command(vendor, capsys):
     assert "A backdoor was found" in page
     assert "data:image/png" in page
     assert main(["scan", "after.safetensors", *vendor]) == 0
-    assert json.loads(capsys.readouterr().out)["target"] is None
+    missed = json.loads(capsys.readouterr().out)
+    assert (missed["target"], missed["verdict"]) == (None, "unclear"), "of four classes hardly one can stand out"
+    assert any("4 classes" in warning for warning in records.read(Path("runs/after-scan/record.json")).warnings)
     for after, verdict, code in (("before", "answers", 1), ("after", "quiet", 0)):
         assert main(["verify", "before.safetensors", f"{after}.safetensors", *vendor, "--out", after]) == code
         record = json.loads(capsys.readouterr().out)

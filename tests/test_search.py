@@ -140,12 +140,12 @@ def test_a_trigger_under_another_is_laid_first(row, column, opacity):
 
 
 @pytest.mark.parametrize("away", [False, True])
-def test_a_step_in_several_passes_is_the_step_in_one(monkeypatch, away):
+def test_a_step_in_several_passes_is_the_step_in_one(away):
     found = []
     for at_once in (64, 20):
-        monkeypatch.setattr("dhbe.defenses.search.AT_ONCE", at_once)
         torch.manual_seed(0)
-        search, pixels = Search(4, SHAPE, patch=3, shown=0.05, change=0.05, wave=0.1, away=away), pieces(64, SHAPE)
+        settings = {"patch": 3, "shown": 0.05, "change": 0.05, "wave": 0.1}
+        search, pixels = Search(4, SHAPE, **settings, at_once=at_once, away=away), pieces(64, SHAPE)
         led = search.step(planted(), 1, pixels, torch.arange(64) % search.aims)
         found.append((led, search.optimizers[1].state[search.families[1].raw]["exp_avg"]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-9)

@@ -2,12 +2,15 @@ import attacks
 import calibration
 import memory
 import pages
+import pareto
 import peers
+import precision
 import pytest
 import signs
 import speed
 import sweep
 import table
+import target
 
 from dhbe.defenses import PRESETS
 from dhbe.defenses.scan import MIDDLE, SLOPE
@@ -17,6 +20,9 @@ MADE = {
     ("README.md", "table.py"): lambda: table.table(RESULTS / "erasures"),
     ("docs/performance.md", "speed.py"): lambda: speed.table(RESULTS / "speed"),
     ("docs/performance.md", "memory.py"): lambda: memory.table(RESULTS / "memory"),
+    ("docs/performance.md", "pareto.py"): pareto.table,
+    ("docs/performance.md", "precision.py"): precision.table,
+    ("docs/performance.md", "target.py"): lambda: target.table(RESULTS / "target"),
     ("docs/method.md", "calibration.py"): lambda: calibration.table(RESULTS / "calibration"),
     ("docs/method.md", "signs.py"): lambda: signs.table(RESULTS / "signs"),
     ("docs/method.md", "sweep.py parts"): sweep.parts,

@@ -12,7 +12,7 @@ from dhbe.api.running import Erasure, Options, run
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier, evaluating, last
 from dhbe.data import Images, Shape, clean_subset
-from dhbe.defenses import PRESETS, Defense, Eraser, Known
+from dhbe.defenses import PRESETS, Defense, Eraser, FastDHBE, Known
 from dhbe.errors import Refused
 from dhbe.records import ModelInfo
 from dhbe.suspects import Suspect
@@ -36,7 +36,7 @@ def erase(
         mean: Mean of each channel that the network's input is normalised with, pixels in [0, 1].
         std: The standard deviation likewise.
         preset: `fast`, `paper` or `official`.
-        defense: Hyperparameters; None takes the preset's.
+        defense: Hyperparameters; None takes the preset's. One of another form than the preset's stands by itself.
         **options: Seed, device, evidence, folder, ...: see `Options`.
 
     Raises:
@@ -46,8 +46,9 @@ def erase(
     suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
     if preset not in PRESETS:
         raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
-    named = {"name": "dhbe", "preset": preset}
-    return run(suspect, defense or PRESETS[preset], Known(), named, exact=preset != "fast", **options)
+    defense = defense or PRESETS[preset]
+    named = {"name": "dhbe", "preset": preset if type(defense) is type(PRESETS[preset]) else "none"}
+    return run(suspect, defense, Known(), named, exact=not isinstance(defense, FastDHBE), **options)
 
 
 def defend(
@@ -109,7 +110,16 @@ def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std
         softmax = networks.probe(network, shape, classes)
     classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax)
     info = ModelInfo(
-        path=None, sha256=None, arch=type(network).__name__, classes=classes, input=shape,
+        path=None, sha256=_fingerprint(network), arch=type(network).__name__, classes=classes, input=shape,
         mean=tuple(mean), std=tuple(std), softmax=softmax,
     )  # fmt: skip
     return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """SHA-256 of the names and values of its tensors."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -61,7 +61,8 @@ def precision(asked: Precision, where: torch.device, *, exact: bool) -> Literal[
     if asked != "auto":
         return asked
     if where.type == "cuda":
-        quick = torch.cuda.is_bf16_supported()
+        with torch.cuda.device(where):
+            quick = torch.cuda.is_bf16_supported(including_emulation=False)
     else:  # a CPU without such instructions emulates bf16, many times slower than fp32
         able = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
         quick = any(able.get(name, False) for name in MADE_FOR_BF16)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -16,7 +15,7 @@ from dhbe import checkpoint, files, records, report, runs, suspects
 from dhbe.api import machine, measuring
 from dhbe.api.measuring import measured
 from dhbe.classifier import Classifier
-from dhbe.defenses import PEERS, Defense, Eraser, Glimpse, Known, Ledger, Scene
+from dhbe.defenses import PEERS, Defense, Eraser, Glimpse, Known, Ledger, Scene, Survey
 from dhbe.defenses.base import LEAST
 from dhbe.errors import Failed, Refused, out_of_memory
 from dhbe.evidence import Evidence
@@ -112,25 +111,31 @@ def run(
     ) as held:  # fmt: skip
         if held and held.finished:
             return _finished(held.folder, suspect, settings, evidence)
-        victim = suspect.classifier.to(where)
+        victim = copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
         if where.type == "cuda":
             torch.cuda.reset_peak_memory_stats(where)
         course, warnings = _Course(held, watch), list(suspect.warnings)
-        for halvings in count():
+        while True:
+            used = _halved(defense, course.halvings)
             try:
-                cleaned = defense(victim, known, seed=seed, precision=how, watch=course.look, ledger=course.ledger)
+                cleaned = used(victim, known, seed=seed, precision=how, watch=course.look, ledger=course.ledger)
                 break
             except (MemoryError, RuntimeError) as error:
-                defense = _halved(defense, error, halvings)
+                if not out_of_memory(error) or not _halves(used, course.halvings):
+                    raise
             course.anew()
-            warnings.append(f"the memory did not suffice: begun anew with batches of {vars(defense)['batch']}")
         course.end()
         seconds = course.seconds()
-        then, now, pictures = _looked_at(defense, course.ledger, victim, cleaned, seed)
+        then, now, pictures = _looked_at(used, course.ledger, victim, cleaned, seed)
         before = before.model_copy(update={"signs": then})
         after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
-        recorded = {**named, **asdict(defense)}
+        recorded = {**named, **asdict(used)}
+        for halvings in range(1, course.halvings + 1):
+            recorded["asked_batch"], batch = vars(defense)["batch"], vars(_halved(defense, halvings))["batch"]
+            warnings.append(f"the memory did not suffice: begun anew with batches of {batch}")
+        if isinstance(used, Survey) and then["anomaly_index"] <= used.suspicion:
+            warnings.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")
         record = Record(
             kind="erase", model=suspect.info, defense=recorded,
             data=evidence.name if evidence else None,
@@ -157,6 +162,8 @@ class _Course:
         saved = held.saved if held else None
         self.curve: list[dict[str, float]] = saved["curve"] if saved else []
         self.ledger = Ledger(saved["ledger"] if saved else None)
+        self.halvings: int = saved["halvings"] if saved else 0
+        """How often the batch was halved, because the memory did not suffice."""
         self._spent = saved["seconds"] if saved else 0.0
         self._began = time.monotonic()
         self._held, self._watch = held, watch
@@ -173,9 +180,10 @@ class _Course:
             self._held.keep(self._state)
 
     def anew(self) -> None:
-        """Forgets all rounds, but not the time that they took."""
+        """Forgets all rounds, but not the time that they took, to begin anew with half the batch."""
         self.curve.clear()
         self.ledger = Ledger()
+        self.halvings += 1
 
     def end(self) -> None:
         """Saves the last state, whatever the interval: what comes now may fail."""
@@ -183,15 +191,18 @@ class _Course:
             self._held.keep(self._state, last=True)
 
     def _state(self) -> dict[str, Any]:
-        return {"ledger": self.ledger.state(), "curve": self.curve, "seconds": self.seconds()}
+        told = {"curve": self.curve, "seconds": self.seconds(), "halvings": self.halvings}
+        return {"ledger": self.ledger.state(), **told}
 
 
-def _halved(defense: Defense, error: Exception, before: int) -> Defense:
-    """The same defence with half the batch, if it was memory that an error was about; else the error."""
-    batch = vars(defense).get("batch")
-    if not out_of_memory(error) or batch is None or before >= HALVINGS or batch < 2 * LEAST["batch"]:
-        raise error
-    return replace(defense, **{"batch": batch // 2})
+def _halves(defense: Defense, before: int) -> bool:
+    """Whether its batch can be halved, after so many times before."""
+    return before < HALVINGS and vars(defense).get("batch", 0) >= 2 * LEAST["batch"]
+
+
+def _halved(defense: Defense, times: int) -> Defense:
+    """The same defence with its batch halved so often."""
+    return replace(defense, **{"batch": vars(defense)["batch"] // 2**times}) if times else defense
 
 
 def _looked_at(
@@ -226,7 +237,11 @@ def _signs(model: Classifier, victim: Classifier, scene: Scene) -> dict[str, flo
 def _settings(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
     """All that the cleaned weights depend on, but the device."""
     of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
-    unlike = () if defense["name"] in PEERS else ("name", "preset")  # a preset and its settings by hand are one
+    unlike = ["asked_batch"]
+    if defense["name"] not in PEERS:
+        unlike += ["name", "preset"]  # a preset and its settings by hand are one
+    if "asked_batch" in defense:
+        defense = {**defense, "batch": defense["asked_batch"]}
     of_defense = {name: value for name, value in defense.items() if name not in unlike}
     return {**of_model, **of_defense, "seed": seed, "precision": precision}
 

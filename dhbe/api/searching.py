@@ -1,5 +1,6 @@
 """What can be said of a classifier without data: is it backdoored, and is a backdoor gone?"""
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,10 +13,12 @@ import torch
 from dhbe import battery, files, records, report, runs
 from dhbe.api import machine, measuring
 from dhbe.api.measuring import measured
+from dhbe.classifier import Classifier
 from dhbe.defenses import PRESETS, Survey
 from dhbe.defenses import scan as search
 from dhbe.defenses import verify as both
 from dhbe.defenses.base import Precision, Round
+from dhbe.defenses.search import FEW
 from dhbe.errors import Refused
 from dhbe.evidence import Evidence
 from dhbe.records import ClassFound, Measures, Record
@@ -87,7 +90,7 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
         signs = {"anomaly_index": index, "suspected_class": label, "probability": chance}
         return run.end(
             pictures, before=Measures(signs=signs), classes=classes,
-            verdict="backdoored" if backdoored else "unclear" if chance > UNLIKELY else "nothing found",
+            verdict="backdoored" if backdoored else "unclear" if chance > UNLIKELY or run.few else "nothing found",
             backdoored=backdoored,
         )  # fmt: skip
 
@@ -114,7 +117,7 @@ def verify(
     if evidence:
         measuring.check(evidence, suspect.info)
     with _Search(suspect, "verify", options) as run:
-        after = cleaned.classifier.to(run.where)
+        after = _ready(cleaned, run.where)
         found = both.compare(run.model, after, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
         shown = [{"anomaly_index": found.index, "suspected_class": found.suspect}, {"agreement": found.agreement}]
         for signs, state in zip(shown, (found.before, found.after), strict=True):
@@ -136,19 +139,27 @@ def verify(
         )  # fmt: skip
 
 
+def _ready(suspect: Suspect, where: torch.device) -> Classifier:
+    """A copy of the model, on the device: the caller's stays as it is."""
+    return copy.deepcopy(suspect.classifier).to(where).eval()
+
+
 class _Search:
     """A search in its folder, from its settings to its record."""
 
     def __init__(self, suspect: Suspect, kind: Literal["scan", "verify"], options: Searching) -> None:
         self.kind: Literal["scan", "verify"] = kind
-        self.info, self._warnings = suspect.info, suspect.warnings
+        self.info, self._warnings = suspect.info, list(suspect.warnings)
+        self.few = self.info.classes < FEW
+        if self.few:
+            self._warnings.append(f"with {self.info.classes} classes it can hardly be told whether one stands out")
         preset = PRESETS["fast"]
         assert isinstance(preset, Survey)
         self.survey, self.seed = options.get("survey", preset), options.get("seed", 0)
         self.survey.check(self.info.input)
         self.where = machine.device(options.get("device", "auto"))
         self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
-        self.model = suspect.classifier.to(self.where)
+        self.model = _ready(suspect, self.where)
         self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
         self._watch = options.get("watch", lambda number, round: None)
         self.parts = options.get("parts", lambda done, total: None)
@@ -182,7 +193,7 @@ class _Search:
             kind=self.kind, model=self.info, seconds=time.monotonic() - self._began, iterations=len(self._curve),
             defense={"name": "dhbe", "preset": "fast", **asdict(self.survey)}, curve=self._curve, seed=self.seed,
             device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
-            memory=machine.peak_memory(self.where), warnings=list(self._warnings), finished=machine.now(), **found,
+            memory=machine.peak_memory(self.where), warnings=self._warnings, finished=machine.now(), **found,
         )  # fmt: skip
         if self._held:
             files.write(self._held.folder / runs.REPORT, report.render(record, pictures))

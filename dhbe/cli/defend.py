@@ -27,6 +27,8 @@ def run(argv: Sequence[str]) -> int:
     if args.clean == args.data:  # what is lent does not measure
         args.clean = None
     args.split, target = "auto" if args.clean else "test", args.target
+    if target is None and "target class" in kind.needs:
+        raise Refused(f"{kind.name} needs the target class: give --target NUMBER")
     if target == "next" and "target class" in kind.needs:
         raise Refused(f"{kind.name} needs one target class, not all of them: give --target NUMBER")
     if args.trigger is None:
@@ -70,9 +72,10 @@ def _overview() -> str:
 
 
 def _parser(kind: type[Defense]) -> Parser:
+    known = " --target 9" if "target class" in kind.needs else ""
     parser = Parser(
         f"defend {kind.name}",
-        f"  dhbe defend {kind.name} vendor.pt --arch resnet18 --data cifar10\n"
+        f"  dhbe defend {kind.name} vendor.pt --arch resnet18 --data cifar10{known}\n"
         f"  dhbe defend {kind.name} suspect.safetensors --data cifar10 --trigger badnets:3 --target 9 --out cleaned",
         description=f"Needs {_needs(kind)} beside the model.",
     )

@@ -96,6 +96,7 @@ def _overview() -> str:
             "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",
-            "exit codes: 0 done; 1 a gate failed; 2 wrong usage or refused input; 4 failed; 130 interrupted, state saved",
+            "exit codes: 0 done; 1 a gate failed, or a backdoor was found; 2 wrong usage or refused input; 4 failed;\n"
+            "130 interrupted (erase and defend save their state)",
         ]
     )

@@ -35,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
     ):
         options = arguments.searching(args, survey, out, progress)
         record = api.scan(suspect, **options).record
+    shown.notes(args, record.warnings[len(suspect.warnings) :])
     shown.show(args, _content(record), lambda: _text(record, out))
     return GATE if record.backdoored else DONE
 

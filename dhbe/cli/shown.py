@@ -57,9 +57,11 @@ def _erased(record: "Record", out: Path) -> str:
     before, after = record.before, record.after
     assert before is not None
     assert after is not None
-    lines = signs({"suspect": before, "cleaned": after})
-    head = rates({"suspect": before, "cleaned": after})
-    return "\n".join([head, *lines, f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}"])
+    columns = {"suspect": before, "cleaned": after}
+    lines = [rates(columns)] if record.data else []
+    return "\n".join(
+        [*lines, *signs(columns), f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}"]
+    )
 
 
 def signs(columns: "dict[str, Measures]") -> list[str]:

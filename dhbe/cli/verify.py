@@ -29,7 +29,8 @@ def run(argv: Sequence[str]) -> int:
         "  dhbe verify victim/backdoored.safetensors runs/backdoored/clean.safetensors --json\n"
         "  dhbe verify before.safetensors after.safetensors --data test.npz --trigger badnets:3 --target 9",
         description="Searches a model before and after a defence on the same images. No data needed; with data and the "
-        "trigger, a battery of residual risks is measured too. Exit code 1 if the model after still answers.",
+        "trigger, a battery of residual risks is measured too. Exit code 1 if the model after still "
+        "answers, or has become another model.",
     )
     arguments.add_model(parser)
     parser.add_argument("after", type=Path, metavar="AFTER", help="the model after; built and fed as MODEL is")
@@ -42,13 +43,14 @@ def run(argv: Sequence[str]) -> int:
     shown.notes(args, [*suspect.warnings, *cleaned.warnings])
     evidence = arguments.evidence(args, suspect)
     survey = arguments.survey(args)
-    out = args.out or Path("runs") / f"{args.after.stem}-verify"
+    out = args.out or Path("runs") / f"{args.model.stem}-verify"
     with (
         Progress(verify.rounds(survey), f"verifying {args.after.name}", args.quiet) as progress,
         vendor.running(suspect.info.code),
     ):
         options = arguments.searching(args, survey, out, progress)
         record = api.verify(suspect, cleaned, evidence=evidence, **options).record
+    shown.notes(args, record.warnings[len(suspect.warnings) :])
     shown.show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _text(record, out))
     return GATE if record.verdict in ("answers", "changed") else DONE
 

@@ -4,7 +4,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, final
 
@@ -22,6 +22,7 @@ SMALLEST_SIDE = 8
 LEAST = {
     "iterations": 1, "warm_up": 1, "student_steps": 1, "batch": 4, "patch": 1, "album": 1, "epochs": 1, "size": 1,
     "search_epochs": 1, "search_size": 1, "search_batch": 1, "teacher_epochs": 1, "steps": 1, "batches": 1,
+    "cycles": 1,
 }  # fmt: skip
 """Settings that count something that cannot be missing. Half a batch of 1 px patches must still have a variance."""
 
@@ -188,9 +189,11 @@ class Defense(ABC):
             target=known.target if "target class" in self.needs else None,
         )
         model, ledger = copy.deepcopy(victim), ledger or Ledger()
+        for parameter in model.parameters():  # a network that was frozen for use, or in part for training, learns again
+            parameter.requires_grad_(parameter.is_floating_point())
         channels_last(model)
         device = model.mean.device
-        with secluded(device), torch.device(device):
+        with secluded(device), on(device):
             torch.manual_seed(seed)
             with computing(device, precision):
                 for round in self.run(model.train(), known, ledger):
@@ -231,7 +234,7 @@ class Eraser(Defense):
     def scene(self, model: Classifier, ledger: Ledger, count: int, seed: int = 0) -> Scene:
         """Images and triggers of a run's generators, always the same for a seed."""
         device = model.mean.device
-        with secluded(device), torch.device(device):
+        with secluded(device), on(device):
             torch.manual_seed(seed)
             return self.draw_scene(model, ledger, count)
 
@@ -254,6 +257,13 @@ def check_generated(shape: Shape) -> None:
             f"--input {channels}x{height}x{width}: images are made square, of {SMALLEST_SIDE} px or more, "
             "with 1 or 3 channels"
         )
+
+
+@contextmanager
+def on(device: torch.device) -> Iterator[None]:
+    """Tensors are made there; of several GPUs it is the current one, whose random state and streams are meant."""
+    with torch.device(device), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
 
 
 def secluded(device: torch.device) -> AbstractContextManager[None]:

@@ -70,7 +70,6 @@ class FastDHBE(Survey):
     cycles: Annotated[int, "cycles at the most; another one follows while it helps against triggers that still act"] = 3
     calm: Annotated[float, "share of images that the strongest trigger may still lead to its class at the end"] = 0.02
     student_steps: Annotated[int, "student steps per round (k)"] = 5
-    batch: Annotated[int, "images per step"] = 128
     alpha: Annotated[float, "weight of the restriction (eq. 8)"] = 1.0
     lr: Annotated[float, "peak learning rate of the student (SGD): up for a tenth of a cycle, then down to 0"] = 5e-3
     momentum: Annotated[float, "momentum of the student's SGD"] = 0.9
@@ -161,8 +160,9 @@ class FastDHBE(Survey):
 
     def check(self, shape: Shape) -> None:
         super().check(shape)
-        if self.album < self.batch:
-            raise Refused(f"--album {self.album}: it must hold one batch at least, {self.batch} images")
+        for name in ("triggered", "light"):
+            if not 0 < (share := getattr(self, name)) < 1:
+                raise Refused(f"--{name} {share}: it must be a share, above 0 and below 1")
 
     def rate(self, iteration: int) -> float:
         """The share of the student's learning rate in force at this iteration of a cycle."""
@@ -225,4 +225,6 @@ class Best:
         return dict(vars(self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        vars(self).update(state_dict)
+        """Takes a saved state over; weights go where those of the first state lie, not where they were read to."""
+        state = {name: value.to(self.state[name].device) for name, value in state_dict["state"].items()}
+        vars(self).update({**state_dict, "state": state})

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
-from dhbe.defenses.search import AT_ONCE, Forms, lead
+from dhbe.defenses.search import Forms, lead
 
 NEVER_ZERO = 1e-6
 """Keeps a draw possible when no trigger acts any more."""
@@ -17,6 +17,9 @@ COPIES = 8
 
 ROOM = 0.25
 """Share of an image that a trigger and its copies may cover; what hides the image itself teaches nothing."""
+
+AT_ONCE = 128
+"""Images in one pass when triggers are tried."""
 
 STRONGEST = 16
 """Triggers of which it is seen whether they act at other places too."""

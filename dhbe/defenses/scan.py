@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier
-from dhbe.defenses.base import Precision, Round, computing, secluded
+from dhbe.defenses.base import Precision, Round, computing, on, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.search import ACCUSING, NAMES, Forms
 from dhbe.defenses.survey import Notes, Survey
@@ -64,7 +64,7 @@ def scan(
     """
     teacher, device = frozen_copy(model), model.mean.device
     channels_last(teacher)
-    with secluded(device), torch.device(device), computing(device, precision):
+    with secluded(device), on(device), computing(device, precision):
         torch.manual_seed(seed)
         notes = Notes(survey, teacher)
         for number, round in enumerate(survey.survey(teacher, notes), 1):

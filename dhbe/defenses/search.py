@@ -33,11 +33,11 @@ ACCUSING = 4
 """The first families: what stands out of them accuses a model. A wave alone does not: many a clean class has its own,
 and while the eraser may restrict it at little cost, an accusation must not rest on it."""
 
+FEW = 5
+"""Classes below which standing out means little: of two classes none can, of three or four one soon does by chance."""
+
 FEWEST = 12
 """Pixels that a masked trigger may show in the smallest of images."""
-
-AT_ONCE = 128
-"""Images in one pass; a step takes several passes, so that its memory stays that of a student's step."""
 
 SMALLEST_SPREAD = 0.25
 """Of the margins of a family, in standard deviations of the teacher's logits: below, differences mean nothing."""
@@ -213,10 +213,13 @@ class Search:
         change: float,
         wave: float,
         *,
+        at_once: int = 128,
         away: bool = False,
     ) -> None:
         channels, side, _ = shape
         self.classes = classes
+        self.at_once = at_once
+        """Images in one pass; a step takes several passes, so that its memory stays that of a student's step."""
         self.aims = classes + away
         """Triggers in each family: one for each class, and perhaps one that leads anywhere but to the usual class."""
         pixels = max(shown * side**2, FEWEST)
@@ -234,7 +237,7 @@ class Search:
         reached = torch.zeros(())
         self.optimizers[number].zero_grad()
         with frozen(model):
-            for some, aims in zip(pixels.split(AT_ONCE), wanted.split(AT_ONCE), strict=True):
+            for some, aims in zip(pixels.split(self.at_once), wanted.split(self.at_once), strict=True):
                 with torch.no_grad():
                     usual = model(some).argmax(1) if self.aims > self.classes else None
                 ahead = lead(model(self.families[number].forms(aims)(some)), aims, usual).sum() / len(pixels)
@@ -255,7 +258,7 @@ class Search:
             labels = torch.full((len(others),), label)
             ahead = [
                 lead(model(family.forms(of)(some)), of)
-                for some, of in zip(others.split(AT_ONCE), labels.split(AT_ONCE), strict=True)
+                for some, of in zip(others.split(self.at_once), labels.split(self.at_once), strict=True)
             ]
             means.append(torch.cat(ahead).mean() if len(others) else torch.zeros(()))
         return torch.stack(means) if means else torch.zeros(0)

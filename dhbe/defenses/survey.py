@@ -11,6 +11,7 @@ from torch.optim import Adam
 from torch.utils.checkpoint import checkpoint
 
 from dhbe.classifier import Classifier
+from dhbe.data import Shape
 from dhbe.defenses.album import Album
 from dhbe.defenses.base import Eraser, Ledger, Round, Stateful
 from dhbe.defenses.memory import Memory
@@ -18,6 +19,7 @@ from dhbe.defenses.parts import channels_last, descend, set_lr
 from dhbe.defenses.photographs import pieces
 from dhbe.defenses.search import LOCAL, NAMES, Masked, Search, anomalies, compact, lead
 from dhbe.defenses.statistics import BatchStatistics, imbalance, tracked
+from dhbe.errors import Refused
 from dhbe.generators import NOISE, PixelGenerator
 
 JUDGED = 256
@@ -52,7 +54,7 @@ class Notes:
         channels, side, _ = model.shape
         self.images = PixelGenerator(side, channels)
         self.imagine = Adam(self.images.parameters(), survey.lr_images, fused=True)
-        self.search = Search(model.classes, model.shape, survey.patch, survey.shown, survey.change, survey.wave)
+        self.search = survey.searching(model)
         self.album = Album(survey.album, model.shape, model.classes)
         self.memory = Memory(max(128, 4 * model.classes), model.shape, model.classes, len(self.search.families))
         self.memory.surveyed += survey.warm_up
@@ -86,11 +88,22 @@ class Survey(Eraser):
     change: Annotated[float, "largest change of a pixel by a faint trigger"] = 16 / 255
     wave: Annotated[float, "largest height of one wave over the whole image"] = 28 / 255
     suspicion: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 3.6
+    batch: Annotated[int, "images in a step of the student and in one pass of the search"] = 128
 
     @property
     def longest(self) -> int:
         """Rounds that the search in an untouched model takes at the most."""
         return self.warm_up + SECOND
+
+    def searching(self, model: Classifier, *, away: bool = False) -> Search:
+        """A fresh search, for each class; with `away`, for any but the usual too."""
+        settings = (self.patch, self.shown, self.change, self.wave)
+        return Search(model.classes, model.shape, *settings, at_once=self.batch, away=away)
+
+    def check(self, shape: Shape) -> None:
+        super().check(shape)
+        if self.album < self.batch:
+            raise Refused(f"--album {self.album}: it must hold one batch at least, {self.batch} images")
 
     def survey(self, teacher: Classifier, notes: Notes, done: int = 0) -> Iterator[Round]:
         """Makes images familiar and seeks triggers, from round `done` on; `conclude` tells what it came to.
@@ -137,7 +150,7 @@ class Survey(Eraser):
             notes: Of a survey; only their images are used.
             watch: Called after every round.
         """
-        search = Search(model.classes, model.shape, self.patch, self.shown, self.change, self.wave, away=True)
+        search = self.searching(model, away=True)
         for _ in range(self.warm_up):
             watch(step(search, model, notes.album))
         return search

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier
-from dhbe.defenses.base import Precision, Round, computing, secluded
+from dhbe.defenses.base import Precision, Round, computing, on, secluded
 from dhbe.defenses.parts import channels_last, frozen_copy
 from dhbe.defenses.scan import PROBES, Watch, success
 from dhbe.defenses.search import ACCUSING, NAMES, Search
@@ -98,7 +98,7 @@ def compare(
         number += 1
         watch(number, round)
 
-    with secluded(device), torch.device(device), computing(device, precision), torch.no_grad():
+    with secluded(device), on(device), computing(device, precision), torch.no_grad():
         torch.manual_seed(seed)
         notes = Notes(survey, before)
         with torch.enable_grad():

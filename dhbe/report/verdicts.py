@@ -104,8 +104,8 @@ SEARCHED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str]] = 
 
 LIMITS = (
     "A search finds patches, small patterns and faint patterns over the whole image. It does not find warps, "
-    "reflections, strong stripes or triggers that depend on the image, and with fewer than about five classes none can "
-    "stand out."
+    "reflections, strong stripes or triggers that depend on the image, of two classes none "
+    "can stand out, and of three or four one may by chance."
 )
 
 
