@@ -14,6 +14,8 @@ class Interrupted(Exception):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says, in the words of Python or torch."""
+    """Whether that is what an error says, or one that it came of, in the words of Python or torch."""
     said = ("out of memory", "can't allocate memory", "not enough memory", "size calculation overflowed")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in said):
+        return True
+    return error.__context__ is not None and out_of_memory(error.__context__)

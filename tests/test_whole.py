@@ -87,6 +87,7 @@ class Pretender:
 
     def __init__(self) -> None:
         self.done, self.captures, self.capturing, self.waits, self.debug = 0, 0, False, False, "default"
+        self.fails = ""
         self.loss = torch.zeros(())
 
     def iteration(self) -> dict[str, torch.Tensor]:
@@ -101,10 +102,14 @@ class Pretender:
         self.loss.fill_(self.done)
 
     @contextmanager
-    def graph(self, graph: object) -> Iterator[None]:
+    def graph(self, graph: object, stream: object) -> Iterator[None]:
         self.capturing, self.captures = True, self.captures + 1
-        yield
-        self.capturing = False
+        try:
+            yield
+            if self.fails:
+                raise RuntimeError(self.fails)
+        finally:
+            self.capturing = False
 
 
 @pytest.fixture
@@ -119,6 +124,7 @@ def pretender(monkeypatch) -> Pretender:
     stand_ins = {
         "CUDAGraph": lambda: SimpleNamespace(replay=device.work), "graph": device.graph, "Stream": lambda: stream,
         "current_stream": lambda: stream, "stream": aside, "get_sync_debug_mode": lambda: device.debug,
+        "set_stream": lambda stream: None,
         "set_sync_debug_mode": lambda mode: setattr(device, "debug", mode),
     }  # fmt: skip
     for name, stand_in in stand_ins.items():
@@ -132,6 +138,22 @@ def test_each_call_is_one_iteration_captured_anew_when_settings_change(pretender
     assert pretender.captures == 2
     assert pretender.done == 11
     assert [float(loss) for loss in rounds[whole.WARM : 6]] == [4, 5, 6]
+
+
+def test_an_iteration_that_cannot_be_captured_goes_on_as_usual(pretender):
+    pretender.fails = "operation not permitted when stream is capturing"
+    repeated = whole.Whole(pretender.iteration)
+    assert [float(repeated(1.0)["loss"]) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+    assert pretender.captures == 1
+
+
+def test_memory_that_ends_in_a_capture_is_told_as_such(pretender):
+    pretender.fails = "CUDA out of memory. Tried to allocate 2.00 GiB"
+    repeated = whole.Whole(pretender.iteration)
+    for _ in range(whole.WARM):
+        repeated(1.0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        repeated(1.0)
 
 
 def test_an_iteration_that_waits_is_never_captured(pretender):

@@ -88,7 +88,7 @@ def attack(
     mean, std = (clean.info.mean, clean.info.std) if clean else _constants(train, data)
     with runs.opened(out, settings, results=[BACKDOORED, TRIGGER], overwrite=overwrite) as run, torch.random.fork_rng():
         torch.manual_seed(seed)
-        epochs, start = 0, clean.classifier.to(where) if clean else None
+        epochs, start = 0, copy.deepcopy(clean.classifier).to(where) if clean else None
 
         def fresh() -> Classifier:
             if start and fine_tune:

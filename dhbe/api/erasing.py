@@ -108,7 +108,7 @@ def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std
         with torch.no_grad():
             classes = last(network(torch.zeros(2, *shape, device=device))).shape[1]
         softmax = networks.probe(network, shape, classes)
-    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax)
+    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax).to(device)
     info = ModelInfo(
         path=None, sha256=_fingerprint(network), arch=type(network).__name__, classes=classes, input=shape,
         mean=tuple(mean), std=tuple(std), softmax=softmax,

@@ -69,6 +69,12 @@ def precision(asked: Precision, where: torch.device, *, exact: bool) -> Literal[
     return "bf16" if quick and not exact else "fp32"
 
 
+def forget_peak(where: torch.device) -> None:
+    """Lets `peak_memory` count from now on, where that is possible."""
+    if where.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(where)
+
+
 def peak_memory(where: torch.device) -> int:
     """Bytes: of the device where it counts them, else of this process, with whatever else it has done."""
     if where.type == "cuda":

@@ -1,5 +1,6 @@
 """The rates of a classifier on the evidence; no defence sees any of this."""
 
+import copy
 from typing import Any, get_args
 
 import torch
@@ -40,7 +41,7 @@ def score(suspect: Suspect, evidence: Evidence, *, device: str = "auto") -> Meas
         Refused: The data, the trigger or the target do not fit the model.
     """
     check(evidence, suspect.info)
-    found = measured(suspect.classifier.to(machine.device(device)), evidence)
+    found = measured(copy.deepcopy(suspect.classifier).to(machine.device(device)), evidence)
     return found.model_copy(update={"asr_victim": None})  # who the victim was is not known here
 
 

@@ -61,7 +61,7 @@ class Erasure:
     """What `erase` gives back."""
 
     model: nn.Module
-    """The cleaned network, of the same class as the one given, in eval mode."""
+    """The cleaned network, of the same class and on the same device as the one given, in eval mode."""
     record: Record
     """What was done and measured."""
     pictures: dict[str, bytes]
@@ -111,13 +111,12 @@ def run(
     ) as held:  # fmt: skip
         if held and held.finished:
             return _finished(held.folder, suspect, settings, evidence)
-        victim = copy.deepcopy(suspect.classifier).to(where).eval()
+        home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
-        if where.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(where)
         course, warnings = _Course(held, watch), list(suspect.warnings)
         while True:
             used = _halved(defense, course.halvings)
+            machine.forget_peak(where)
             try:
                 cleaned = used(victim, known, seed=seed, precision=how, watch=course.look, ledger=course.ledger)
                 break
@@ -152,7 +151,7 @@ def run(
             files.write(held.folder / runs.REPORT, report.render(record, pictures))
             records.write(held.folder / runs.RECORD, record)  # last: a folder with a record is a finished run
             held.close()
-        return Erasure(cleaned.network, record, pictures)
+        return Erasure(cleaned.to(home).network, record, pictures)
 
 
 class _Course:

@@ -169,6 +169,7 @@ class _Search:
         self._folder = self._opened()
         self._held = self._folder.__enter__()
         self._began = time.monotonic()
+        machine.forget_peak(self.where)
         return self
 
     def __exit__(self, *error: Any) -> None:

@@ -193,12 +193,12 @@ class Defense(ABC):
             parameter.requires_grad_(parameter.is_floating_point())
         channels_last(model)
         device = model.mean.device
-        with secluded(device), on(device):
+        with secluded(), on(device):
             torch.manual_seed(seed)
             with computing(device, precision):
                 for round in self.run(model.train(), known, ledger):
                     ledger.advance()
-                    with evaluating(model), secluded(device), torch.autocast(device.type, enabled=False):
+                    with evaluating(model), secluded(), torch.device("cpu"), torch.autocast(device.type, enabled=False):
                         seen = {name: value.detach() for name, value in round.items()}
                         watch(Glimpse(ledger.round, self.rounds, seen, model, ledger))
                     del round  # and with it what its graph holds
@@ -234,7 +234,7 @@ class Eraser(Defense):
     def scene(self, model: Classifier, ledger: Ledger, count: int, seed: int = 0) -> Scene:
         """Images and triggers of a run's generators, always the same for a seed."""
         device = model.mean.device
-        with secluded(device), on(device):
+        with secluded(), on(device):
             torch.manual_seed(seed)
             return self.draw_scene(model, ledger, count)
 
@@ -266,9 +266,9 @@ def on(device: torch.device) -> Iterator[None]:
         yield
 
 
-def secluded(device: torch.device) -> AbstractContextManager[None]:
-    """Gives the caller's random states back afterwards."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+def secluded() -> AbstractContextManager[None]:
+    """Gives the caller's random states back afterwards; those of all GPUs, for `torch.manual_seed` is for all."""
+    return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
 
 
 def computing(device: torch.device, precision: Precision) -> torch.autocast:

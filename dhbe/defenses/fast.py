@@ -14,12 +14,10 @@ What differs from the paper, and why (docs/method.md tells more):
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.optim import SGD
 
 from dhbe.classifier import Classifier
@@ -203,12 +201,14 @@ class Best:
         if memory.agreement < LOST:
             self.restore(student, learn)
             return
+        now = {name: value.clone() for name, value in student.state_dict().items()}
         if self.agreement > NOTHING:
-            self.success = float(memory.tried(partial(functional_call, student, self.state), pixels).amax())
+            student.load_state_dict(self.state)
+            self.success = float(memory.tried(student, pixels).amax())
+            student.load_state_dict(now)
         agreement, success = float(memory.agreement), float(memory.success.amax())
         if agreement - success >= self.agreement - self.success:
-            self.agreement, self.success = agreement, success
-            self.state = {name: value.clone() for name, value in student.state_dict().items()}
+            self.agreement, self.success, self.state = agreement, success, now
 
     def restore(self, student: Classifier, learn: SGD) -> None:
         """Goes back to the best state, without the momentum that led away from it, and slows down."""

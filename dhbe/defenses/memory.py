@@ -1,7 +1,5 @@
 """What a run knows of the triggers that it found."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -122,7 +120,7 @@ class Memory(nn.Module):
         return torch.randint(self.keep.shape[-1], (count, 2))
 
     @torch.no_grad()
-    def tried(self, model: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
+    def tried(self, model: Classifier, pixels: Tensor) -> Tensor:
         """The share of images [n, c, h, w] that each trigger brings to its class [size]."""
         known = (self.strength > -torch.inf).nonzero().flatten()
         success = torch.zeros_like(self.success)
@@ -143,7 +141,7 @@ class Memory(nn.Module):
         self.anywhere = moved.sum() > self.success[strongest].sum() / 2
 
 
-def gains(model: Callable[[Tensor], Tensor], forms: Forms, wanted: Tensor, pixels: Tensor) -> Tensor:
+def gains(model: Classifier, forms: Forms, wanted: Tensor, pixels: Tensor) -> Tensor:
     """The share of images that each trigger brings to its class [k]; those that almost go there count too.
 
     It is the mean gain of the leads' logistic function.

@@ -64,7 +64,7 @@ def scan(
     """
     teacher, device = frozen_copy(model), model.mean.device
     channels_last(teacher)
-    with secluded(device), on(device), computing(device, precision):
+    with secluded(), on(device), computing(device, precision):
         torch.manual_seed(seed)
         notes = Notes(survey, teacher)
         for number, round in enumerate(survey.survey(teacher, notes), 1):

@@ -98,7 +98,7 @@ def compare(
         number += 1
         watch(number, round)
 
-    with secluded(device), on(device), computing(device, precision), torch.no_grad():
+    with secluded(), on(device), computing(device, precision), torch.no_grad():
         torch.manual_seed(seed)
         notes = Notes(survey, before)
         with torch.enable_grad():

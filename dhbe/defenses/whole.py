@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable
 import torch
 
 from dhbe.defenses.base import Round
+from dhbe.errors import out_of_memory
 
 WARM = 3
 """Iterations that run as usual first, on a stream of their own: libraries choose kernels, optimisers make their states."""
@@ -22,7 +23,7 @@ WAITS = "synchronizing CUDA operation"
 class Whole:
     """Calls an iteration; from the fourth call with the same settings on, by replaying its graph.
 
-    An iteration that waits for the host (a vendor's code that looks at numbers) cannot be captured, and goes on as usual.
+    An iteration that cannot be captured (a vendor's code that looks at numbers waits for the host) goes on as usual.
 
     Args:
         iteration: One iteration, on the current CUDA device. What it returns may be overwritten by the next one, so copies
@@ -48,9 +49,17 @@ class Whole:
         if self._calls <= WARM:
             return self._warm()
         if self._graph is None:
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._round = self._iteration()
+            graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+            try:
+                with torch.cuda.graph(graph, stream=self._aside):  # torch's own may be another GPU's
+                    self._round = self._iteration()
+            except RuntimeError as error:
+                torch.cuda.set_stream(before)
+                if out_of_memory(error):
+                    raise
+                self._waits = True
+                return self._iteration()
+            self._graph = graph
         self._graph.replay()
         return {name: value.clone() for name, value in self._round.items()}
 

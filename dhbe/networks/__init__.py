@@ -107,7 +107,7 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> bool
         Refused: The network fails on such images, or returns no finite logits [4, classes].
     """
     device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
-    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     size = "x".join(map(str, shape))
     with guarded(f"running the network on images of --input {size}"), torch.no_grad():
         output = last(network.eval()(images)).float()
