@@ -25,7 +25,9 @@ def add(parser: Parser, kind: type, title: str, default: Any = None) -> None:
             more = {"action": argparse.BooleanOptionalAction}
         elif typing.get_origin(kind_of) is typing.Literal:
             more = {"choices": typing.get_args(kind_of)}
-        shown = f"{note} (default: {getattr(default, field.name)})" if default is not None else note
+        value = getattr(default, field.name, None)
+        usual = f"{value:.3g}" if isinstance(value, float) else value
+        shown = f"{note} (default: {usual})" if default is not None else note
         group.add_argument(
             f"--{field.name.replace('_', '-')}", default=None, help=shown.strip().replace("%", "%%"), **more
         )
