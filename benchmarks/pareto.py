@@ -42,6 +42,9 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """A preset, and what differs from it."""
 
+MOST = 4.0
+"""Points of accuracy that the plot reaches to; what loses more failed."""
+
 
 @cache
 def loaded(victim: str) -> tuple[Suspect, api.Evidence]:
@@ -123,21 +126,30 @@ def table() -> str:
 
 
 def plot() -> None:
-    """ACC lost over seconds, ASR as colour."""
+    """ACC lost over seconds, ASR as colour, settings by their number; what loses more than fits lies on the upper edge."""
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, len(VICTIMS), figsize=(11, 4), layout="constrained")
+    figure, axes = plt.subplots(1, len(VICTIMS), figsize=(11, 4.4), layout="constrained")
     for axis, victim in zip(axes, VICTIMS, strict=True):
         runs = outcomes(victim)
         best = front(runs)
-        for name, run in runs.items():
+        for number, name in enumerate(SETTINGS, 1):
+            run, kept = runs[name], name in best
             drawn = axis.scatter(
-                run.seconds, run.lost, c=[run.asr], vmin=0, vmax=10, cmap="viridis_r", s=60 if name in best else 25,
-                edgecolors="black" if name in best else "none", marker="o" if SETTINGS[name][0] == "fast" else "s",
+                run.seconds, min(run.lost, MOST), c=[run.asr], vmin=0, vmax=10, cmap="viridis_r", s=90 if kept else 30,
+                edgecolors="black" if kept else "none", marker="^" if run.lost > MOST else "o", clip_on=False,
             )  # fmt: skip
-            axis.annotate(name, (run.seconds, run.lost), xytext=(5, 3), textcoords="offset points", fontsize=7)
-        axis.set(title=victim, xlabel="seconds", ylabel="points of accuracy lost", xscale="log", yscale="symlog")
+            told = f"{number}: {run.lost:.0f} lost" if run.lost > MOST else str(number)
+            beside = (-8, 14 * (8 - number)) if run.lost > MOST else (7, 2 if number % 2 else -10)
+            axis.annotate(
+                told, (run.seconds, min(run.lost, MOST)), xytext=beside, textcoords="offset points", fontsize=9,
+                ha="right" if run.lost > MOST else "left",
+            )  # fmt: skip
+        axis.set(title=victim, xlabel="seconds", ylabel="points of accuracy lost", ylim=(0, MOST), xlim=(50, 230))
     figure.colorbar(drawn, ax=axes, label="ASR in %, 10 and more", extend="max")
+    listed = [f"{number} {name}" for number, name in enumerate(SETTINGS, 1)]
+    lines = ["    ".join(listed[first : first + 5]) for first in range(0, len(listed), 5)]
+    figure.supxlabel("\n".join(lines), fontsize=9)
     figure.savefig(PLOT, dpi=110)
 
 

@@ -21,10 +21,11 @@ import pages
 import torch
 import victims
 from iteration import machine, plain
+from torch import Tensor, nn
 
 from dhbe import api, data
 from dhbe.api.machine import keep_memory, precision
-from dhbe.classifier import Classifier, evaluating
+from dhbe.classifier import Classifier, evaluating, last
 from dhbe.defenses import PRESETS, Glimpse
 from dhbe.suspects import Suspect
 
@@ -93,12 +94,23 @@ def ours(suspect: Suspect, evidence: api.Evidence, acc: float, seed: int) -> Rea
     return clock.found
 
 
+class Logits(nn.Module):
+    """A network that returns its logits alone, as the script expects."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return last(self.network(x))
+
+
 def theirs(suspect: Suspect, evidence: api.Evidence, acc: float, seed: int, limit: float) -> Reached:
     """The plain loop, in fp32, at the batch and k of the released script."""
     torch.manual_seed(seed)
     info = suspect.info
     iterate, student = plain(
-        suspect.classifier.network, 256, 5, torch.device("cpu"), "fp32", tuple(info.mean), tuple(info.std)
+        Logits(suspect.classifier.network), 256, 5, torch.device("cpu"), "fp32", tuple(info.mean), tuple(info.std)
     )
     model = Classifier(
         student, shape=info.input, classes=info.classes, mean=info.mean, std=info.std, softmax=info.softmax
