@@ -29,7 +29,7 @@ EACH = 6
 """Images for each class in a step of the search."""
 
 FEWEST = 64
-"""Images in a step of the search, however few the classes."""
+"""Images in a step of the search, however few the classes, and in one pass, however small the batch."""
 
 UNSURE = (2.5, 10.0)
 """Between these, in robust standard deviations, a class may stand out by chance, and the search takes a second look."""
@@ -98,7 +98,7 @@ class Survey(Eraser):
     def searching(self, model: Classifier, *, away: bool = False) -> Search:
         """A fresh search, for each class; with `away`, for any but the usual too."""
         settings = (self.patch, self.shown, self.change, self.wave)
-        return Search(model.classes, model.shape, *settings, at_once=self.batch, away=away)
+        return Search(model.classes, model.shape, *settings, at_once=max(self.batch, FEWEST), away=away)
 
     def check(self, shape: Shape) -> None:
         super().check(shape)
