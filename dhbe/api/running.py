@@ -130,8 +130,10 @@ def run(
         before = before.model_copy(update={"signs": then})
         after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
         recorded = {**named, **asdict(used)}
+        if course.halvings:
+            recorded["asked_batch"] = vars(defense)["batch"]
         for halvings in range(1, course.halvings + 1):
-            recorded["asked_batch"], batch = vars(defense)["batch"], vars(_halved(defense, halvings))["batch"]
+            batch = vars(_halved(defense, halvings))["batch"]
             warnings.append(f"the memory did not suffice: begun anew with batches of {batch}")
         if isinstance(used, Survey) and then["anomaly_index"] <= used.suspicion:
             warnings.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")

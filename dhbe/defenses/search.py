@@ -27,7 +27,7 @@ NAMES = ("patches", "masked", "masked_half", "faint", "waves")
 LOCAL = 3
 """The first families, whose triggers lie at a place; those of the others lie over the whole image. What answers a patch
 answers some patterns over the whole image too, which no student can ignore without losing that class: they are restricted
-only where they stand out further than any patch, and then all together, for none makes all of what was added there."""
+only where they stand out further than any patch and a third as far as what stands out most, and then all together, for none makes all of what was added there."""
 
 ACCUSING = 4
 """The first families: what stands out of them accuses a model. A wave alone does not: many a clean class has its own,
