@@ -11,10 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dhbe.data import Shape
+from dhbe.errors import Refused
+
 NOISE = 256
 """Length of the noise vector z ~ N(0, I)."""
 
 SLOPE = 0.2
+
+SMALLEST_SIDE = 8
+"""Pixels; below, the generators have nothing to double."""
 
 
 class Doubling(nn.Conv2d):
@@ -134,3 +140,17 @@ class TriggerGenerator(nn.Module):
         if x.shape[-1] != self.side:
             x = F.interpolate(x, size=(self.side, self.side), mode="bilinear", align_corners=False, antialias=True)
         return torch.tanh(self.standardise(x))
+
+
+def check_generated(shape: Shape) -> None:
+    """Refuses shapes of images that the generators cannot make.
+
+    Raises:
+        Refused: They are not square, too small, or have neither 1 nor 3 channels.
+    """
+    channels, height, width = shape
+    if height != width or height < SMALLEST_SIDE or channels not in (1, 3):
+        raise Refused(
+            f"--input {channels}x{height}x{width}: images are made square, of {SMALLEST_SIDE} px or more, "
+            "with 1 or 3 channels"
+        )

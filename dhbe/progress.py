@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dhbe.defenses import Glimpse
-    from dhbe.defenses.base import Round
+    from dhbe.steps import Round
 
 
 class Progress:

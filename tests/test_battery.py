@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dhbe.attacks.triggers import Patch, parse
-from dhbe.battery import Effort, battery, run
-from dhbe.battery.forms import forms
-from dhbe.battery.reactivation import perturbed, universal_perturbation
-from dhbe.battery.relearning import relearned
 from dhbe.classifier import Classifier
 from dhbe.data import Images
 from dhbe.errors import Refused
-from dhbe.evidence import Evidence
+from dhbe.evaluation.battery import Effort, battery, run
+from dhbe.evaluation.battery.forms import forms
+from dhbe.evaluation.battery.reactivation import perturbed, universal_perturbation
+from dhbe.evaluation.battery.relearning import relearned
+from dhbe.evaluation.evidence import Evidence
 
 SHAPE = (3, 8, 8)
 CLASSES, TARGET = 5, 3

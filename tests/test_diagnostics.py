@@ -13,7 +13,8 @@ from dhbe import networks
 from dhbe.attacks.triggers import parse
 from dhbe.classifier import Classifier
 from dhbe.data import Images
-from dhbe.diagnostics import (
+from dhbe.errors import Refused
+from dhbe.evaluation.diagnostics import (
     activation_differences,
     box,
     directions,
@@ -21,8 +22,7 @@ from dhbe.diagnostics import (
     trigger_distance,
     wasserstein,
 )
-from dhbe.errors import Refused
-from dhbe.metrics import bootstrap
+from dhbe.evaluation.metrics import bootstrap
 
 SHAPE = (3, 16, 16)
 PIXELS = torch.randint(256, (64, *SHAPE), generator=torch.Generator().manual_seed(0)) / 255

@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import tiny, victim
 
-from dhbe.defenses import Ledger
 from dhbe.defenses.fast import FastDHBE
 from dhbe.errors import Refused
+from dhbe.run_state import Ledger
 
 
 def test_fast_keeps_the_teachers_statistics_and_its_rate_rises_and_falls():

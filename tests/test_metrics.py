@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score
 
 from dhbe.errors import Refused
-from dhbe.metrics import accuracy, attack_success, der, goals, per_class, robust_accuracy, wilson
+from dhbe.evaluation.metrics import accuracy, attack_success, der, goals, per_class, robust_accuracy, wilson
 
 CASES = st.lists(st.tuples(*[st.integers(0, 2)] * 4), min_size=1, max_size=30)
 

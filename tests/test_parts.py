@@ -9,8 +9,8 @@ from conftest import victim
 from scipy import stats
 from torch import nn
 
-from dhbe.defenses.parts import descend, frozen, gap, lay, set_lr, variation
-from dhbe.defenses.statistics import BatchStatistics, imbalance
+from dhbe.search.batchnorm import BatchStatistics, imbalance
+from dhbe.steps import descend, frozen, gap, lay, set_lr, variation
 
 # ---- losses
 

@@ -15,8 +15,9 @@ from torch import nn
 from dhbe import networks
 from dhbe.classifier import Classifier
 from dhbe.data import Images
-from dhbe.defenses import PEERS, Defense, Known, Ledger
+from dhbe.defenses import PEERS, Defense, Known
 from dhbe.errors import Refused
+from dhbe.run_state import Ledger
 from dhbe.suspects import load
 
 SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared")) / "data"

@@ -16,14 +16,16 @@ from torch.optim import Adam
 from dhbe import networks
 from dhbe.classifier import Classifier
 from dhbe.data import Images
-from dhbe.defenses import CLP, FinePruning, Finetuning, Known, Ledger, NeuralCleanse
-from dhbe.defenses.clp import lipschitz
-from dhbe.defenses.fine_pruning import activity
-from dhbe.defenses.graph import Features, Tap, trace
-from dhbe.defenses.nad import attention
-from dhbe.defenses.neural_cleanse import Triggers, anomaly, mix
-from dhbe.defenses.tuner import hold_out
+from dhbe.defenses import Known
+from dhbe.defenses.peers.clp import CLP, lipschitz
+from dhbe.defenses.peers.few_data import hold_out
+from dhbe.defenses.peers.fine_pruning import FinePruning, activity
+from dhbe.defenses.peers.finetuning import Finetuning
+from dhbe.defenses.peers.layers import Features, Tap, trace
+from dhbe.defenses.peers.nad import attention
+from dhbe.defenses.peers.neural_cleanse import NeuralCleanse, Triggers, anomaly, mix
 from dhbe.errors import Refused
+from dhbe.run_state import Ledger
 
 
 def classifier(network: nn.Module, side: int = 8, classes: int = 4) -> Classifier:

@@ -13,15 +13,17 @@ from scipy import optimize
 from test_peers_contract import KNOWN, images, same, victim
 from torch import nn
 
-from dhbe.defenses import ABD, DFAD, GDM, MCR, OTBR, DeepInversion, Known, Ledger
-from dhbe.defenses.abd import divergence, shuffled
-from dhbe.defenses.gdm import Statistics, mutual_information, overlay
-from dhbe.defenses.inversion import invert, start
-from dhbe.defenses.mcr import Curve, estimate_statistics, place
-from dhbe.defenses.otbr import fuse, transport
-from dhbe.defenses.statistics import BatchStatistics
+from dhbe.defenses import Known
+from dhbe.defenses.peers.abd import ABD, divergence, shuffled
+from dhbe.defenses.peers.dfad import DFAD
+from dhbe.defenses.peers.gdm import GDM, Statistics, mutual_information, overlay
+from dhbe.defenses.peers.inversion import DeepInversion, invert, start
+from dhbe.defenses.peers.mcr import MCR, Curve, estimate_statistics, place
+from dhbe.defenses.peers.otbr import OTBR, fuse, transport
 from dhbe.errors import Refused
 from dhbe.generators import NOISE, ImageGenerator
+from dhbe.run_state import Ledger
+from dhbe.search.batchnorm import BatchStatistics
 
 # ---- MCR
 

@@ -10,9 +10,9 @@ from conftest import MEAN, STD, victim
 from torch import nn
 
 from dhbe.classifier import Classifier
-from dhbe.defenses import Ledger
 from dhbe.defenses.dhbe import DHBE, OFFICIAL, PAPER
 from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator
+from dhbe.run_state import Ledger
 
 # ---- the method, stated once more from the text
 

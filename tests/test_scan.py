@@ -15,10 +15,11 @@ from dhbe.attacks import BadNets
 from dhbe.classifier import Classifier
 from dhbe.cli import main
 from dhbe.data import load
-from dhbe.defenses import PRESETS, Finetuning
-from dhbe.defenses.scan import probability, scan, success
-from dhbe.defenses.survey import resting
-from dhbe.defenses.verify import ACTS, compare, drift
+from dhbe.defenses import PRESETS
+from dhbe.defenses.peers.finetuning import Finetuning
+from dhbe.search.scan import probability, scan, success
+from dhbe.search.survey import resting
+from dhbe.search.verify import ACTS, compare, drift
 from dhbe.suspects import load as load_suspect
 from dhbe.training import Fit
 

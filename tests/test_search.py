@@ -11,13 +11,15 @@ from scipy import fft, stats
 from torch import nn
 
 from dhbe.classifier import Classifier
-from dhbe.defenses import FastDHBE, Ledger
-from dhbe.defenses.album import Album
+from dhbe.defenses import FastDHBE
 from dhbe.defenses.fast import LOST, Best
-from dhbe.defenses.memory import ROOM, Memory
-from dhbe.defenses.photographs import pieces
-from dhbe.defenses.search import Faint, Forms, Masked, Patches, Search, Waves, anomalies, compact, cosines, lead
 from dhbe.errors import Failed
+from dhbe.run_state import Ledger
+from dhbe.search.families import Faint, Forms, Masked, Patches, Waves, cosines
+from dhbe.search.image_pool import Album
+from dhbe.search.photographs import pieces
+from dhbe.search.search import Search, anomalies, compact, lead
+from dhbe.search.trigger_bank import ROOM, Memory
 
 SHAPE = (3, 16, 16)
 TARGET, TOP, LEFT, SIDE = 2, 10, 5, 3

@@ -1,35 +1,25 @@
-import attacks
-import calibration
-import memory
-import pages
-import pareto
-import peers
-import precision
 import pytest
-import signs
-import speed
-import sweep
-import table
-import target
 
 from dhbe.defenses import PRESETS
-from dhbe.defenses.scan import MIDDLE, SLOPE
+from dhbe.search.scan import MIDDLE, SLOPE
+from experiments import attacks, calibration, pages, pareto, peers, precision, signs, sweep, table
+from timings import memory, speed, target
 
 RESULTS = pages.ROOT / "results"
 MADE = {
-    ("README.md", "table.py"): lambda: table.table(RESULTS / "erasures"),
-    ("docs/performance.md", "speed.py"): lambda: speed.table(RESULTS / "speed"),
-    ("docs/performance.md", "memory.py"): lambda: memory.table(RESULTS / "memory"),
-    ("docs/performance.md", "pareto.py"): pareto.table,
-    ("docs/performance.md", "precision.py"): precision.table,
-    ("docs/performance.md", "target.py"): lambda: target.table(RESULTS / "target"),
-    ("docs/method.md", "calibration.py"): lambda: calibration.table(RESULTS / "calibration"),
-    ("docs/method.md", "signs.py"): lambda: signs.table(RESULTS / "signs"),
-    ("docs/method.md", "sweep.py parts"): sweep.parts,
-    ("docs/method.md", "sweep.py signs"): sweep.signs,
-    ("docs/defenses.md", "peers.py"): lambda: peers.table(RESULTS / "peers"),
+    ("README.md", "experiments/table.py"): lambda: table.table(RESULTS / "erasures"),
+    ("docs/performance.md", "timings/speed.py"): lambda: speed.table(RESULTS / "speed"),
+    ("docs/performance.md", "timings/memory.py"): lambda: memory.table(RESULTS / "memory"),
+    ("docs/performance.md", "experiments/pareto.py"): pareto.table,
+    ("docs/performance.md", "experiments/precision.py"): precision.table,
+    ("docs/performance.md", "timings/target.py"): lambda: target.table(RESULTS / "target"),
+    ("docs/method.md", "experiments/calibration.py"): lambda: calibration.table(RESULTS / "calibration"),
+    ("docs/method.md", "experiments/signs.py"): lambda: signs.table(RESULTS / "signs"),
+    ("docs/method.md", "experiments/sweep.py parts"): sweep.parts,
+    ("docs/method.md", "experiments/sweep.py signs"): sweep.signs,
+    ("docs/defenses.md", "experiments/peers.py"): lambda: peers.table(RESULTS / "peers"),
     **{
-        ("docs/attacks.md", f"attacks.py {name}"): lambda name=name: attacks.tables()[name]
+        ("docs/attacks.md", f"experiments/attacks.py {name}"): lambda name=name: attacks.tables()[name]
         for name in ("victims", "classes", "directions", "triggers")
     },
 }

@@ -12,8 +12,9 @@ import torch
 from conftest import tiny, victim
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dhbe.defenses import DHBE, OFFICIAL, PAPER, FastDHBE, Known, Ledger, whole
+from dhbe.defenses import DHBE, OFFICIAL, PAPER, FastDHBE, Known, whole
 from dhbe.errors import Refused
+from dhbe.run_state import Ledger
 
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.item, aten._unique2}

@@ -2,10 +2,11 @@
 
 from dhbe.api.attacking import BACKDOORED, TRIGGER, attack
 from dhbe.api.erasing import defend, erase
-from dhbe.api.measuring import measured, score
 from dhbe.api.running import CLEAN, Erasure, Options
+from dhbe.api.scoring import score
 from dhbe.api.searching import Outcome, Searching, scan, verify
-from dhbe.evidence import Evidence
+from dhbe.evaluation.evidence import Evidence
+from dhbe.evaluation.measuring import measured
 
 __all__ = [
     "BACKDOORED", "CLEAN", "TRIGGER", "Erasure", "Evidence", "Options", "Outcome", "Searching",

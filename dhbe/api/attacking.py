@@ -9,14 +9,15 @@ from pathlib import Path
 import torch
 
 from dhbe import files, networks, records, report, runs, suspects
-from dhbe.api import machine, measuring
-from dhbe.api.measuring import measured
+from dhbe.api import machine
 from dhbe.attacks import Attack, Backdoor, Workshop
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier
 from dhbe.data import KNOWN, Images
 from dhbe.errors import Failed, Refused
-from dhbe.evidence import Evidence
+from dhbe.evaluation import measuring
+from dhbe.evaluation.evidence import Evidence
+from dhbe.evaluation.measuring import measured
 from dhbe.records import Measures, ModelInfo, Record
 from dhbe.suspects import Suspect
 from dhbe.training import Fit

@@ -12,14 +12,17 @@ import torch
 from torch import nn
 
 from dhbe import checkpoint, files, records, report, runs, suspects
-from dhbe.api import machine, measuring
-from dhbe.api.measuring import measured
+from dhbe.api import machine
 from dhbe.classifier import Classifier
-from dhbe.defenses import PEERS, Defense, Eraser, Glimpse, Known, Ledger, Scene, Survey
+from dhbe.defenses import PEERS, Defense, Eraser, Glimpse, Known, Scene
 from dhbe.defenses.base import LEAST
 from dhbe.errors import Failed, Refused, out_of_memory
-from dhbe.evidence import Evidence
+from dhbe.evaluation import measuring
+from dhbe.evaluation.evidence import Evidence
+from dhbe.evaluation.measuring import measured
 from dhbe.records import ModelInfo, Record
+from dhbe.run_state import Ledger
+from dhbe.search.survey import Survey
 from dhbe.suspects import Suspect
 
 Watch = Callable[[Glimpse], None]

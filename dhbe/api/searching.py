@@ -10,18 +10,20 @@ from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
 import torch
 
-from dhbe import battery, files, records, report, runs
-from dhbe.api import machine, measuring
-from dhbe.api.measuring import measured
+from dhbe import files, records, report, runs
+from dhbe.api import machine
 from dhbe.classifier import Classifier
-from dhbe.defenses import PRESETS, Survey
-from dhbe.defenses import scan as search
-from dhbe.defenses import verify as both
-from dhbe.defenses.base import Precision, Round
-from dhbe.defenses.search import FEW
+from dhbe.defenses import PRESETS
 from dhbe.errors import Refused
-from dhbe.evidence import Evidence
+from dhbe.evaluation import battery, measuring
+from dhbe.evaluation.evidence import Evidence
+from dhbe.evaluation.measuring import measured
 from dhbe.records import ClassFound, Measures, Record
+from dhbe.search import scan as search
+from dhbe.search import verify as both
+from dhbe.search.search import FEW
+from dhbe.search.survey import Survey
+from dhbe.steps import Precision, Round
 from dhbe.suspects import Suspect
 
 Watch = Callable[[int, Round], None]

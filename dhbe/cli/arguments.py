@@ -9,9 +9,10 @@ from dhbe.attacks.triggers import parse
 from dhbe.cli import settings, values
 from dhbe.cli.parser import Parser
 from dhbe.data import load, part_to_measure
-from dhbe.defenses import PRESETS, Survey
+from dhbe.defenses import PRESETS
 from dhbe.errors import Refused
 from dhbe.progress import Progress
+from dhbe.search.survey import Survey
 from dhbe.suspects import Suspect
 
 TRIGGER_HELP = "as badnets:3 (dhbe attack --help lists them), an .npz with pattern and mask, or a file that dhbe wrote"

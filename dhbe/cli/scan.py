@@ -7,9 +7,10 @@ from dhbe import api
 from dhbe.cli import arguments, settings, shown, vendor
 from dhbe.cli.codes import DONE, GATE
 from dhbe.cli.parser import Parser
-from dhbe.defenses import PRESETS, Survey
+from dhbe.defenses import PRESETS
 from dhbe.progress import Progress
 from dhbe.records import Record
+from dhbe.search.survey import Survey
 
 
 def run(argv: Sequence[str]) -> int:

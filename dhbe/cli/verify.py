@@ -8,9 +8,11 @@ from dhbe import api
 from dhbe.cli import arguments, settings, shown, vendor
 from dhbe.cli.codes import DONE, GATE
 from dhbe.cli.parser import Parser
-from dhbe.defenses import PRESETS, Survey, verify
+from dhbe.defenses import PRESETS
 from dhbe.progress import Progress
 from dhbe.records import Record
+from dhbe.search import verify
+from dhbe.search.survey import Survey
 from dhbe.suspects import Suspect
 
 SAID = {

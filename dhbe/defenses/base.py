@@ -4,20 +4,18 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, final
+from typing import Annotated, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images, Shape
-from dhbe.defenses.parts import channels_last
 from dhbe.errors import Refused
-
-SMALLEST_SIDE = 8
-"""Pixels; below, the generators have nothing to double."""
+from dhbe.generators import check_generated
+from dhbe.run_state import Ledger
+from dhbe.steps import Precision, Round, channels_last, computing, on, secluded
 
 LEAST = {
     "iterations": 1, "warm_up": 1, "student_steps": 1, "batch": 4, "patch": 1, "album": 1, "epochs": 1, "size": 1,
@@ -25,12 +23,6 @@ LEAST = {
     "cycles": 1,
 }  # fmt: skip
 """Settings that count something that cannot be missing. Half a batch of 1 px patches must still have a variance."""
-
-Precision = Literal["fp32", "bf16"]
-"""What networks compute in."""
-
-Round = dict[str, Tensor]
-"""What one round came to: scalars by name. They stay on the device until somebody looks."""
 
 
 @dataclass(frozen=True)
@@ -41,60 +33,6 @@ class Known:
     """Clean images with their labels, for a defence that needs them."""
     target: int | None = None
     """The target class, for a defence that needs it."""
-
-
-class Stateful(Protocol):
-    """Whatever can be saved and restored: a module, an optimiser."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
-
-
-class Ledger:
-    """What an interrupted run needs in order to go on: its parts, its round and the random states.
-
-    Args:
-        saved: What `state` returned in the run to be continued; None for a fresh run.
-    """
-
-    def __init__(self, saved: dict[str, Any] | None = None) -> None:
-        self._saved = saved
-        self._parts: dict[str, Stateful] = {}
-        self._random: dict[str, Tensor] = {}
-        self.round = 0
-
-    def keep(self, **parts: Stateful) -> int:
-        """Registers the parts of a run, restores them if the run goes on, and returns the rounds already done."""
-        self._parts = parts
-        if self._saved is not None:
-            self.drop(*(parts.keys() - self._saved["parts"].keys()))
-            for name, part in self._parts.items():
-                part.load_state_dict(self._saved["parts"][name])
-            self.round, self._random = self._saved["round"], self._saved["random"]
-            torch.set_rng_state(self._random["cpu"])
-            if "cuda" in self._random:
-                torch.cuda.set_rng_state(self._random["cuda"])
-        return self.round
-
-    def drop(self, *names: str) -> None:
-        """Lets go of parts that no later round needs."""
-        self._parts = {name: part for name, part in self._parts.items() if name not in names}
-
-    def part(self, name: str) -> Any:
-        """One of the parts of the run."""
-        return self._parts[name]
-
-    def advance(self) -> None:
-        """Closes a round. The random states are noted here, before anybody looks and draws."""
-        self.round += 1
-        self._random = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_initialized():
-            self._random["cuda"] = torch.cuda.get_rng_state()
-
-    def state(self) -> dict[str, Any]:
-        """Everything as plain containers and tensors, to be saved with `torch.save`."""
-        parts = {name: part.state_dict() for name, part in self._parts.items()}
-        return {"round": self.round, "parts": parts, "random": self._random}
 
 
 @dataclass(frozen=True)
@@ -243,37 +181,3 @@ class Eraser(Defense):
         if not 1 <= self.patch <= shape[1]:
             raise Refused(f"--patch {self.patch}: a trigger must have 1 to {shape[1]} px to fit into the images")
         super().check(shape)
-
-
-def check_generated(shape: Shape) -> None:
-    """Refuses shapes of images that the generators cannot make.
-
-    Raises:
-        Refused: They are not square, too small, or have neither 1 nor 3 channels.
-    """
-    channels, height, width = shape
-    if height != width or height < SMALLEST_SIDE or channels not in (1, 3):
-        raise Refused(
-            f"--input {channels}x{height}x{width}: images are made square, of {SMALLEST_SIDE} px or more, "
-            "with 1 or 3 channels"
-        )
-
-
-@contextmanager
-def on(device: torch.device) -> Iterator[None]:
-    """Tensors are made there; of several GPUs it is the current one, whose random state and streams are meant."""
-    with torch.device(device), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        yield
-
-
-def secluded() -> AbstractContextManager[None]:
-    """Gives the caller's random states back afterwards; those of all GPUs, for `torch.manual_seed` is for all."""
-    return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
-
-
-def computing(device: torch.device, precision: Precision) -> torch.autocast:
-    """The networks inside compute in this precision.
-
-    Autocast goes without its cache, which outlives a step and would go on answering with the weights of the first one.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)

@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from dhbe.classifier import Classifier
-from dhbe.defenses.base import Eraser, Known, Ledger, Round, Scene
-from dhbe.defenses.parts import channels_last, descend, frozen, frozen_copy, gap, lay, set_lr, variation
-from dhbe.defenses.whole import Whole
+from dhbe.defenses.base import Eraser, Known, Scene
+from dhbe.defenses.cuda_graph import Whole
 from dhbe.errors import Refused
 from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator
+from dhbe.run_state import Ledger
+from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, lay, set_lr, variation
 
 Engine = Literal["eager", "graph", "compile"]
 """How an iteration is computed; none changes what is computed."""

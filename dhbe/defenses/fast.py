@@ -22,12 +22,13 @@ from torch.optim import SGD
 
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
-from dhbe.defenses.base import Known, Ledger, Round, Scene
-from dhbe.defenses.memory import Memory
-from dhbe.defenses.parts import channels_last, frozen_copy, gap, set_lr
-from dhbe.defenses.search import NAMES
-from dhbe.defenses.survey import Notes, Survey, seek
+from dhbe.defenses.base import Known, Scene
 from dhbe.errors import Failed, Refused
+from dhbe.run_state import Ledger
+from dhbe.search.families import NAMES
+from dhbe.search.survey import Notes, Survey, seek
+from dhbe.search.trigger_bank import Memory
+from dhbe.steps import Round, channels_last, frozen_copy, gap, set_lr
 
 GROUPS = 8
 """Triggers in a batch; each is laid on its share of the triggered images."""

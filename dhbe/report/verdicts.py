@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dhbe.metrics import wilson
+from dhbe.evaluation.metrics import wilson
 from dhbe.records import Battery, Measures, Record
 from dhbe.report.words import percent
 

@@ -1,5 +1,0 @@
-"""What is left of a backdoor after a cleaning, measured with data and the true trigger."""
-
-from dhbe.battery.run import Effort, battery
-
-__all__ = ["Effort", "battery"]

@@ -1,0 +1,56 @@
+"""ABD: data-free distillation whose generator keeps away from images that still work on a teacher out of order."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dhbe.classifier import Classifier
+from dhbe.defenses.base import Known
+from dhbe.defenses.peers.distillation import Imitation
+from dhbe.defenses.peers.layers import trace
+from dhbe.run_state import Ledger
+from dhbe.steps import Round, frozen_copy
+
+
+@dataclass(frozen=True)
+class ABD(Imitation):
+    """Anti-backdoor data-free distillation (Hong et al., ICML 2023, arXiv:2306.02368), its shuffling vaccine (sec. 4.2).
+
+    A backdoor hangs on few channels and outlives a shuffling of the last layers' inputs; what a class looks like does
+    not. Images to which the shuffled teacher gives the teacher's class are suspect, and the generator is to make the
+    two differ on them. The paper's second part, self-retrospection, is left out; the student starts as a copy.
+    """
+
+    name: ClassVar[str] = "abd"
+
+    vaccine: Annotated[float, "weight of what the shuffled teacher says, for the generator"] = 0.1
+    copies: Annotated[int, "shuffled teachers, whose mean counts"] = 3
+    layers: Annotated[int, "last convolutions whose input channels are shuffled"] = 5
+
+    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+        teachers = [shuffled(model, self.layers) for _ in range(self.copies)]
+
+        def dislike(x: Tensor, answer: Tensor) -> Tensor:
+            return -self.vaccine * divergence(torch.stack([t.logits(x) for t in teachers]).mean(0), answer)
+
+        yield from self.imitate(model, ledger, dislike)
+
+
+@torch.no_grad()
+def shuffled(model: Classifier, layers: int) -> Classifier:
+    """A frozen copy whose last convolutions read their input channels in a random order."""
+    teacher = frozen_copy(model)
+    for conv in trace(teacher).convolutions[-layers:]:
+        conv.weight.copy_(conv.weight[:, torch.randperm(conv.weight.shape[1])])
+    return teacher
+
+
+def divergence(other: Tensor, answer: Tensor) -> Tensor:
+    """Mean of KL(answer || other) / classes over the images for which both logits [n, classes] choose one class."""
+    agree = (other.argmax(1) == answer.argmax(1)).float()
+    each = F.kl_div(other.log_softmax(1), answer.softmax(1), reduction="none").mean(1)
+    return (each * agree).sum() / agree.sum().clamp_min(1)

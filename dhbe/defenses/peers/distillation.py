@@ -1,0 +1,68 @@
+"""Data-free adversarial distillation: a generator seeks images on which student and teacher differ."""
+
+from abc import ABC
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Adam
+
+from dhbe.classifier import Classifier
+from dhbe.data import Shape
+from dhbe.defenses.base import Defense
+from dhbe.generators import NOISE, ImageGenerator, check_generated
+from dhbe.run_state import Ledger
+from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, set_lr
+
+
+@dataclass(frozen=True)
+class Imitation(Defense, ABC):
+    """A student that starts as a copy of the model and follows it on generated images; settings as DHBE's."""
+
+    needs: ClassVar[frozenset] = frozenset()
+
+    iterations: Annotated[int, "rounds: k student steps and one step of the image generator"] = 15_000
+    student_steps: Annotated[int, "student steps per round (k)"] = 5
+    batch: Annotated[int, "generated images per step"] = 128
+    lr: Annotated[float, "learning rate of the student (SGD), x0.1 at 60 % and 80 % of the rounds"] = 0.1
+    momentum: Annotated[float, "momentum of the student's SGD"] = 0.9
+    weight_decay: Annotated[float, "weight decay of the student"] = 5e-4
+    lr_generator: Annotated[float, "learning rate of the generator (Adam), decayed alike"] = 1e-3
+
+    @property
+    def rounds(self) -> int:
+        return self.iterations
+
+    def imitate(
+        self, model: Classifier, ledger: Ledger, dislike: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Iterator[Round]:
+        """The game. `dislike` tells of normalised images and the teacher's logits what the generator should avoid."""
+        student, teacher = model, frozen_copy(model)
+        images = ImageGenerator(model.shape[1], model.shape[0])
+        channels_last(student, teacher, images)
+        learn = SGD(student.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
+        imagine = Adam(images.parameters(), self.lr_generator, fused=True)
+        done = ledger.keep(student=student, images=images, learn=learn, imagine=imagine)
+        for iteration in range(done, self.iterations):
+            share = iteration / self.iterations
+            set_lr([learn, imagine], 1.0 if share < 0.6 else 0.1 if share < 0.8 else 0.01)
+            for _ in range(self.student_steps):  # minimise over S
+                with torch.no_grad():
+                    x = images(torch.randn(self.batch, NOISE))
+                    answer = teacher.logits(x)
+                distillation = gap(student.logits(x), answer)
+                descend(learn, distillation)
+            with frozen(student):  # maximise over G; the student's statistics move all the same
+                x = images(torch.randn(self.batch, NOISE))
+                answer = teacher.logits(x)
+                losses = {"distillation": distillation, "disagreement": gap(student.logits(x), answer)}
+                if dislike:
+                    losses["suspicion"] = dislike(x, answer)
+                descend(imagine, losses.get("suspicion", 0.0) - losses["disagreement"])
+            yield losses
+
+    def check(self, shape: Shape) -> None:
+        super().check(shape)
+        check_generated(shape)

@@ -1,0 +1,88 @@
+"""Fine-pruning: channels that clean images leave idle go, then the rest is finetuned."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dhbe.classifier import Classifier, evaluating
+from dhbe.data import Images
+from dhbe.defenses.base import Known
+from dhbe.defenses.peers.few_data import Tuner, accuracy_on, hold_out
+from dhbe.defenses.peers.layers import trace
+from dhbe.errors import Refused
+from dhbe.run_state import Ledger
+from dhbe.steps import Round
+
+GRID = 32
+"""At most so many accuracies are looked at on the way."""
+
+
+@dataclass(frozen=True)
+class FinePruning(Tuner):
+    """Liu, Dolan-Gavitt and Garg, RAID 2018 (arXiv:1805.12185), sections 4.2 and 4.3.
+
+    The channels are those of the last features, which a linear layer reads, flattened or averaged. A pruned channel is
+    one that this layer no longer reads: its weights are 0 and stay 0, so that the pruning is part of the weights.
+    """
+
+    name: ClassVar[str] = "fine-pruning"
+
+    tolerance: Annotated[float, "accuracy on the held-out images that pruning may cost"] = 0.04
+    held: Annotated[float, "share of the clean images held out to choose how many channels go"] = 0.2
+
+    @property
+    def rounds(self) -> int:
+        return 1 + self.epochs
+
+    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+        clean, learn = self.lent(model, known), self.optimizer(model.parameters())
+        graph = trace(model)
+        if graph.reader is None or graph.reader.in_features % graph.channels:
+            raise Refused("fine-pruning finds no linear layer that reads the last convolution's channels")
+        reader, done = graph.reader, ledger.keep(model=model, learn=learn)
+        if done == 0:
+            kept, judge = hold_out(clean, self.held)
+            yield {"pruned": prune(model, reader, graph.channels, kept, judge, self.tolerance)}
+        alive = (reader.weight != 0).any(0)  # what was pruned is 0 in the weights, also after an interruption
+        hook = reader.weight.register_hook(lambda gradient: gradient * alive)
+        for epoch in range(max(done, 1) - 1, self.epochs):
+            yield {"loss": self.tune(model, learn, clean, epoch)}
+        hook.remove()
+
+
+@torch.no_grad()
+def prune(
+    model: Classifier, reader: nn.Linear, channels: int, images: Images, judge: Images, tolerance: float
+) -> Tensor:
+    """Zeroes the reader's weights of the idlest channels, as many as the accuracy on `judge` allows; the share gone."""
+    each = reader.in_features // channels  # columns of a channel: one if it is averaged, one a place if flattened
+    order = activity(model, reader, channels, images).argsort()
+    floor, accepted = accuracy_on(model, judge) - tolerance, reader.weight.clone()
+    step, gone = -(-channels // GRID), 0
+    for count in range(step, channels, step):
+        columns = (order[:count, None] * each + torch.arange(each, device=order.device)).flatten()
+        reader.weight[:, columns] = 0
+        if accuracy_on(model, judge) < floor:
+            break
+        gone, accepted = count, reader.weight.clone()
+    reader.weight.copy_(accepted)
+    return torch.tensor(gone / channels)
+
+
+@torch.no_grad()
+def activity(model: Classifier, reader: nn.Linear, channels: int, images: Images, batch: int = 512) -> Tensor:
+    """Mean absolute value of each channel of what `reader` reads, over the images and all places; [channels]."""
+    total = torch.zeros(channels, device=reader.weight.device)
+
+    def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        total.add_(inputs[0].float().reshape(len(inputs[0]), channels, -1).abs().mean(2).sum(0))
+
+    hook = reader.register_forward_pre_hook(add)
+    with evaluating(model):
+        for pixels, _ in images.batches(batch):
+            model(pixels)
+    hook.remove()
+    return total / len(images)

@@ -1,0 +1,27 @@
+"""Finetuning on clean images: the plainest defence."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from dhbe.classifier import Classifier
+from dhbe.defenses.base import Known
+from dhbe.defenses.peers.few_data import Tuner
+from dhbe.run_state import Ledger
+from dhbe.steps import Round
+
+
+@dataclass(frozen=True)
+class Finetuning(Tuner):
+    """All layers, cross-entropy; the protocol is that of the DHBE paper (Yan et al. 2023, app. C a)."""
+
+    name: ClassVar[str] = "finetuning"
+
+    @property
+    def rounds(self) -> int:
+        return self.epochs
+
+    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+        clean, learn = self.lent(model, known), self.optimizer(model.parameters())
+        for epoch in range(ledger.keep(model=model, learn=learn), self.epochs):
+            yield {"loss": self.tune(model, learn, clean, epoch)}

@@ -1,0 +1,117 @@
+"""Does a classifier answer a trigger? A search without data, and what it came to for each class."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dhbe.classifier import Classifier
+from dhbe.search.families import ACCUSING, NAMES, Forms
+from dhbe.search.survey import Notes, Survey
+from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
+
+MIDDLE, SLOPE = 4.0, 1.3
+"""Of the logistic curve in the logarithm of the index, fitted on one half of the calibration set (docs/method.md)."""
+
+PROBES = 64
+"""Images on which single triggers are tried."""
+
+Watch = Callable[[int, Round], None]
+"""Called after every round with its number, from 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The trigger that stands out most for each class."""
+
+    indices: Tensor
+    """How far each class stands out [classes], in robust standard deviations of its family."""
+    families: list[str]
+    """The family of each class's trigger."""
+    leads: Tensor
+    """How far it leads the class, in logits [classes]."""
+    success: Tensor
+    """The share of the images of other classes that it leads there [classes]."""
+    forms: Forms
+    """The triggers."""
+    pixels: Tensor
+    """Some of the images that they were tried on [n, c, h, w]."""
+
+    @property
+    def suspect(self) -> int:
+        """The class that stands out most."""
+        return int(self.indices.argmax())
+
+
+def scan(
+    model: Classifier,
+    survey: Survey,
+    *,
+    seed: int = 0,
+    precision: Precision = "fp32",
+    watch: Watch = lambda number, round: None,
+) -> Found:
+    """Searches a classifier, which stays as it is, as does the caller's random state.
+
+    Args:
+        model: The suspect classifier.
+        survey: Hyperparameters of the search.
+        seed: Seed of everything random.
+        precision: bf16 runs the network under autocast.
+        watch: Called after every round.
+    """
+    teacher, device = frozen_copy(model), model.mean.device
+    channels_last(teacher)
+    with secluded(), on(device), computing(device, precision):
+        torch.manual_seed(seed)
+        notes = Notes(survey, teacher)
+        for number, round in enumerate(survey.survey(teacher, notes), 1):
+            watch(number, round)
+        survey.conclude(teacher, notes)
+        return _found(teacher, notes)
+
+
+@torch.no_grad()
+def _found(teacher: Classifier, notes: Notes) -> Found:
+    memory, labels = notes.memory, torch.arange(teacher.classes)
+    pixels, answers = notes.album.sample(PROBES)
+    anomaly = memory.anomaly[:ACCUSING]
+    best = anomaly.argmax(0)
+    forms = [notes.search.families[family].forms(labels[[label]]) for label, family in enumerate(best.tolist())]
+    return Found(
+        indices=anomaly.amax(0),
+        families=[NAMES[family] for family in best.tolist()],
+        leads=memory.leads.gather(0, best[None])[0],
+        success=torch.stack([success(teacher, f, label, pixels, answers) for label, f in enumerate(forms)]),
+        forms=Forms(torch.cat([form.keep for form in forms]), torch.cat([form.add for form in forms])),
+        pixels=pixels,
+    )
+
+
+@torch.no_grad()
+def success(model: Classifier, form: Forms, label: int, pixels: Tensor, answers: Tensor) -> Tensor:
+    """The share of images [n, c, h, w] of other classes that a trigger leads to `label`; 0 where there are none.
+
+    Args:
+        model: What is triggered.
+        form: One trigger.
+        label: Its class. The number after the last one stands for any but the usual.
+        pixels: The images.
+        answers: Logits of them without the trigger [n, classes].
+    """
+    usual = answers.argmax(1)
+    others = usual != label
+    if not others.any():
+        return torch.zeros(())
+    led = model(form(pixels[others])).argmax(1)
+    return (led != usual[others] if label == answers.shape[1] else led == label).float().mean()
+
+
+def probability(index: float) -> float:
+    """How likely a classifier whose anomaly index is so large is backdoored, if half of them are.
+
+    >>> [round(probability(index), 2) for index in (1.0, 5.0, 50.0)]
+    [0.14, 0.57, 0.96]
+    """
+    return 1 / (1 + (MIDDLE / max(index, 1e-6)) ** SLOPE)

@@ -1,0 +1,63 @@
+"""Erases victims with the default settings and writes results/erasures/VICTIM_SEED.json; what is there is left alone.
+
+CIFAR-10 is read from $DHBE_DATA or downloaded; all 10,000 test images measure. A victim `demo` is what `dhbe demo` makes.
+
+    python -m experiments.erasures
+    python -m experiments.erasures --victims argd blend --seeds 0
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from dhbe import api, cli, data, records
+from dhbe.api import machine
+from dhbe.errors import Failed
+from experiments.victims import DATA, ROOT, STRANGERS, THIRD_PARTY, ZOO, load, without_paths
+
+
+def main() -> None:
+    """Reads the options, and erases what has no record yet, a seed at a time."""
+    every = ["demo", *(THIRD_PARTY if STRANGERS.exists() else ()), *ZOO]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--victims", nargs="+", default=every, choices=every, help="default: all at hand")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument("--out", type=Path, default=ROOT / "results/erasures", help="folder of the records")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for victim in args.victims:
+            out = args.out / f"{victim}_{seed}.json"
+            if out.exists():
+                continue
+            try:
+                record = demo(seed) if victim == "demo" else erased(victim, seed)
+            except Failed as failure:
+                print(f"{victim} {seed}: {failure}", flush=True)
+                continue
+            records.write(out, without_paths(record))
+            before, after = record.before, record.after
+            assert before is not None
+            assert after is not None
+            rates = [(getattr(before, name), getattr(after, name)) for name in ("acc", "asr", "asr_x9")]
+            told = ", ".join(f"{old:.4f} to {new:.4f}" for old, new in rates if new is not None)
+            print(f"{victim} {seed}: {told}; {record.seconds:.0f} s", flush=True)
+
+
+def erased(victim: str, seed: int) -> records.Record:
+    """The record of one run on the whole test set."""
+    suspect, evidence = load(victim, data.load(DATA, "test"))
+    return api.erase(suspect, evidence=evidence, seed=seed).record
+
+
+def demo(seed: int) -> records.Record:
+    """The record of what `dhbe demo --seed N` erases."""
+    with tempfile.TemporaryDirectory() as folder:
+        if code := cli.main(["demo", "--seed", str(seed), "--out", folder, "--quiet"]):
+            raise Failed(f"it ended with exit code {code}")
+        return records.read(Path(folder) / "record.json")
+
+
+if __name__ == "__main__":
+    machine.keep_memory()
+    main()

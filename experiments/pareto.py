@@ -1,0 +1,161 @@
+"""What accuracy, attack success and time the presets and settings come to, and which of them nothing beats.
+
+    python -m experiments.pareto run            # results/pareto/VICTIM_SETTING.json; what is there is left alone
+    python -m experiments.pareto run badnets-3  # as often as there are cores, a thread each: OMP_NUM_THREADS=1
+    python -m experiments.pareto table          # of docs/performance.md
+    python -m experiments.pareto plot           # docs/pareto.png
+
+Victims are of `zoo/`; CIFAR-10 is read from $DHBE_DATA or downloaded, and all 10,000 test images measure. The exact presets run
+for about as long as `fast` does: at their full length they take a day here.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dhbe import api, data, records
+from dhbe.api import machine
+from dhbe.defenses import PRESETS
+from dhbe.errors import Failed
+from dhbe.records import Record
+from dhbe.suspects import Suspect
+from experiments import pages, victims
+
+RESULTS = victims.ROOT / "results" / "pareto"
+PLOT = victims.ROOT / "docs" / "pareto.png"
+VICTIMS = ("badnets-3", "trojaning-5")
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fast": ("fast", {}),
+    "a quarter of the rounds": ("fast", {"iterations": 10}),
+    "half the rounds": ("fast", {"iterations": 20}),
+    "twice the rounds": ("fast", {"iterations": 80}),
+    "one cycle": ("fast", {"cycles": 1}),
+    "half the search": ("fast", {"warm_up": 30}),
+    "half the batch": ("fast", {"batch": 64}),
+    "fewer steps a round": ("fast", {"student_steps": 2}),
+    "paper, 1/200 of it": ("paper", {"iterations": 75}),
+    "official, 1/500 of it": ("official", {"iterations": 30}),
+}
+"""A preset, and what differs from it."""
+
+MOST = 4.0
+"""Points of accuracy that the plot reaches to; what loses more failed."""
+
+
+@cache
+def loaded(victim: str) -> tuple[Suspect, api.Evidence]:
+    """A victim and what it is measured with."""
+    return victims.load(victim, data.load(victims.DATA, "test"))
+
+
+def path(victim: str, name: str) -> Path:
+    """Where a record lies."""
+    return RESULTS / f"{victim}_{name.replace(' ', '-').replace(',', '').replace('/', '-of-')}.json"
+
+
+def run_all(wanted: list[str]) -> None:
+    """Runs what has no record yet, on all victims or on those that are named."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for victim in wanted or VICTIMS:
+        for name, (preset, settings) in SETTINGS.items():
+            out = path(victim, name)
+            if out.exists():
+                continue
+            suspect, evidence = loaded(victim)
+            defense = replace(PRESETS[preset], **settings)
+            try:
+                record = api.erase(suspect, preset=preset, defense=defense, evidence=evidence).record
+            except Failed as failure:
+                print(f"{victim}, {name}: {failure}", flush=True)
+                continue
+            records.write(out, victims.without_paths(record).model_copy(update={"curve": [], "warnings": []}))
+            print(f"{victim}, {name}: {Outcome.of(record)}", flush=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run: seconds, and points of a hundred."""
+
+    seconds: float
+    lost: float
+    asr: float
+
+    @classmethod
+    def of(cls, record: Record) -> "Outcome":
+        before, after = record.before, record.after
+        assert before is not None
+        assert after is not None
+        return cls(record.seconds, 100 * ((before.acc or 0) - (after.acc or 0)), 100 * (after.asr or 0))
+
+    def beats(self, other: "Outcome") -> bool:
+        """Whether it is nowhere worse, and somewhere better."""
+        both = [(getattr(self, name), getattr(other, name)) for name in ("seconds", "lost", "asr")]
+        return all(mine <= its for mine, its in both) and any(mine < its for mine, its in both)
+
+
+def outcomes(victim: str) -> dict[str, Outcome]:
+    """The runs on a victim that there are."""
+    there = {name: path(victim, name) for name in SETTINGS}
+    return {name: Outcome.of(records.read(file)) for name, file in there.items() if file.exists()}
+
+
+def front(runs: dict[str, Outcome]) -> set[str]:
+    """Those that none beats."""
+    return {name for name, run in runs.items() if not any(other.beats(run) for other in runs.values())}
+
+
+def table() -> str:
+    """A row for each setting; those that none beats are in bold."""
+    rows, ran = [], {victim: outcomes(victim) for victim in VICTIMS}
+    for name in SETTINGS:
+        cells = [f"`{name}`"]
+        for runs in ran.values():
+            run, bold = runs.get(name), "**" if name in front(runs) else ""
+            cells += (
+                [f"{bold}{x}{bold}" for x in (f"{run.seconds:.0f}", f"{run.lost:.1f}", f"{run.asr:.1f}")]
+                if run
+                else "———"
+            )
+        rows.append(cells)
+    heads = (f"{victim}: {head}" for victim in VICTIMS for head in ("s", "ACC lost", "ASR %"))
+    return pages.table(("setting", *heads), rows)
+
+
+def plot() -> None:
+    """ACC lost over seconds, ASR as colour, settings by their number; what loses more than fits lies on the upper edge."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, len(VICTIMS), figsize=(11, 4.4), layout="constrained")
+    for axis, victim in zip(axes, VICTIMS, strict=True):
+        runs = outcomes(victim)
+        best = front(runs)
+        for number, name in enumerate(SETTINGS, 1):
+            run, kept = runs[name], name in best
+            drawn = axis.scatter(
+                run.seconds, min(run.lost, MOST), c=[run.asr], vmin=0, vmax=10, cmap="viridis_r", s=90 if kept else 30,
+                edgecolors="black" if kept else "none", marker="^" if run.lost > MOST else "o", clip_on=False,
+            )  # fmt: skip
+            told = f"{number}: {run.lost:.0f} lost" if run.lost > MOST else str(number)
+            beside = (-8, 14 * (8 - number)) if run.lost > MOST else (7, 2 if number % 2 else -10)
+            axis.annotate(
+                told, (run.seconds, min(run.lost, MOST)), xytext=beside, textcoords="offset points", fontsize=9,
+                ha="right" if run.lost > MOST else "left",
+            )  # fmt: skip
+        axis.set(title=victim, xlabel="seconds", ylabel="points of accuracy lost", ylim=(0, MOST), xlim=(50, 230))
+    figure.colorbar(drawn, ax=axes, label="ASR in %, 10 and more", extend="max")
+    listed = [f"{number} {name}" for number, name in enumerate(SETTINGS, 1)]
+    lines = ["    ".join(listed[first : first + 5]) for first in range(0, len(listed), 5)]
+    figure.supxlabel("\n".join(lines), fontsize=9)
+    figure.savefig(PLOT, dpi=110)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "run":
+        machine.keep_memory()
+        run_all(sys.argv[2:])
+    elif sys.argv[1] == "plot":
+        plot()
+    else:
+        pages.tell("docs/performance.md", {"experiments/pareto.py": table()})

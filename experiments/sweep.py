@@ -1,0 +1,212 @@
+"""What the parts of `fast` buy, and whether the signs that need no data rank what comes of it.
+
+    python -m experiments.sweep run      # results/sweep/VICTIM_VARIANT.json; what is there is left alone
+    python -m experiments.sweep run trojaning-5
+    python -m experiments.sweep tables   # of docs/method.md
+
+Victims are one of `zoo/` and a network that flattens its features, which `calibration.py` trains into `runs/` first.
+CIFAR-10 is read from $DHBE_DATA or downloaded; 3000 test images measure.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from scipy.stats import spearmanr
+
+from dhbe import api, data, records, suspects
+from dhbe.api import machine
+from dhbe.attacks.triggers import parse
+from dhbe.defenses import PRESETS, FastDHBE, fast
+from dhbe.errors import Failed
+from dhbe.records import Record
+from dhbe.search import survey
+from dhbe.search import trigger_bank as memory
+from dhbe.search.image_pool import Album
+from dhbe.search.trigger_bank import Memory
+from dhbe.suspects import Suspect
+from experiments import calibration, pages, victims
+
+RESULTS, WORK = victims.ROOT / "results" / "sweep", victims.ROOT / "runs" / "sweep"
+FLAT = calibration.Plan("white4", "flat", "cifar10", 17)
+VICTIMS = ("trojaning-5", FLAT.name)
+TESTED = 3000
+Change = tuple[Any, str, Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings that differ from the default ones, and parts that are taken out: owner, name, what stands in for it."""
+
+    settings: dict[str, float] = field(default_factory=dict)
+    without: tuple[Change, ...] = ()
+
+
+def nothing(*args: object, **more: object) -> None:
+    """Stands in for a part that only has an effect."""
+
+
+def replaced(owner: type, name: str, stand_in: Callable[..., Any]) -> Change:
+    """A method that is called with the one whose place it takes."""
+    own = getattr(owner, name)
+    return owner, name, lambda *args, **more: stand_in(own, *args, **more)
+
+
+def first_family(
+    note: Callable[..., None], self: Memory, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Only patches at random places are known, as in the paper."""
+    out[1:] = False
+    note(self, leads, anomaly, out)
+    self.sought[1:] = False
+
+
+def all_suspect(
+    note: Callable[..., None], self: Memory, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
+) -> None:
+    """Every class is taken for a target."""
+    note(self, leads, anomaly, torch.ones_like(out))
+
+
+def all_alike(tried: Callable[..., torch.Tensor], self: Memory, *args: object) -> torch.Tensor:
+    """All triggers are shown as often, whether they act or not."""
+    return torch.ones_like(self.success)
+
+
+PARTS = {
+    "all of it": Variant(),
+    "no class singled out, all light": Variant({"suspicion": 1e9}),
+    "every class restricted in full": Variant(without=(replaced(Memory, "note", all_suspect),)),
+    "no search before the student moves": Variant(without=((survey, "step", lambda *args: {}),)),
+    "patches only": Variant(without=(replaced(Memory, "note", first_family), (fast, "turns", lambda round_: [0]))),
+    "no compact squares": Variant(without=((survey, "compact", lambda model, form, *rest: (form, torch.tensor([-torch.inf]))),)),
+    "no search in the student": Variant(without=((fast, "turns", lambda round_: []),)),
+    "what is remembered is not retried": Variant(without=(replaced(Memory, "tried", all_alike),)),
+    "never several at once": Variant(without=((memory, "ROOM", 0.0),)),
+    "images not sieved": Variant(without=((Album, "sieve", nothing),)),
+    "images not evenly by class": Variant(
+        without=(replaced(Album, "sample", lambda own, self, count, evenly=False: own(self, count)),)
+    ),
+    "photographs alone": Variant(without=((Album, "renew", nothing),)),
+    "gradient without a bound": Variant({"clip": 1e30}),
+}  # fmt: skip
+"""What each part buys, by taking it out."""
+
+
+@cache
+def loaded(victim: str) -> tuple[Suspect, api.Evidence]:
+    """A victim and what it is measured with."""
+    test = data.load(victims.DATA, "test").subset(slice(TESTED))
+    if victim != FLAT.name:
+        return victims.load(victim, test)
+    folder = WORK / FLAT.name
+    if not (folder / "record.json").exists():
+        calibration.train(FLAT, WORK, data.load(victims.DATA, "train"), test)
+    suspect = suspects.load(folder / api.BACKDOORED, arch=calibration.ARCHS[FLAT.arch])
+    trigger = parse(str(folder / "trigger.json"), suspect.info.input)
+    return suspect, api.Evidence(test, victims.DATA, trigger, records.read(folder / "record.json").target)
+
+
+def run(victim: str, variant: Variant) -> Record:
+    """The record of one run, without its curve."""
+    suspect, evidence = loaded(victim)
+    default = PRESETS["fast"]
+    assert isinstance(default, FastDHBE)
+    settings: dict[str, Any] = dict(variant.settings)
+    with ExitStack() as stack:
+        for owner, name, stand_in in variant.without:
+            stack.enter_context(patch.object(owner, name, stand_in))
+        record = api.erase(suspect, defense=replace(default, **settings), evidence=evidence).record
+    return victims.without_paths(record).model_copy(update={"curve": [], "warnings": []})
+
+
+def path(victim: str, name: str) -> Path:
+    """Where a record lies."""
+    return RESULTS / f"{victim}_{name.replace(' ', '-').replace(',', '')}.json"
+
+
+def run_all(wanted: list[str]) -> None:
+    """Runs what has no record yet, on all victims or on those that are named."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for victim, (name, variant) in product(VICTIMS, PARTS.items()):
+        out = path(victim, name)
+        if out.exists() or (wanted and victim not in wanted):
+            continue
+        try:
+            record = run(victim, variant)
+        except Failed as failure:
+            print(f"{victim}, {name}: {failure}", flush=True)
+            continue
+        records.write(out, record)
+        assert record.after is not None
+        print(f"{victim}, {name}: {record.after.acc:.3f}, {record.after.asr:.3f}; {record.seconds:.0f} s", flush=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run, in points of a hundred."""
+
+    lost: float
+    asr: float
+    x9: float | None
+    agreement: float
+    success: float
+
+    @classmethod
+    def of(cls, path: Path) -> "Outcome":
+        record = records.read(path)
+        before, after = record.before, record.after
+        assert before is not None
+        assert after is not None
+        return cls(
+            100 * ((before.acc or 0) - (after.acc or 0)), 100 * (after.asr or 0), after.asr_x9 and 100 * after.asr_x9,
+            after.signs["agreement"], before.signs["success"],
+        )  # fmt: skip
+
+
+def found(victim: str) -> dict[str, Outcome]:
+    """The runs on a victim that there are."""
+    return {name: Outcome.of(path(victim, name)) for name in PARTS if path(victim, name).exists()}
+
+
+def parts() -> str:
+    """A row for each part that is taken out."""
+    ran = [found(victim) for victim in VICTIMS]
+    rows = []
+    for name in PARTS:
+        cells = [name]
+        for runs in ran:
+            each = runs.get(name)
+            cells += [f"{each.lost:.1f}", f"{each.asr:.1f}", f"{each.x9 or 0:.1f}"] if each else ["failed", "—", "—"]
+        rows.append(cells)
+    return pages.table(
+        ("taken out", *(f"{head}{of}" for of in (", trojaning-5", ", flat") for head in ("ACC lost", "ASR %", "x9 %"))), rows
+    )  # fmt: skip
+
+
+def signs() -> str:
+    """How the signs of finished runs rank them, beside what data shows."""
+    rows = []
+    for victim in VICTIMS:
+        runs = list(found(victim).values())
+        ranks = [
+            spearmanr([each.agreement for each in runs], [-each.lost for each in runs]).statistic,
+            spearmanr([each.success for each in runs], [each.asr for each in runs]).statistic,
+        ]
+        rows.append([victim, str(len(runs)), *(f"{rank:.2f}" for rank in ranks)])
+    return pages.table(("victim", "runs", "agreement and ACC", "success and ASR"), rows)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "run":
+        machine.keep_memory()
+        run_all(sys.argv[2:])
+    else:
+        pages.tell("docs/method.md", {"experiments/sweep.py parts": parts(), "experiments/sweep.py signs": signs()})

@@ -1,0 +1,1 @@
+"""How long things take, and how much memory. Run from the root: `python -m timings.iteration`."""
