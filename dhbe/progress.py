@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dhbe.defenses import Glimpse
+    from dhbe.defenses import RoundInfo
     from dhbe.steps import Round
 
 
@@ -42,9 +42,9 @@ class Progress:
         if self._events:
             self._events.close()
 
-    def glimpse(self, glimpse: "Glimpse") -> None:
+    def round_info(self, round_info: "RoundInfo") -> None:
         """Watches a defence."""
-        self.round(glimpse.number, glimpse.round)
+        self.round(round_info.number, round_info.round)
 
     def round(self, number: int, round: "Round") -> None:
         """Watches a search."""

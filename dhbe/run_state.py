@@ -13,7 +13,7 @@ class Stateful(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
 
 
-class Ledger:
+class RunState:
     """What an interrupted run needs in order to go on: its parts, its round and the random states.
 
     Args:

@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from dhbe import api, data
 from dhbe.api import machine
-from dhbe.defenses import PRESETS, FastDHBE, Glimpse
+from dhbe.defenses import PRESETS, FastDHBE, RoundInfo
 from dhbe.defenses.fast import REFRESH
 from experiments import pages, victims
 
@@ -42,12 +42,12 @@ def run(victim: str, seed: int) -> dict[str, object]:
     fast, looks = PRESETS["fast"], list[Look]()
     assert isinstance(fast, FastDHBE)
 
-    def look(glimpse: Glimpse) -> None:
-        past = glimpse.number - int(glimpse.ledger.part("memory").surveyed)
+    def look(round_info: RoundInfo) -> None:
+        past = round_info.number - int(round_info.run_state.part("memory").surveyed)
         if past <= 0 or past % REFRESH:
             return
-        measured = api.measured(glimpse.model, evidence)
-        signs = {name: float(glimpse.round[name]) for name in ("agreement", "success")}
+        measured = api.measured(round_info.model, evidence)
+        signs = {name: float(round_info.round[name]) for name in ("agreement", "success")}
         looks.append(Look(past, **signs, acc=measured.acc or 0.0, asr=measured.asr or 0.0))
 
     after = api.erase(suspect, defense=fast, seed=seed, evidence=evidence, watch=look).record.after

@@ -29,8 +29,8 @@ from dhbe.errors import Failed
 from dhbe.records import Record
 from dhbe.search import survey
 from dhbe.search import trigger_bank as memory
-from dhbe.search.image_pool import Album
-from dhbe.search.trigger_bank import Memory
+from dhbe.search.image_pool import ImagePool
+from dhbe.search.trigger_bank import TriggerBank
 from dhbe.suspects import Suspect
 from experiments import calibration, pages, victims
 
@@ -60,7 +60,7 @@ def replaced(owner: type, name: str, stand_in: Callable[..., Any]) -> Change:
 
 
 def first_family(
-    note: Callable[..., None], self: Memory, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
+    note: Callable[..., None], self: TriggerBank, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Only patches at random places are known, as in the paper."""
     out[1:] = False
@@ -69,32 +69,32 @@ def first_family(
 
 
 def all_suspect(
-    note: Callable[..., None], self: Memory, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
+    note: Callable[..., None], self: TriggerBank, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
 ) -> None:
     """Every class is taken for a target."""
     note(self, leads, anomaly, torch.ones_like(out))
 
 
-def all_alike(tried: Callable[..., torch.Tensor], self: Memory, *args: object) -> torch.Tensor:
+def all_alike(tried: Callable[..., torch.Tensor], self: TriggerBank, *args: object) -> torch.Tensor:
     """All triggers are shown as often, whether they act or not."""
     return torch.ones_like(self.success)
 
 
 PARTS = {
     "all of it": Variant(),
-    "no class singled out, all light": Variant({"suspicion": 1e9}),
-    "every class restricted in full": Variant(without=(replaced(Memory, "note", all_suspect),)),
+    "no class singled out, all light": Variant({"anomaly_threshold": 1e9}),
+    "every class restricted in full": Variant(without=(replaced(TriggerBank, "note", all_suspect),)),
     "no search before the student moves": Variant(without=((survey, "step", lambda *args: {}),)),
-    "patches only": Variant(without=(replaced(Memory, "note", first_family), (fast, "turns", lambda round_: [0]))),
+    "patches only": Variant(without=(replaced(TriggerBank, "note", first_family), (fast, "turns", lambda round_: [0]))),
     "no compact squares": Variant(without=((survey, "compact", lambda model, form, *rest: (form, torch.tensor([-torch.inf]))),)),
     "no search in the student": Variant(without=((fast, "turns", lambda round_: []),)),
-    "what is remembered is not retried": Variant(without=(replaced(Memory, "tried", all_alike),)),
+    "what is remembered is not retried": Variant(without=(replaced(TriggerBank, "tried", all_alike),)),
     "never several at once": Variant(without=((memory, "ROOM", 0.0),)),
-    "images not sieved": Variant(without=((Album, "sieve", nothing),)),
+    "images not sieved": Variant(without=((ImagePool, "filter", nothing),)),
     "images not evenly by class": Variant(
-        without=(replaced(Album, "sample", lambda own, self, count, evenly=False: own(self, count)),)
+        without=(replaced(ImagePool, "sample", lambda own, self, count, evenly=False: own(self, count)),)
     ),
-    "photographs alone": Variant(without=((Album, "renew", nothing),)),
+    "photographs alone": Variant(without=((ImagePool, "renew", nothing),)),
     "gradient without a bound": Variant({"clip": 1e30}),
 }  # fmt: skip
 """What each part buys, by taking it out."""

@@ -206,7 +206,7 @@ def test_the_seed_repeats_it_and_chooses_the_places():
     assert [each.form for each in first.forms] != [each.form for each in other.forms]
 
 
-class Notes(set):
+class SurveyState(set):
     """One and the same for all copies of a network."""
 
     def __deepcopy__(self, memo):
@@ -214,11 +214,11 @@ class Notes(set):
 
 
 class Spy(Hand):
-    """Notes which images it was searched on, and which it was asked about."""
+    """SurveyState which images it was searched on, and which it was asked about."""
 
     def __init__(self):
         super().__init__()
-        self.seen = {True: Notes(), False: Notes()}
+        self.seen = {True: SurveyState(), False: SurveyState()}
 
     def forward(self, x):
         self.seen[torch.is_grad_enabled()] |= {row.numpy().tobytes() for row in x.detach()}

@@ -1,4 +1,4 @@
-"""Whole commands, from what they are told to what they leave."""
+"""CudaGraph commands, from what they are told to what they leave."""
 
 import json
 import re

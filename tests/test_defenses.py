@@ -20,7 +20,7 @@ from dhbe.defenses import PRESETS, Defense, Known
 from dhbe.defenses.dhbe import PAPER
 from dhbe.defenses.fast import FastDHBE
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import descend
 
 DEFENSES = {
@@ -51,11 +51,11 @@ def test_victim_and_random_state_stay_and_the_result_is_in_eval_mode(defense):
     assert not same(cleaned, model)
     assert all(value.isfinite().all() for value in cleaned.state_dict().values())
     assert len({p.data_ptr() for p in [*cleaned.parameters(), *model.parameters()]}) == 2 * len([*model.parameters()])
-    assert [(glimpse.number, glimpse.total) for glimpse in rounds] == [
+    assert [(round_info.number, round_info.total) for round_info in rounds] == [
         (i + 1, defense.rounds) for i in range(len(rounds))
     ]
     assert 0 < len(rounds) <= defense.rounds  # `fast` may stop before
-    assert all(value.ndim == 0 and value.isfinite() for glimpse in rounds for value in glimpse.round.values())
+    assert all(value.ndim == 0 and value.isfinite() for round_info in rounds for value in round_info.round.values())
 
 
 @every
@@ -63,7 +63,7 @@ def test_random_state_stays_also_when_the_watcher_stops_the_run(defense):
     model = victim()
     state = torch.get_rng_state()
     with pytest.raises(RuntimeError):
-        defense(model, watch=lambda glimpse: (_ for _ in ()).throw(RuntimeError))
+        defense(model, watch=lambda round_info: (_ for _ in ()).throw(RuntimeError))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.ones(()).device.type == "cpu"
 
@@ -82,31 +82,31 @@ def test_the_seed_settles_everything(defense):
 def test_looking_changes_nothing(defense):
     model = victim()
 
-    def watch(glimpse):
+    def watch(round_info):
         torch.manual_seed(99)
         torch.rand(3)
-        assert not any(module.training for module in glimpse.model.modules())
-        glimpse.model(torch.rand(4, 3, 8, 8))
-        defense.scene(glimpse.model, glimpse.ledger, 6, seed=glimpse.number)
+        assert not any(module.training for module in round_info.model.modules())
+        round_info.model(torch.rand(4, 3, 8, 8))
+        defense.samples(round_info.model, round_info.run_state, 6, seed=round_info.number)
 
     assert same(defense(model), defense(model, watch=watch))
 
 
 @every
 def test_scenes_are_the_same_for_a_seed_and_show_what_is_said(defense):
-    model, ledger = victim(), Ledger()
-    defense(model, ledger=ledger)
+    model, run_state = victim(), RunState()
+    defense(model, run_state=run_state)
     state = torch.get_rng_state()
-    scene, again = (defense.scene(model, ledger, 7, seed=2) for _ in range(2))
+    samples, again = (defense.samples(model, run_state, 7, seed=2) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     for name in ("pixels", "triggered", "patches"):
-        assert torch.equal(getattr(scene, name), getattr(again, name))
-        assert not getattr(scene, name).requires_grad
-    assert scene.pixels.shape == scene.triggered.shape == (7, 3, 8, 8)
+        assert torch.equal(getattr(samples, name), getattr(again, name))
+        assert not getattr(samples, name).requires_grad
+    assert samples.pixels.shape == samples.triggered.shape == (7, 3, 8, 8)
     side = 8 if isinstance(defense, FastDHBE) else 3  # its triggers are shown on grey images
-    assert scene.patches.shape == (7, 3, side, side)
-    assert 0 <= scene.patches.min() <= scene.patches.max() <= 1
-    changed = (scene.triggered - scene.pixels).abs().amax(1) > 1e-5
+    assert samples.patches.shape == (7, 3, side, side)
+    assert 0 <= samples.patches.min() <= samples.patches.max() <= 1
+    changed = (samples.triggered - samples.pixels).abs().amax(1) > 1e-5
     assert 0 < changed.sum((1, 2)).max() <= side**2
 
 
@@ -120,20 +120,20 @@ def test_hyperparameters_survive_json(defense):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(defense, precision):
     model, saved, curves = victim(), [], []
 
-    def watch(glimpse):
+    def watch(round_info):
         torch.rand(5)
         file = io.BytesIO()
-        torch.save(ledger.state(), file)
+        torch.save(run_state.state(), file)
         saved.append(file.getvalue())
-        curves.append({name: value.item() for name, value in glimpse.round.items()})
+        curves.append({name: value.item() for name, value in round_info.round.items()})
 
-    ledger = Ledger()
-    whole = defense(model, seed=3, precision=precision, watch=watch, ledger=ledger)
+    run_state = RunState()
+    whole = defense(model, seed=3, precision=precision, watch=watch, run_state=run_state)
     for done, state in enumerate(saved, start=1):
         torch.rand(done)
         rest = []
-        ledger = Ledger(torch.load(io.BytesIO(state), weights_only=True))
-        resumed = defense(model, seed=3, precision=precision, ledger=ledger, watch=rest.append)
+        run_state = RunState(torch.load(io.BytesIO(state), weights_only=True))
+        resumed = defense(model, seed=3, precision=precision, run_state=run_state, watch=rest.append)
         assert same(resumed, whole), f"after round {done}"
         assert [g.number for g in rest] == list(range(done + 1, len(saved) + 1))
         assert [{name: value.item() for name, value in g.round.items()} for g in rest] == curves[done:]
@@ -161,10 +161,10 @@ class Fitting(Defense):
     def rounds(self) -> int:
         return 30
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[dict[str, torch.Tensor]]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[dict[str, torch.Tensor]]:
         optimizer = torch.optim.SGD(model.parameters(), 0.01)
         images = torch.rand(32, 3, 8, 8)
-        ledger.keep(model=model, optimizer=optimizer)
+        run_state.keep(model=model, optimizer=optimizer)
         for _ in range(self.rounds):
             with torch.no_grad():
                 model(images)
@@ -181,7 +181,7 @@ def test_every_step_sees_the_weights_of_the_step_before(precision):
     Fitting()(
         Classifier(network, shape=(3, 8, 8), classes=4, mean=MEAN, std=STD),
         precision=precision,
-        watch=lambda glimpse: losses.append(glimpse.round["loss"].item()),
+        watch=lambda round_info: losses.append(round_info.round["loss"].item()),
     )
     assert losses[0] > 2
     assert losses[-1] < 0.5
@@ -223,7 +223,7 @@ IMAGES = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), ("a
 
 @dataclass(frozen=True)
 class Curious(Defense):
-    """Notes what it is handed."""
+    """SurveyState what it is handed."""
 
     name: ClassVar[str] = "curious"
     needs: ClassVar[frozenset] = frozenset()
@@ -233,10 +233,10 @@ class Curious(Defense):
     def rounds(self) -> int:
         return 1
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[dict[str, torch.Tensor]]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[dict[str, torch.Tensor]]:
         assert all(module.training for module in model.modules())
         self.handed.append(known)
-        ledger.keep(model=model)
+        run_state.keep(model=model)
         yield {}
 
 

@@ -63,11 +63,13 @@ def test_a_method_of_another_form_does_not_pass_for_the_preset():
 
 
 def test_the_record_says_whether_a_class_stood_out():
-    for suspicion in (1e9, 0.0):
-        record = dhbe.erase(network(), input_shape=SHAPE, defense=replace(FAST, suspicion=suspicion)).record
+    for anomaly_threshold in (1e9, 0.0):
+        record = dhbe.erase(
+            network(), input_shape=SHAPE, defense=replace(FAST, anomaly_threshold=anomaly_threshold)
+        ).record
         said = any("no class stood out" in warning for warning in record.warnings)
-        assert said == (record.before.signs["anomaly_index"] <= suspicion)
-        assert said == (suspicion > 0)
+        assert said == (record.before.signs["anomaly_index"] <= anomaly_threshold)
+        assert said == (anomaly_threshold > 0)
 
 
 @pytest.mark.parametrize("wrong", [{"cycles": 0}, {"triggered": 1.0}, {"light": 0.0}, {"triggered": 1.5}])

@@ -10,7 +10,7 @@ from conftest import tiny, victim
 
 from dhbe.defenses.fast import FastDHBE
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 
 
 def test_fast_keeps_the_teachers_statistics_and_its_rate_rises_and_falls():
@@ -28,9 +28,9 @@ def test_fast_keeps_the_teachers_statistics_and_its_rate_rises_and_falls():
 
 
 def test_fast_answers_in_the_album_are_the_teachers():
-    model, ledger = victim(), Ledger()
-    tiny(FastDHBE())(model, ledger=ledger)
-    album = ledger.part("album")
+    model, run_state = victim(), RunState()
+    tiny(FastDHBE())(model, run_state=run_state)
+    album = run_state.part("album")
     with torch.no_grad():
         answers = model(album.pixels.float() / 255)
     torch.testing.assert_close(album.answers, answers)
@@ -39,7 +39,7 @@ def test_fast_answers_in_the_album_are_the_teachers():
 
 def test_fast_moves_only_the_generators_while_it_warms_up():
     model, states = victim(), []
-    tiny(FastDHBE())(model, watch=lambda glimpse: states.append(copy.deepcopy(glimpse.model.state_dict())))
+    tiny(FastDHBE())(model, watch=lambda round_info: states.append(copy.deepcopy(round_info.model.state_dict())))
     moved = [
         any(not torch.equal(a, b) for a, b in zip(s.values(), model.state_dict().values(), strict=True)) for s in states
     ]
@@ -55,5 +55,5 @@ def test_fast_shows_the_student_no_image_before_the_teacher_has_answered(warm_up
         assert warm_up == 0
         return
     losses = []
-    fast(victim(), watch=lambda glimpse: losses.append(glimpse.round))
+    fast(victim(), watch=lambda round_info: losses.append(round_info.round))
     assert losses[warm_up]["distillation"] < 0.05  # as yet the two are the same

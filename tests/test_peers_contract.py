@@ -17,7 +17,7 @@ from dhbe.classifier import Classifier
 from dhbe.data import Images
 from dhbe.defenses import PEERS, Defense, Known
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.suspects import load
 
 SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -131,10 +131,10 @@ def test_the_seed_settles_everything(defense):
 def test_looking_changes_nothing(defense):
     model = victim()
 
-    def watch(glimpse):
+    def watch(round_info):
         torch.manual_seed(99)
-        assert not any(module.training for module in glimpse.model.modules())
-        glimpse.model(torch.rand(4, 3, 8, 8)).sum()
+        assert not any(module.training for module in round_info.model.modules())
+        round_info.model(torch.rand(4, 3, 8, 8)).sum()
 
     assert same(defense(model, KNOWN), defense(model, KNOWN, watch=watch))
 
@@ -148,24 +148,24 @@ def test_hyperparameters_survive_json(defense):
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(defense):
     model, saved = victim(), []
 
-    def watch(glimpse):
+    def watch(round_info):
         torch.rand(5)
         file = io.BytesIO()
-        torch.save(ledger.state(), file)
+        torch.save(run_state.state(), file)
         saved.append(file.getvalue())
 
-    ledger = Ledger()
-    whole = defense(model, KNOWN, seed=3, watch=watch, ledger=ledger)
+    run_state = RunState()
+    whole = defense(model, KNOWN, seed=3, watch=watch, run_state=run_state)
     assert len(saved) == defense.rounds
-    found = defense.found(ledger)
+    found = defense.found(run_state)
     for done, state in enumerate(saved, start=1):
         torch.rand(done)
         rest: list = []
-        ledger = Ledger(torch.load(io.BytesIO(state), weights_only=True))
-        resumed = defense(model, KNOWN, seed=3, ledger=ledger, watch=rest.append)
+        run_state = RunState(torch.load(io.BytesIO(state), weights_only=True))
+        resumed = defense(model, KNOWN, seed=3, run_state=run_state, watch=rest.append)
         assert same(resumed, whole), f"after round {done}"
         assert [g.number for g in rest] == list(range(done + 1, defense.rounds + 1))
-        assert defense.found(ledger) == found
+        assert defense.found(run_state) == found
 
 
 @every

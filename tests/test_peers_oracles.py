@@ -25,7 +25,7 @@ from dhbe.defenses.peers.layers import Features, Tap, trace
 from dhbe.defenses.peers.nad import attention
 from dhbe.defenses.peers.neural_cleanse import NeuralCleanse, Triggers, anomaly, mix
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 
 
 def classifier(network: nn.Module, side: int = 8, classes: int = 4) -> Classifier:
@@ -332,17 +332,17 @@ def backdoored() -> tuple[Classifier, Images]:
 
 def test_neural_cleanse_names_the_class_of_a_planted_trigger_and_where_it_lies():
     model, clean = backdoored()
-    ledger = Ledger()
+    run_state = RunState()
     settings = NeuralCleanse(
         search_epochs=12, search_batch=16, epochs=2, size=64, batch=16, crop=0, flip=False, cost=0.03, patience=3
     )
-    settings(model, Known(clean=clean), ledger=ledger)
-    found = settings.found(ledger)
+    settings(model, Known(clean=clean), run_state=run_state)
+    found = settings.found(run_state)
     assert found["suspected_class"] == 3
     assert found["anomaly_index"] > 2
-    mask = ledger.part("triggers").masks[3, 0]
+    mask = run_state.part("triggers").masks[3, 0]
     assert mask.argmax() == 7
-    assert ledger.part("triggers").norms().argmin() == 3
+    assert run_state.part("triggers").norms().argmin() == 3
 
 
 def test_a_model_in_which_nothing_is_flagged_stays_as_it_is():

@@ -22,7 +22,7 @@ from dhbe.defenses.peers.mcr import MCR, Curve, estimate_statistics, place
 from dhbe.defenses.peers.otbr import OTBR, fuse, transport
 from dhbe.errors import Refused
 from dhbe.generators import NOISE, ImageGenerator
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.search.batchnorm import BatchStatistics
 
 # ---- MCR
@@ -69,9 +69,9 @@ def test_statistics_are_estimated_as_an_average_over_batches_and_dropout_is_off(
 
 
 def test_only_the_bend_learns():
-    model, ledger = victim("resnet8"), Ledger()
-    MCR(epochs=1, size=16, batch=8)(model, KNOWN, ledger=ledger)
-    curve = ledger.part("curve")
+    model, run_state = victim("resnet8"), RunState()
+    MCR(epochs=1, size=16, batch=8)(model, KNOWN, run_state=run_state)
+    curve = run_state.part("curve")
     assert len(list(curve.parameters())) == len(list(model.parameters()))
     for end, bend, own in zip(curve._ends, curve.bend, model.parameters(), strict=True):
         assert torch.equal(end, own)
@@ -168,8 +168,8 @@ def test_gdm_finds_triggers_that_lead_to_the_class():
 @pytest.mark.parametrize("mistake", ["", "the student in eval mode", "the teacher in train mode", "no generator step"])
 def test_dfad_is_the_plain_loop(mistake):
     settings, model = DFAD(iterations=5, student_steps=2, batch=4, lr=0.01), victim()
-    ledger = Ledger()
-    cleaned = settings(model, seed=3, ledger=ledger)
+    run_state = RunState()
+    cleaned = settings(model, seed=3, run_state=run_state)
     S, T = copy.deepcopy(model).train(), copy.deepcopy(model).eval()  # noqa: N806
     if mistake == "the student in eval mode":
         S.eval()
@@ -255,12 +255,12 @@ def test_inverted_images_are_taken_for_their_classes_and_come_closer_to_the_stat
 
 
 def test_every_batch_is_inverted_for_its_steps_and_then_no_more():
-    model, ledger, albums = victim(), Ledger(), []
+    model, run_state, albums = victim(), RunState(), []
 
-    def watch(glimpse):
-        albums.append([batch.detach().clone() for batch in glimpse.ledger.part("album")])
+    def watch(round_info):
+        albums.append([batch.detach().clone() for batch in round_info.run_state.part("album")])
 
-    DeepInversion(batches=2, batch=8, steps=3, epochs=2)(model, ledger=ledger, watch=watch)
+    DeepInversion(batches=2, batch=8, steps=3, epochs=2)(model, run_state=run_state, watch=watch)
     moved = [[not torch.equal(a, b) for a, b in zip(x, y, strict=True)] for x, y in pairwise(albums)]
     assert moved == [[True, False]] * 2 + [[False, True]] * 3 + [[False, False]] * 2
 

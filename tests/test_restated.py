@@ -12,7 +12,7 @@ from torch import nn
 from dhbe.classifier import Classifier
 from dhbe.defenses.dhbe import DHBE, OFFICIAL, PAPER
 from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 
 # ---- the method, stated once more from the text
 
@@ -173,9 +173,9 @@ EXACT = 1e-7
 def ours(preset: DHBE, text: Text, model: Classifier, seed: int, **changes) -> list[dict[str, torch.Tensor]]:
     """States of student and generators after so many iterations of the package."""
     settings = replace(preset, iterations=ITERATIONS, student_steps=text.k, batch=text.batch, patch=text.p, **changes)
-    ledger = Ledger()
-    cleaned = settings(model, seed=seed, ledger=ledger)
-    return [x.state_dict() for x in (cleaned.network, ledger.part("images"), ledger.part("triggers"))]
+    run_state = RunState()
+    cleaned = settings(model, seed=seed, run_state=run_state)
+    return [x.state_dict() for x in (cleaned.network, run_state.part("images"), run_state.part("triggers"))]
 
 
 def distance(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) -> list[float]:
@@ -252,8 +252,8 @@ def test_exact_presets_are_those_of_the_paper_and_of_the_script():
 def test_rates_fall_in_all_three_optimisers():
     seen = []
 
-    def watch(glimpse):
-        parts = (glimpse.ledger.part(name) for name in ("learn", "imagine", "attack"))
+    def watch(round_info):
+        parts = (round_info.run_state.part(name) for name in ("learn", "imagine", "attack"))
         seen.append([part.param_groups[0]["lr"] for part in parts])
 
     replace(PAPER, iterations=10, student_steps=1, batch=2, patch=3)(victim(), watch=watch)

@@ -18,7 +18,7 @@ from dhbe.data import load
 from dhbe.defenses import PRESETS
 from dhbe.defenses.peers.finetuning import Finetuning
 from dhbe.search.scan import probability, scan, success
-from dhbe.search.survey import resting
+from dhbe.search.survey import baseline_margin
 from dhbe.search.verify import ACTS, compare, drift
 from dhbe.suspects import load as load_suspect
 from dhbe.training import Fit
@@ -40,10 +40,10 @@ def innocent() -> Classifier:
 def test_a_scan_finds_the_planted_class_and_accuses_no_innocent():
     found, clean = scan(planted(), SURVEY), scan(innocent(), SURVEY)
     assert found.suspect == TARGET
-    assert found.indices[TARGET] > SURVEY.suspicion
+    assert found.indices[TARGET] > SURVEY.anomaly_threshold
     assert found.success[TARGET] > 0.9
     assert found.families[TARGET].startswith("masked")
-    assert clean.indices.max() < SURVEY.suspicion
+    assert clean.indices.max() < SURVEY.anomaly_threshold
 
 
 def test_a_scan_changes_nothing_and_its_seed_settles_it():
@@ -72,7 +72,7 @@ def test_success_counts_images_of_other_classes_alone():
 
 def test_resting_leads_are_those_of_a_loop():
     answers = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
-    for label, value in enumerate(resting(answers).tolist()):
+    for label, value in enumerate(baseline_margin(answers).tolist()):
         leads = [
             row[label] - max(x for j, x in enumerate(row) if j != label)
             for row in answers.tolist()
@@ -92,13 +92,13 @@ def test_a_comparison_tells_what_is_left():
     before = planted()
     # By the seed, natural patterns of the innocent one lead .08 to .14 of these few images.
     same, gone = compare(before, before, SURVEY), compare(before, innocent(), SURVEY, seed=2)
-    assert same.verdict(SURVEY.suspicion) == "answers"
+    assert same.verdict(SURVEY.anomaly_threshold) == "answers"
     assert same.agreement == 1
-    assert gone.verdict(SURVEY.suspicion) == "quiet"
+    assert gone.verdict(SURVEY.anomaly_threshold) == "quiet"
     assert gone.before.success > 0.9
     assert gone.after.success < ACTS
-    assert replace(gone, index=SURVEY.suspicion - 0.1).verdict(SURVEY.suspicion) == "nothing found"
-    assert replace(gone, agreement=0.5).verdict(SURVEY.suspicion) == "changed"
+    assert replace(gone, index=SURVEY.anomaly_threshold - 0.1).verdict(SURVEY.anomaly_threshold) == "nothing found"
+    assert replace(gone, agreement=0.5).verdict(SURVEY.anomaly_threshold) == "changed"
     assert set(gone.after.targeted) == set(gone.after.untargeted)
     assert same.drift is None
 
@@ -181,7 +181,7 @@ def test_a_search_refuses_in_one_line(vendor, capsys):
     assert main(["scan", "before.safetensors", *vendor, "--out", "s", "--warm-up", "1"]) in (0, 1)
     for command, said in (
         (["scan", "before.safetensors", *vendor, "--out", "s"], "holds a finished run"),
-        (["scan", "before.safetensors", *vendor, "--suspicion", "-1"], "--suspicion"),
+        (["scan", "before.safetensors", *vendor, "--anomaly_threshold", "-1"], "--anomaly_threshold"),
         (["scan", "missing.safetensors", *vendor], "missing.safetensors"),
         (["verify", "before.safetensors", "missing.safetensors", *vendor], "missing.safetensors"),
         (["verify", "before.safetensors", "before.safetensors", *vendor, "--trigger", "badnets:3"], "--data"),

@@ -14,12 +14,12 @@ from dhbe.classifier import Classifier
 from dhbe.defenses import FastDHBE
 from dhbe.defenses.fast import LOST, Best
 from dhbe.errors import Failed
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.search.families import Faint, Forms, Masked, Patches, Waves, cosines
-from dhbe.search.image_pool import Album
+from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
 from dhbe.search.search import Search, anomalies, compact, lead
-from dhbe.search.trigger_bank import ROOM, Memory
+from dhbe.search.trigger_bank import ROOM, TriggerBank
 
 SHAPE = (3, 16, 16)
 TARGET, TOP, LEFT, SIDE = 2, 10, 5, 3
@@ -184,7 +184,7 @@ def test_the_search_finds_the_planted_class_and_its_square():
 
 
 def test_memory_forgets_only_the_weakest():
-    memory = Memory(3, SHAPE, classes=4, families=4)
+    memory = TriggerBank(3, SHAPE, classes=4, families=4)
     for strength in (5.0, 1.0, 3.0, 2.0, 0.5):
         memory.take(square(1, int(strength), 0), torch.tensor([int(strength) % 4]), torch.tensor([strength]))
     assert sorted(memory.strength.tolist()) == [2.0, 3.0, 5.0]
@@ -194,7 +194,7 @@ def test_memory_forgets_only_the_weakest():
 
 def test_memory_shows_what_still_acts():
     torch.manual_seed(0)
-    model, memory = planted(), Memory(8, SHAPE, classes=4, families=4)
+    model, memory = planted(), TriggerBank(8, SHAPE, classes=4, families=4)
     for side, top, left, value in ((SIDE, TOP, LEFT, 1.0), (SIDE, 0, 0, 1.0), (SIDE, TOP, LEFT, 0.1)):
         memory.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
     pixels = pieces(32, SHAPE)
@@ -213,7 +213,7 @@ def test_memory_shows_what_still_acts():
 
 def test_triggers_that_act_at_their_place_alone_stay_there():
     torch.manual_seed(0)
-    memory = Memory(8, SHAPE, classes=4, families=4)
+    memory = TriggerBank(8, SHAPE, classes=4, families=4)
     memory.take(square(SIDE, TOP, LEFT, 1.0), torch.tensor([TARGET]), torch.tensor([1.0]))
     memory.success[0] = 1
     for anywhere in (True, False):
@@ -225,7 +225,7 @@ def test_triggers_that_act_at_their_place_alone_stay_there():
 
 def test_an_album_can_show_as_many_of_each_class():
     torch.manual_seed(0)
-    album = Album(100, SHAPE, 4)
+    album = ImagePool(100, SHAPE, 4)
     album.answers[:, 0], album.answers[:10, 2], album.answers[10:12, 1] = (
         1,
         2,
@@ -237,21 +237,21 @@ def test_an_album_can_show_as_many_of_each_class():
 
 
 def test_the_sieve_leaves_out_what_shows_the_trigger_by_itself():
-    model, album = planted(), Album(64, SHAPE, 4)
+    model, album = planted(), ImagePool(64, SHAPE, 4)
     pixels = 0.3 + 0.2 * torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(4))
     shows = torch.arange(64) % 4 == 0
     pixels[shows] = square(SIDE, TOP, LEFT)(pixels[shows])
     album.fill(pixels, model)
     assert (album.answers.argmax(1) == TARGET)[shows].all()
     left = album.answers[~shows]
-    album.sieve(square(SIDE, TOP, LEFT), TARGET, model)
+    album.filter(square(SIDE, TOP, LEFT), TARGET, model)
     assert {tuple(row) for row in album.answers.tolist()} == {tuple(row) for row in left.tolist()}
 
 
 def test_an_album_of_large_images_is_short():
-    assert len(Album(4096, (3, 8, 8), 2)) == 4096
+    assert len(ImagePool(4096, (3, 8, 8), 2)) == 4096
     with torch.device("meta"):
-        assert len(Album(4096, (3, 512, 512), 2)) == 2**28 // (3 * 512 * 512)
+        assert len(ImagePool(4096, (3, 512, 512), 2)) == 2**28 // (3 * 512 * 512)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16), (3, 450, 450)])
@@ -268,18 +268,18 @@ def test_pieces_are_pixels_of_many_kinds_and_the_seed_settles_them(shape):
 
 
 def test_fast_takes_the_planted_trigger_away_and_keeps_the_rest():
-    model, ledger = planted(), Ledger()
+    model, run_state = planted(), RunState()
     fast = FastDHBE(warm_up=60, iterations=12, batch=32, album=256, patch=3, lr=0.02)
-    cleaned = fast(model, ledger=ledger)
-    memory = ledger.part("memory")
+    cleaned = fast(model, run_state=run_state)
+    memory = run_state.part("memory")
     assert memory.suspects.tolist() == [label == TARGET for label in range(4)]
-    assert memory.anomaly[1, TARGET] > fast.suspicion
+    assert memory.anomaly[1, TARGET] > fast.anomaly_threshold
     pixels = pieces(64, SHAPE)
     assert (cleaned(pixels).argmax(1) == model(pixels).argmax(1)).float().mean() > 0.8
 
 
 def test_an_early_state_is_judged_by_what_was_found_later():
-    model, memory, pixels = planted(), Memory(8, SHAPE, 4, 5), pieces(32, SHAPE)
+    model, memory, pixels = planted(), TriggerBank(8, SHAPE, 4, 5), pieces(32, SHAPE)
     best, learn = Best(model), torch.optim.SGD(model.parameters(), 0.1)
     answering, deaf = (copy.deepcopy(model.state_dict()) for _ in range(2))
     deaf["network.weight"] *= 1e4  # outshouts the square
@@ -299,14 +299,14 @@ def test_an_early_state_is_judged_by_what_was_found_later():
 
 
 def test_a_student_that_is_lost_goes_back_and_slows_down():
-    model, ledger, rounds = planted(), Ledger(), []
+    model, run_state, rounds = planted(), RunState(), []
     fast = FastDHBE(warm_up=20, iterations=30, cycles=1, batch=32, album=256, patch=3, lr=1e3, clip=1e30)
-    cleaned = fast(model, ledger=ledger, watch=rounds.append)
-    assert ledger.part("best").pace < 1
+    cleaned = fast(model, run_state=run_state, watch=rounds.append)
+    assert run_state.part("best").pace < 1
     assert all(value.isfinite().all() for value in cleaned.state_dict().values())
-    pixels, answers = ledger.part("album").sample(256)
+    pixels, answers = run_state.part("album").sample(256)
     assert (cleaned(pixels).argmax(1) == answers.argmax(1)).float().mean() > LOST - 0.05
-    assert all(value.isfinite() for glimpse in rounds for value in glimpse.round.values())
+    assert all(value.isfinite() for round_info in rounds for value in round_info.round.values())
 
 
 def test_a_run_without_a_sound_state_fails():

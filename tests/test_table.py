@@ -34,5 +34,5 @@ def test_pages_show_the_tables_that_the_committed_records_give(page, name):
 
 def test_the_scan_has_the_threshold_and_the_curve_of_the_fitted_half():
     fitted, _ = calibration.seen(RESULTS / "calibration")
-    assert PRESETS["fast"].suspicion == pytest.approx(calibration.best_threshold(fitted), abs=0.05)
+    assert PRESETS["fast"].anomaly_threshold == pytest.approx(calibration.best_threshold(fitted), abs=0.05)
     assert pytest.approx(calibration.curve(fitted), abs=0.05) == (MIDDLE, SLOPE)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dhbe.defenses import DHBE, OFFICIAL, PAPER, FastDHBE, Known, whole
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 
 aten = torch.ops.aten
 WAITING = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.is_nonzero, aten.item, aten._unique2}
@@ -37,7 +37,7 @@ class Waits(TorchDispatchMode):
 
 def waits(defense) -> list[int]:
     """How often each round of a defence waits."""
-    counts, rounds = [], defense.run(victim().train(), Known(), Ledger())
+    counts, rounds = [], defense.run(victim().train(), Known(), RunState())
     while True:
         with Waits() as mode:
             if next(rounds, None) is None:
@@ -134,7 +134,7 @@ def pretender(monkeypatch) -> Pretender:
 
 
 def test_each_call_is_one_iteration_captured_anew_when_settings_change(pretender):
-    repeated = whole.Whole(pretender.iteration)
+    repeated = whole.CudaGraph(pretender.iteration)
     rounds = [repeated(rate)["loss"] for rate in [1.0] * 6 + [0.1] * 5]
     assert pretender.captures == 2
     assert pretender.done == 11
@@ -143,14 +143,14 @@ def test_each_call_is_one_iteration_captured_anew_when_settings_change(pretender
 
 def test_an_iteration_that_cannot_be_captured_goes_on_as_usual(pretender):
     pretender.fails = "operation not permitted when stream is capturing"
-    repeated = whole.Whole(pretender.iteration)
+    repeated = whole.CudaGraph(pretender.iteration)
     assert [float(repeated(1.0)["loss"]) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
     assert pretender.captures == 1
 
 
 def test_memory_that_ends_in_a_capture_is_told_as_such(pretender):
     pretender.fails = "CUDA out of memory. Tried to allocate 2.00 GiB"
-    repeated = whole.Whole(pretender.iteration)
+    repeated = whole.CudaGraph(pretender.iteration)
     for _ in range(whole.WARM):
         repeated(1.0)
     with pytest.raises(RuntimeError, match="out of memory"):
@@ -159,7 +159,7 @@ def test_memory_that_ends_in_a_capture_is_told_as_such(pretender):
 
 def test_an_iteration_that_waits_is_never_captured(pretender):
     pretender.waits = True
-    repeated = whole.Whole(pretender.iteration)
+    repeated = whole.CudaGraph(pretender.iteration)
     for _ in range(6):
         repeated(1.0)
     assert (pretender.done, pretender.captures, pretender.debug) == (6, 0, "default")

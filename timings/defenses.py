@@ -27,7 +27,7 @@ from dhbe.classifier import Classifier
 from dhbe.data import Images
 from dhbe.defenses import PEERS, Known
 from dhbe.defenses.peers.layers import trace
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import channels_last
 from timings.iteration import NOISE, machine, neighbours, plain_images
 
@@ -311,10 +311,10 @@ def ours(name: str, model: Classifier, images: Images) -> Work:
     defense = kind(**{key: value for key, value in SETTINGS.items() if key in kind.__dataclass_fields__})
     known = Known(clean=images, target=0)
     if name in ("clp", "fine-pruning"):  # what sets them apart happens in the first round
-        return lambda: next(defense.run(copy.deepcopy(model).train(), known, Ledger())) and None
+        return lambda: next(defense.run(copy.deepcopy(model).train(), known, RunState())) and None
     model = copy.deepcopy(model)
     channels_last(model)  # as `Defense.__call__` does
-    rounds = defense.run(model.train(), known, Ledger())
+    rounds = defense.run(model.train(), known, RunState())
     if name == "nad":
         next(rounds)  # the teacher's
 

@@ -32,7 +32,7 @@ from dhbe import networks
 from dhbe.classifier import Classifier
 from dhbe.defenses import DHBE, Eraser, FastDHBE, Known
 from dhbe.defenses.fast import REFRESH
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 
 NOISE, SIDE, CHANNELS, PATCH, CLASSES = 256, 32, 3, 5, 10
 ALPHA, PRIOR = 0.1, 1e-4
@@ -161,7 +161,7 @@ def ours(network: nn.Module, batch: int, k: int, device: torch.device, precision
         settings: Eraser = FastDHBE(warm_up=1, **same)
     else:
         settings = DHBE(alpha=ALPHA, smooth=PRIOR, detach_clean=True, **same)
-    rounds: Iterator[dict[str, Tensor]] = settings.run(model.train(), Known(), Ledger())
+    rounds: Iterator[dict[str, Tensor]] = settings.run(model.train(), Known(), RunState())
 
     def iteration() -> None:
         with torch.device(device), cast(device, precision):
@@ -185,7 +185,7 @@ def warm_up(network: nn.Module, batch: int, device: torch.device, precision: str
     settings = FastDHBE(batch=batch, patch=PATCH)
     began = time.perf_counter()
     with torch.device(device), cast(device, precision):
-        rounds = settings.run(model.train(), Known(), Ledger())
+        rounds = settings.run(model.train(), Known(), RunState())
         until_the_student_moves(rounds)
     wait(device)
     return (time.perf_counter() - began) / settings.iterations

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dhbe import api, data
 from dhbe.api.machine import keep_memory, precision
 from dhbe.classifier import Classifier, evaluating, last
-from dhbe.defenses import PRESETS, Glimpse
+from dhbe.defenses import PRESETS, RoundInfo
 from dhbe.suspects import Suspect
 from experiments import pages, victims
 from timings.iteration import machine, plain
@@ -80,9 +80,9 @@ def ours(suspect: Suspect, evidence: api.Evidence, acc: float, seed: int) -> Rea
     """`fast`, as it comes."""
     clock = Clock(evidence, acc)
 
-    def watch(glimpse: Glimpse) -> None:
-        if "agreement" in glimpse.round and glimpse.number % EVERY == 0:
-            clock.look(glimpse.model)
+    def watch(round_info: RoundInfo) -> None:
+        if "agreement" in round_info.round and round_info.number % EVERY == 0:
+            clock.look(round_info.model)
 
     cleaned = PRESETS["fast"](
         suspect.classifier, seed=seed, precision=precision("auto", torch.device("cpu"), exact=False), watch=watch

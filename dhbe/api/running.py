@@ -14,18 +14,18 @@ from torch import nn
 from dhbe import checkpoint, files, records, report, runs, suspects
 from dhbe.api import machine
 from dhbe.classifier import Classifier
-from dhbe.defenses import PEERS, Defense, Eraser, Glimpse, Known, Scene
+from dhbe.defenses import PEERS, Defense, Eraser, Known, RoundInfo, Samples
 from dhbe.defenses.base import LEAST
 from dhbe.errors import Failed, Refused, out_of_memory
 from dhbe.evaluation import measuring
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.records import ModelInfo, Record
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.search.survey import Survey
 from dhbe.suspects import Suspect
 
-Watch = Callable[[Glimpse], None]
+Watch = Callable[[RoundInfo], None]
 
 CLEAN = "clean.safetensors"
 
@@ -86,7 +86,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     checkpoint_every: float = 30.0,
-    watch: Watch = lambda glimpse: None,
+    watch: Watch = lambda round_info: None,
 ) -> Erasure:
     """Runs a defence on a suspect, which is not changed.
 
@@ -121,7 +121,7 @@ def run(
             used = _halved(defense, course.halvings)
             machine.forget_peak(where)
             try:
-                cleaned = used(victim, known, seed=seed, precision=how, watch=course.look, ledger=course.ledger)
+                cleaned = used(victim, known, seed=seed, precision=how, watch=course.look, run_state=course.run_state)
                 break
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error) or not _halves(used, course.halvings):
@@ -129,7 +129,7 @@ def run(
             course.anew()
         course.end()
         seconds = course.seconds()
-        then, now, pictures = _looked_at(used, course.ledger, victim, cleaned, seed)
+        then, now, pictures = _looked_at(used, course.run_state, victim, cleaned, seed)
         before = before.model_copy(update={"signs": then})
         after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
         recorded = {**named, **asdict(used)}
@@ -138,7 +138,7 @@ def run(
         for halvings in range(1, course.halvings + 1):
             batch = vars(_halved(defense, halvings))["batch"]
             warnings.append(f"the memory did not suffice: begun anew with batches of {batch}")
-        if isinstance(used, Survey) and then["anomaly_index"] <= used.suspicion:
+        if isinstance(used, Survey) and then["anomaly_index"] <= used.anomaly_threshold:
             warnings.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")
         record = Record(
             kind="erase", model=suspect.info, defense=recorded,
@@ -165,7 +165,7 @@ class _Course:
     def __init__(self, held: runs.Run | None, watch: Watch) -> None:
         saved = held.saved if held else None
         self.curve: list[dict[str, float]] = saved["curve"] if saved else []
-        self.ledger = Ledger(saved["ledger"] if saved else None)
+        self.run_state = RunState(saved["run_state"] if saved else None)
         self.halvings: int = saved["halvings"] if saved else 0
         """How often the batch was halved, because the memory did not suffice."""
         self._spent = saved["seconds"] if saved else 0.0
@@ -175,18 +175,18 @@ class _Course:
     def seconds(self) -> float:
         return self._spent + time.monotonic() - self._began
 
-    def look(self, glimpse: Glimpse) -> None:
+    def look(self, round_info: RoundInfo) -> None:
         """Watches the defence."""
-        self.curve.append({"iteration": glimpse.number, **{name: float(x) for name, x in glimpse.round.items()}})
+        self.curve.append({"iteration": round_info.number, **{name: float(x) for name, x in round_info.round.items()}})
         _check_finite(self.curve[-1])
-        self._watch(glimpse)
+        self._watch(round_info)
         if self._held:
             self._held.keep(self._state)
 
     def anew(self) -> None:
         """Forgets all rounds, but not the time that they took, to begin anew with half the batch."""
         self.curve.clear()
-        self.ledger = Ledger()
+        self.run_state = RunState()
         self.halvings += 1
 
     def end(self) -> None:
@@ -196,7 +196,7 @@ class _Course:
 
     def _state(self) -> dict[str, Any]:
         told = {"curve": self.curve, "seconds": self.seconds(), "halvings": self.halvings}
-        return {"ledger": self.ledger.state(), **told}
+        return {"run_state": self.run_state.state(), **told}
 
 
 def _halves(defense: Defense, before: int) -> bool:
@@ -210,25 +210,25 @@ def _halved(defense: Defense, times: int) -> Defense:
 
 
 def _looked_at(
-    defense: Defense, ledger: Ledger, victim: Classifier, cleaned: Classifier, seed: int
+    defense: Defense, run_state: RunState, victim: Classifier, cleaned: Classifier, seed: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, bytes]]:
     """What shows without data: signs of the victim, signs of the cleaned model, pictures for the report."""
     if not isinstance(defense, Eraser):
-        return defense.found(ledger), {}, {}
-    scene = defense.scene(victim, ledger, LOOKED_AT, seed)
-    before, after = (_signs(model, victim, scene) for model in (victim, cleaned))
+        return defense.found(run_state), {}, {}
+    samples = defense.samples(victim, run_state, LOOKED_AT, seed)
+    before, after = (_signs(model, victim, samples) for model in (victim, cleaned))
     pictures = {
-        "samples": report.grid(scene.pixels[:32].cpu()),
-        "triggers": report.grid(scene.patches[:32].cpu(), scale=4),
-        "stamped": report.grid(scene.triggered[:32].cpu()),
+        "samples": report.grid(samples.pixels[:32].cpu()),
+        "triggers": report.grid(samples.patches[:32].cpu(), scale=4),
+        "stamped": report.grid(samples.triggered[:32].cpu()),
     }
-    return {**before, **defense.found(ledger)}, after, pictures
+    return {**before, **defense.found(run_state)}, after, pictures
 
 
 @torch.inference_mode()
-def _signs(model: Classifier, victim: Classifier, scene: Scene) -> dict[str, float]:
+def _signs(model: Classifier, victim: Classifier, samples: Samples) -> dict[str, float]:
     """What can be said of a model without data, on generated images and triggers."""
-    told, clean, moved = victim(scene.pixels), model(scene.pixels), model(scene.triggered)
+    told, clean, moved = victim(samples.pixels), model(samples.pixels), model(samples.triggered)
     if not (clean.isfinite().all() and moved.isfinite().all()):
         raise Failed("the model's logits on generated images are not finite: lower --lr, or another --seed")
     return {

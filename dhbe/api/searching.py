@@ -76,7 +76,7 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
         found = search.scan(run.model, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
         label, index = found.suspect, float(found.indices.max())
         chance = search.probability(index)
-        backdoored = index > run.survey.suspicion
+        backdoored = index > run.survey.anomaly_threshold
         classes = [
             ClassFound(index=i, family=family, lead=lead, success=share)
             for i, family, lead, share in zip(
@@ -132,7 +132,7 @@ def verify(
         if evidence and evidence.trigger:
             left = battery.battery(run.model, after, evidence, seed=run.seed, watch=run.parts)
         return run.end(
-            {}, other=cleaned.info, verdict=found.verdict(run.survey.suspicion), battery=left,
+            {}, other=cleaned.info, verdict=found.verdict(run.survey.anomaly_threshold), battery=left,
             before=measured(run.model, evidence, signs=shown[0]),
             after=measured(after, evidence, run.model, signs=shown[1]),
             data=evidence.name if evidence else None,
@@ -184,7 +184,7 @@ class _Search:
         return runs.opened(self._out, {**settings, **asdict(self.survey)}, overwrite=self._overwrite)
 
     def watch(self, number: int, round: Round) -> None:
-        """Notes a round."""
+        """SurveyState a round."""
         self._curve.append({"iteration": number, **{name: float(x) for name, x in round.items()}})
         self._watch(number, round)
         if self._held and self._held.stopping:

@@ -123,7 +123,7 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
     """What `add_run` was told, for one run of a defence."""
     return Options(
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
-        overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, watch=progress.glimpse,
+        overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
     )  # fmt: skip
 
 

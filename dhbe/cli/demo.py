@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
     with Progress(defense.rounds, "erasing", args.quiet, folder=args.out) as progress:
         record = api.erase(
             suspect, defense=defense, seed=args.seed, device=args.device, precision=args.precision, evidence=evidence,
-            out=args.out, overwrite=True, watch=progress.glimpse,
+            out=args.out, overwrite=True, watch=progress.round_info,
         ).record  # fmt: skip
     shown.erased(args, record, args.out)
     return DONE

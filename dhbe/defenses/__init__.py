@@ -1,11 +1,11 @@
 """Ways to clean a classifier, one file a defence: DHBE in its forms here, the defences of others in `peers`."""
 
-from dhbe.defenses.base import Defense, Eraser, Glimpse, Known, Scene
+from dhbe.defenses.base import Defense, Eraser, Known, RoundInfo, Samples
 from dhbe.defenses.dhbe import DHBE, OFFICIAL, PAPER
 from dhbe.defenses.fast import FastDHBE
 from dhbe.defenses.peers import PEERS
 
-__all__ = ["DHBE", "PEERS", "PRESETS", "Defense", "Eraser", "FastDHBE", "Glimpse", "Known", "Scene"]
+__all__ = ["DHBE", "PEERS", "PRESETS", "Defense", "Eraser", "FastDHBE", "Known", "RoundInfo", "Samples"]
 
 PRESETS: dict[str, Eraser] = {"fast": FastDHBE(), "paper": PAPER, "official": OFFICIAL}
 """What `--preset` names."""

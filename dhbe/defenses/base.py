@@ -14,7 +14,7 @@ from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images, Shape
 from dhbe.errors import Refused
 from dhbe.generators import check_generated
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Precision, Round, channels_last, computing, on, secluded
 
 LEAST = {
@@ -36,7 +36,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Glimpse:
+class RoundInfo:
     """What a watcher sees after a round."""
 
     number: int
@@ -46,13 +46,13 @@ class Glimpse:
     round: Round
     model: Classifier
     """The model at this moment, in eval mode. Looking does not change the run."""
-    ledger: Ledger
+    run_state: RunState
 
 
-Watch = Callable[[Glimpse], None]
+Watch = Callable[[RoundInfo], None]
 
 
-def ignore(glimpse: Glimpse) -> None:
+def ignore(round_info: RoundInfo) -> None:
     """The watcher that does not look."""
 
 
@@ -73,10 +73,10 @@ class Defense(ABC):
         """How many rounds `run` takes at the most; it may see that it can stop before."""
 
     @abstractmethod
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         """Cleans `model`, which is in training mode, in place, and yields what each round came to.
 
-        It calls `ledger.keep` once, with all that changes between rounds, and starts at the round this returns.
+        It calls `run_state.keep` once, with all that changes between rounds, and starts at the round this returns.
         """
 
     def check(self, shape: Shape) -> None:
@@ -90,7 +90,7 @@ class Defense(ABC):
             if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < math.inf:
                 raise Refused(f"--{name.replace('_', '-')} {value}: it must be a number of at least {least}")
 
-    def found(self, ledger: Ledger) -> dict[str, float]:
+    def found(self, run_state: RunState) -> dict[str, float]:
         """What a finished run tells of the victim, by name, beside the cleaned model; most tell nothing."""
         return {}
 
@@ -103,7 +103,7 @@ class Defense(ABC):
         seed: int = 0,
         precision: Precision = "fp32",
         watch: Watch = ignore,
-        ledger: Ledger | None = None,
+        run_state: RunState | None = None,
     ) -> Classifier:
         """Returns a cleaned copy in eval mode; `victim` and the caller's random state stay as they were.
 
@@ -113,7 +113,7 @@ class Defense(ABC):
             seed: Seed of everything random.
             precision: bf16 runs the networks under autocast.
             watch: Called after every round.
-            ledger: Of an interrupted run of the same settings, to go on from; None starts a fresh one.
+            run_state: Of an interrupted run of the same settings, to go on from; None starts a fresh one.
 
         Raises:
             Refused: The defence needs something that `known` lacks.
@@ -126,7 +126,7 @@ class Defense(ABC):
             clean=known.clean if "clean images" in self.needs else None,
             target=known.target if "target class" in self.needs else None,
         )
-        model, ledger = copy.deepcopy(victim), ledger or Ledger()
+        model, run_state = copy.deepcopy(victim), run_state or RunState()
         for parameter in model.parameters():  # a network that was frozen for use, or in part for training, learns again
             parameter.requires_grad_(parameter.is_floating_point())
         channels_last(model)
@@ -134,17 +134,17 @@ class Defense(ABC):
         with secluded(), on(device):
             torch.manual_seed(seed)
             with computing(device, precision):
-                for round in self.run(model.train(), known, ledger):
-                    ledger.advance()
+                for round in self.run(model.train(), known, run_state):
+                    run_state.advance()
                     with evaluating(model), secluded(), torch.device("cpu"), torch.autocast(device.type, enabled=False):
                         seen = {name: value.detach() for name, value in round.items()}
-                        watch(Glimpse(ledger.round, self.rounds, seen, model, ledger))
+                        watch(RoundInfo(run_state.round, self.rounds, seen, model, run_state))
                     del round  # and with it what its graph holds
         return model.eval()
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class Samples:
     """Generated images, on which a model can be looked at without data."""
 
     pixels: Tensor
@@ -164,17 +164,17 @@ class Eraser(Defense):
     patch: Annotated[int, "side of the generated triggers in pixels (p)"] = 5
 
     @abstractmethod
-    def draw_scene(self, model: Classifier, ledger: Ledger, count: int) -> Scene:
-        """So many images and triggers of the generators in `ledger`."""
+    def draw_samples(self, model: Classifier, run_state: RunState, count: int) -> Samples:
+        """So many images and triggers of the generators in `run_state`."""
 
     @final
     @torch.no_grad()
-    def scene(self, model: Classifier, ledger: Ledger, count: int, seed: int = 0) -> Scene:
+    def samples(self, model: Classifier, run_state: RunState, count: int, seed: int = 0) -> Samples:
         """Images and triggers of a run's generators, always the same for a seed."""
         device = model.mean.device
         with secluded(), on(device):
             torch.manual_seed(seed)
-            return self.draw_scene(model, ledger, count)
+            return self.draw_samples(model, run_state, count)
 
     def check(self, shape: Shape) -> None:
         check_generated(shape)

@@ -20,7 +20,7 @@ WAITS = "synchronizing CUDA operation"
 """What torch warns of where something waits for the host."""
 
 
-class Whole:
+class CudaGraph:
     """Calls an iteration; from the fourth call with the same settings on, by replaying its graph.
 
     An iteration that cannot be captured (a vendor's code that looks at numbers waits for the host) goes on as usual.

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from dhbe.classifier import Classifier
-from dhbe.defenses.base import Eraser, Known, Scene
-from dhbe.defenses.cuda_graph import Whole
+from dhbe.defenses.base import Eraser, Known, Samples
+from dhbe.defenses.cuda_graph import CudaGraph
 from dhbe.errors import Refused
 from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, lay, set_lr, variation
 
 Engine = Literal["eager", "graph", "compile"]
@@ -55,7 +55,7 @@ class DHBE(Eraser):
     def rounds(self) -> int:
         return self.iterations
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         student, teacher = model, frozen_copy(model)
         channels, side, _ = model.shape
         images, triggers = ImageGenerator(side, channels), TriggerGenerator(self.patch, channels)
@@ -64,7 +64,7 @@ class DHBE(Eraser):
         imagine = Adam(images.parameters(), self.lr_generators, fused=True, capturable=self.captures(model))
         attack = Adam(triggers.parameters(), self.lr_generators, fused=True, capturable=self.captures(model))
         optimizers = {"learn": learn, "imagine": imagine, "attack": attack}
-        done = ledger.keep(student=student, images=images, triggers=triggers, **optimizers)
+        done = run_state.keep(student=student, images=images, triggers=triggers, **optimizers)
         if self.engine == "compile":
             student.network.compile()
             teacher.network.compile()
@@ -99,7 +99,7 @@ class DHBE(Eraser):
             losses = {"distillation": distillation, "restriction": restriction}
             return losses | {"disagreement": disagreement, "reaction": reaction}
 
-        whole = Whole(iterate) if self.captures(model) else None
+        whole = CudaGraph(iterate) if self.captures(model) else None
         for iteration in range(done, self.iterations):
             rate = self.rate(iteration)
             set_lr(optimizers.values(), rate)
@@ -126,11 +126,11 @@ class DHBE(Eraser):
         done = iteration / self.iterations
         return 1.0 if done < 0.6 else 0.1 if done < 0.8 else 0.01
 
-    def draw_scene(self, model: Classifier, ledger: Ledger, count: int) -> Scene:
-        images, triggers = ledger.part("images"), ledger.part("triggers")
+    def draw_samples(self, model: Classifier, run_state: RunState, count: int) -> Samples:
+        images, triggers = run_state.part("images"), run_state.part("triggers")
         normalised, patches = images(torch.randn(count, NOISE)), triggers(torch.randn(count, NOISE))
         triggered = self.stamp(model, normalised, patches)
-        return Scene(model.denormalise(normalised), model.denormalise(triggered), (patches + 1) / 2)
+        return Samples(model.denormalise(normalised), model.denormalise(triggered), (patches + 1) / 2)
 
 
 PAPER = DHBE()

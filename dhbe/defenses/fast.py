@@ -22,12 +22,12 @@ from torch.optim import SGD
 
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
-from dhbe.defenses.base import Known, Scene
+from dhbe.defenses.base import Known, Samples
 from dhbe.errors import Failed, Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.search.families import NAMES
-from dhbe.search.survey import Notes, Survey, seek
-from dhbe.search.trigger_bank import Memory
+from dhbe.search.survey import Survey, SurveyState, seek
+from dhbe.search.trigger_bank import TriggerBank
 from dhbe.steps import Round, channels_last, frozen_copy, gap, set_lr
 
 GROUPS = 8
@@ -67,7 +67,9 @@ class FastDHBE(Survey):
 
     iterations: Annotated[int, "rounds a cycle: k student steps, then one step of two families of triggers"] = 40
     cycles: Annotated[int, "cycles at the most; another one follows while it helps against triggers that still act"] = 3
-    calm: Annotated[float, "share of images that the strongest trigger may still lead to its class at the end"] = 0.02
+    stop_threshold: Annotated[
+        float, "share of images that the strongest trigger may still lead to its class at the end"
+    ] = 0.02
     student_steps: Annotated[int, "student steps per round (k)"] = 5
     alpha: Annotated[float, "weight of the restriction (eq. 8)"] = 1.0
     lr: Annotated[float, "peak learning rate of the student (SGD): up for a tenth of a cycle, then down to 0"] = 5e-3
@@ -81,25 +83,25 @@ class FastDHBE(Survey):
     def rounds(self) -> int:
         return self.longest + self.cycles * self.iterations
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         student, teacher = model.eval(), frozen_copy(model)
-        notes = Notes(self, model)
+        notes = SurveyState(self, model)
         channels_last(student, teacher)
         learn = SGD(student.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         best = Best(student)
-        done = ledger.keep(student=student, learn=learn, best=best, **notes.parts())
+        done = run_state.keep(student=student, learn=learn, best=best, **notes.parts())
 
-        if done <= notes.memory.surveyed:  # nothing of the conclusion is in a ledger of the last round before it
+        if done <= notes.memory.surveyed:  # nothing of the conclusion is in a run_state of the last round before it
             yield from self.survey(teacher, notes, done)
             self.conclude(teacher, notes)
             self.look(student, notes)
-        notes.close(ledger)
+        notes.close(run_state)
         memory = notes.memory
         share = self.triggered if memory.backdoored else self.light
         covered = min(max(1, round(share * self.batch)), self.batch - 1)
 
         for round_ in range(max(0, done - int(memory.surveyed)), self.cycles * self.iterations):
-            if round_ and round_ % self.iterations == 0 and (not memory.backdoored or best.enough(self.calm)):
+            if round_ and round_ % self.iterations == 0 and (not memory.backdoored or best.enough(self.stop_threshold)):
                 break
             set_lr([learn], best.pace * self.rate(round_ % self.iterations))
             for _ in range(self.student_steps):  # minimise over S: both kinds of image in one pass, no statistics move
@@ -130,7 +132,7 @@ class FastDHBE(Survey):
         student.load_state_dict(best.state)
 
     @torch.no_grad()
-    def look(self, student: Classifier, notes: Notes) -> Tensor:
+    def look(self, student: Classifier, notes: SurveyState) -> Tensor:
         """Takes the signs: what was found meanwhile, what still acts, and whether the student answers as the teacher.
 
         Returns the images on which triggers were tried.
@@ -147,14 +149,14 @@ class FastDHBE(Survey):
         memory.agreement = (student(compared).argmax(1) == answers.argmax(1)).float().mean()
         return pixels
 
-    def found(self, ledger: Ledger) -> dict[str, float]:
-        """How far the class that stands out most does, against `suspicion`; which it is; what acts in the end."""
-        memory: Memory = ledger.part("memory")
+    def found(self, run_state: RunState) -> dict[str, float]:
+        """How far the class that stands out most does, against `anomaly_threshold`; which it is; what acts in the end."""
+        memory: TriggerBank = run_state.part("memory")
         anomaly = memory.anomaly.amax(0)
         return {
             "anomaly_index": float(anomaly.max()),
             "suspected_class": int(anomaly.argmax()),
-            "success": float(ledger.part("best").success),
+            "success": float(run_state.part("best").success),
         }
 
     def check(self, shape: Shape) -> None:
@@ -168,12 +170,12 @@ class FastDHBE(Survey):
         done = iteration / self.iterations
         return max(0.0, min((iteration + 1) / max(1, round(0.1 * self.iterations)), (1 - done) / 0.9, 1.0))
 
-    def draw_scene(self, model: Classifier, ledger: Ledger, count: int) -> Scene:
-        pixels, _ = ledger.part("album").sample(count)
-        memory: Memory = ledger.part("memory")
+    def draw_samples(self, model: Classifier, run_state: RunState, count: int) -> Samples:
+        pixels, _ = run_state.part("album").sample(count)
+        memory: TriggerBank = run_state.part("memory")
         strongest = memory.strength.argsort(descending=True)[: max(1, len(memory))]
         forms = memory.forms(strongest[torch.randint(len(strongest), (count,))])
-        return Scene(pixels, forms(pixels), forms(torch.full_like(pixels, 0.5)))
+        return Samples(pixels, forms(pixels), forms(torch.full_like(pixels, 0.5)))
 
 
 def turns(round_: int) -> list[int]:
@@ -193,7 +195,7 @@ class Best:
         self.state = {name: value.clone() for name, value in student.state_dict().items()}
         self.agreement, self.success, self.pace, self.earlier = NOTHING, 1.0, 1.0, 1.0
 
-    def judge(self, student: Classifier, learn: SGD, memory: Memory, pixels: Tensor) -> None:
+    def judge(self, student: Classifier, learn: SGD, memory: TriggerBank, pixels: Tensor) -> None:
         """Keeps this state if it is as good as the best before; a student that is lost goes back there.
 
         Both are tried on the same images [n, c, h, w] with all that is remembered by now: triggers are found all the
@@ -217,10 +219,10 @@ class Best:
         learn.state.clear()
         self.pace /= 2
 
-    def enough(self, calm: float) -> bool:
+    def enough(self, stop_threshold: float) -> bool:
         """At the end of a cycle: whether no trigger acts any more, or the cycle helped little."""
         helped, self.earlier = self.success <= HELPED * self.earlier, self.success
-        return self.success <= calm or not helped
+        return self.success <= stop_threshold or not helped
 
     def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))

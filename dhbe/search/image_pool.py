@@ -18,7 +18,7 @@ AT_ONCE = 128
 """Images that the teacher answers at a time."""
 
 
-class Album(nn.Module):
+class ImagePool(nn.Module):
     """The images that the student is shown, in 8 bits as a camera would deliver them, with the teacher's answers."""
 
     pixels: Tensor
@@ -50,7 +50,7 @@ class Album(nn.Module):
             self.fill(images(torch.randn(128, NOISE))[: half - first], teacher, first)
 
     @torch.no_grad()
-    def sieve(self, form: Forms, wanted: int, teacher: Classifier) -> None:
+    def filter(self, form: Forms, wanted: int, teacher: Classifier) -> None:
         """Leaves out images that show the trigger by themselves, whose answers would teach it back.
 
         Where a trigger lies another image is put in; a lead towards `wanted` that goes with it was the trigger's.

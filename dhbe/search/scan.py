@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dhbe.classifier import Classifier
 from dhbe.search.families import ACCUSING, NAMES, Forms
-from dhbe.search.survey import Notes, Survey
+from dhbe.search.survey import Survey, SurveyState
 from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
 
 MIDDLE, SLOPE = 4.0, 1.3
@@ -65,7 +65,7 @@ def scan(
     channels_last(teacher)
     with secluded(), on(device), computing(device, precision):
         torch.manual_seed(seed)
-        notes = Notes(survey, teacher)
+        notes = SurveyState(survey, teacher)
         for number, round in enumerate(survey.survey(teacher, notes), 1):
             watch(number, round)
         survey.conclude(teacher, notes)
@@ -73,7 +73,7 @@ def scan(
 
 
 @torch.no_grad()
-def _found(teacher: Classifier, notes: Notes) -> Found:
+def _found(teacher: Classifier, notes: SurveyState) -> Found:
     memory, labels = notes.memory, torch.arange(teacher.classes)
     pixels, answers = notes.album.sample(PROBES)
     anomaly = memory.anomaly[:ACCUSING]

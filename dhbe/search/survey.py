@@ -15,13 +15,13 @@ from dhbe.data import Shape
 from dhbe.defenses.base import Eraser
 from dhbe.errors import Refused
 from dhbe.generators import NOISE, PixelGenerator
-from dhbe.run_state import Ledger, Stateful
+from dhbe.run_state import RunState, Stateful
 from dhbe.search.batchnorm import BatchStatistics, imbalance, tracked
 from dhbe.search.families import LOCAL, NAMES, Masked
-from dhbe.search.image_pool import Album
+from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
 from dhbe.search.search import Search, anomalies, compact, lead
-from dhbe.search.trigger_bank import Memory
+from dhbe.search.trigger_bank import TriggerBank
 from dhbe.steps import Round, channels_last, descend, set_lr
 
 JUDGED = 256
@@ -49,7 +49,7 @@ AT_ONCE = 2**20
 """Values of the photographs' pieces that are drawn at a time."""
 
 
-class Notes:
+class SurveyState:
     """All that a survey writes down."""
 
     def __init__(self, survey: "Survey", model: Classifier) -> None:
@@ -57,8 +57,8 @@ class Notes:
         self.images = PixelGenerator(side, channels)
         self.imagine = Adam(self.images.parameters(), survey.lr_images, fused=True)
         self.search = survey.searching(model)
-        self.album = Album(survey.album, model.shape, model.classes)
-        self.memory = Memory(max(128, 4 * model.classes), model.shape, model.classes, len(self.search.families))
+        self.album = ImagePool(survey.album, model.shape, model.classes)
+        self.memory = TriggerBank(max(128, 4 * model.classes), model.shape, model.classes, len(self.search.families))
         self.memory.surveyed += survey.warm_up
         channels_last(self.images)
 
@@ -70,9 +70,9 @@ class Notes:
             "album": self.album, "memory": self.memory, **seekers,
         }  # fmt: skip
 
-    def close(self, ledger: Ledger) -> None:
+    def close(self, run_state: RunState) -> None:
         """Lets go of the generator, which has done its work when the album holds its images."""
-        ledger.drop("images", "imagine")
+        run_state.drop("images", "imagine")
         del self.images, self.imagine
 
 
@@ -89,7 +89,7 @@ class Survey(Eraser):
     )
     change: Annotated[float, "largest change of a pixel by a faint trigger"] = 16 / 255
     wave: Annotated[float, "largest height of one wave over the whole image"] = 28 / 255
-    suspicion: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 3.6
+    anomaly_threshold: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 3.6
     batch: Annotated[int, "images in a step of the student and in one pass of the search"] = 128
 
     @property
@@ -107,7 +107,7 @@ class Survey(Eraser):
         if self.album < self.batch:
             raise Refused(f"--album {self.album}: it must hold one batch at least, {self.batch} images")
 
-    def survey(self, teacher: Classifier, notes: Notes, done: int = 0) -> Iterator[Round]:
+    def survey(self, teacher: Classifier, notes: SurveyState, done: int = 0) -> Iterator[Round]:
         """Makes images familiar and seeks triggers, from round `done` on; `conclude` tells what it came to.
 
         Args:
@@ -144,7 +144,7 @@ class Survey(Eraser):
         if familiar:
             album.renew(notes.images, teacher)
 
-    def explore(self, model: Classifier, notes: Notes, watch: Callable[[Round], None]) -> Search:
+    def explore(self, model: Classifier, notes: SurveyState, watch: Callable[[Round], None]) -> Search:
         """A fresh search of as many rounds on the images at hand, for each class and for any but the usual.
 
         Args:
@@ -158,11 +158,11 @@ class Survey(Eraser):
         return search
 
     @torch.no_grad()
-    def conclude(self, teacher: Classifier, notes: Notes) -> None:
+    def conclude(self, teacher: Classifier, notes: SurveyState) -> None:
         """What the search came to: which classes stand out, and the triggers to begin with."""
         album, memory = notes.album, notes.memory
         leads, anomaly = index(teacher, notes.search, album)
-        outliers, local, whole = anomaly > self.suspicion, anomaly[:LOCAL].amax(0), anomaly[LOCAL:].amax(0)
+        outliers, local, whole = anomaly > self.anomaly_threshold, anomaly[:LOCAL].amax(0), anomaly[LOCAL:].amax(0)
         outliers[LOCAL:] = outliers[LOCAL:].any(0) & (whole > local) & (whole > anomaly.max() / 3)
         memory.note(leads, anomaly, outliers)
         if memory.backdoored:
@@ -175,12 +175,12 @@ class Survey(Eraser):
                 for place, label in enumerate(wanted.tolist()):
                     squares, strength = compact(teacher, forms[[place]], label, album.sample(TRIED)[0])
                     memory.take(squares, wanted[place].expand(len(strength)), strength)
-                    album.sieve(forms[[place]], label, teacher)
+                    album.filter(forms[[place]], label, teacher)
         memory.settle(teacher, album.sample(TRIED_AGAIN)[0])
 
 
 @torch.enable_grad()
-def refine(search: Search, model: Classifier, album: Album, sought: Tensor) -> None:
+def refine(search: Search, model: Classifier, album: ImagePool, sought: Tensor) -> None:
     """Seeks triggers of some families and classes [families, classes] further: all images of a step are for them.
 
     A faint trigger that is found by half is unlearned by half.
@@ -193,7 +193,7 @@ def refine(search: Search, model: Classifier, album: Album, sought: Tensor) -> N
     set_lr(search.optimizers, 1.0)
 
 
-def step(search: Search, model: Classifier, album: Album, more: int = 1) -> Round:
+def step(search: Search, model: Classifier, album: ImagePool, more: int = 1) -> Round:
     """One step of each family, on `more` times as many images as usual."""
     count = more * max(FEWEST, EACH * model.classes)
     return {f"lead_{name}": seek(search, model, number, album.sample(count)[0]) for number, name in enumerate(NAMES)}
@@ -209,7 +209,7 @@ def seek(search: Search, model: Classifier, number: int, pixels: Tensor, suspect
 
 
 @torch.no_grad()
-def index(model: Classifier, search: Search, album: Album) -> tuple[Tensor, Tensor]:
+def index(model: Classifier, search: Search, album: ImagePool) -> tuple[Tensor, Tensor]:
     """How far each class leads, and by how many robust deviations it stands out [families, classes].
 
     A class that stands out must do so both by its lead and by what the trigger adds to its lead without one: classes
@@ -218,10 +218,10 @@ def index(model: Classifier, search: Search, album: Album) -> tuple[Tensor, Tens
     pixels, _ = album.sample(JUDGED)
     leads = search.leads(model, pixels)[:, : model.classes]
     spread = album.answers.std()
-    return leads, torch.minimum(anomalies(leads, spread), anomalies(leads - resting(album.answers), spread))
+    return leads, torch.minimum(anomalies(leads, spread), anomalies(leads - baseline_margin(album.answers), spread))
 
 
-def resting(answers: Tensor) -> Tensor:
+def baseline_margin(answers: Tensor) -> Tensor:
     """Mean lead of each class [classes] without a trigger, over images [n, classes] that are taken for another one."""
     rows = []
     for label in range(answers.shape[1]):

@@ -24,7 +24,7 @@ STRONGEST = 16
 """Triggers of which it is seen whether they act at other places too."""
 
 
-class Memory(nn.Module):
+class TriggerBank(nn.Module):
     """The triggers found, of which none is forgotten until the memory is full; then the weakest goes first."""
 
     keep: Tensor
@@ -129,12 +129,12 @@ class Memory(nn.Module):
         return success
 
     def retry(self, model: Classifier, pixels: Tensor) -> None:
-        """Notes `tried`."""
+        """SurveyState `tried`."""
         self.success = self.tried(model, pixels)
 
     @torch.no_grad()
     def settle(self, teacher: Classifier, pixels: Tensor) -> None:
-        """Notes what the teacher answers: each trigger where it was found, and whether elsewhere too."""
+        """SurveyState what the teacher answers: each trigger where it was found, and whether elsewhere too."""
         self.retry(teacher, pixels)
         strongest = self.success.argsort(descending=True)[:STRONGEST]
         elsewhere = self.forms(strongest).moved(self._shifts(len(strongest)))

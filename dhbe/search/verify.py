@@ -12,7 +12,7 @@ from dhbe.search.batchnorm import tracked
 from dhbe.search.families import ACCUSING, NAMES
 from dhbe.search.scan import PROBES, Watch, success
 from dhbe.search.search import Search
-from dhbe.search.survey import Notes, Survey, index
+from dhbe.search.survey import Survey, SurveyState, index
 from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
 
 RESTARTS = 2
@@ -57,11 +57,11 @@ class Comparison:
     before: State
     after: State
 
-    def verdict(self, suspicion: float) -> Literal["nothing found", "answers", "changed", "quiet"]:
+    def verdict(self, anomaly_threshold: float) -> Literal["nothing found", "answers", "changed", "quiet"]:
         """What this says of the state after."""
-        if self.index <= suspicion:
+        if self.index <= anomaly_threshold:
             return "nothing found"
-        if self.after.success >= ACTS or self.after.anomaly_index > suspicion:
+        if self.after.success >= ACTS or self.after.anomaly_index > anomaly_threshold:
             return "answers"
         return "changed" if self.agreement < CHANGED else "quiet"
 
@@ -100,7 +100,7 @@ def compare(
 
     with secluded(), on(device), computing(device, precision), torch.no_grad():
         torch.manual_seed(seed)
-        notes = Notes(survey, before)
+        notes = SurveyState(survey, before)
         with torch.enable_grad():
             for losses in survey.survey(states[0], notes):
                 watched(losses)
@@ -119,7 +119,9 @@ def compare(
         )
 
 
-def _state(model: Classifier, survey: Survey, notes: Notes, suspect: int, watch: Callable[[Round], None]) -> State:
+def _state(
+    model: Classifier, survey: Survey, notes: SurveyState, suspect: int, watch: Callable[[Round], None]
+) -> State:
     pixels, _ = notes.album.sample(PROBES)
     answers = model(pixels)
     memory = notes.memory

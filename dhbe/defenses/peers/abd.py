@@ -12,7 +12,7 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.distillation import Imitation
 from dhbe.defenses.peers.layers import trace
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round, frozen_copy
 
 
@@ -31,13 +31,13 @@ class ABD(Imitation):
     copies: Annotated[int, "shuffled teachers, whose mean counts"] = 3
     layers: Annotated[int, "last convolutions whose input channels are shuffled"] = 5
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         teachers = [shuffled(model, self.layers) for _ in range(self.copies)]
 
         def dislike(x: Tensor, answer: Tensor) -> Tensor:
             return -self.vaccine * divergence(torch.stack([t.logits(x) for t in teachers]).mean(0), answer)
 
-        yield from self.imitate(model, ledger, dislike)
+        yield from self.imitate(model, run_state, dislike)
 
 
 @torch.no_grad()

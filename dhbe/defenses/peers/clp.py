@@ -11,7 +11,7 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.base import Defense, Known
 from dhbe.defenses.peers.layers import trace
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round
 
 
@@ -34,8 +34,8 @@ class CLP(Defense):
         return 1
 
     @torch.no_grad()
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
-        if ledger.keep(model=model) == 0:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
+        if run_state.keep(model=model) == 0:
             pairs = [(conv, norm) for conv, norm in trace(model).normalised if norm.affine and norm.track_running_stats]
             if not pairs:
                 raise Refused("clp finds no BatchNorm layer behind a convolution in this network")

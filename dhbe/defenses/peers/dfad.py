@@ -7,7 +7,7 @@ from typing import ClassVar
 from dhbe.classifier import Classifier
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.distillation import Imitation
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round
 
 
@@ -17,5 +17,5 @@ class DFAD(Imitation):
 
     name: ClassVar[str] = "dfad"
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
-        yield from self.imitate(model, ledger)
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
+        yield from self.imitate(model, run_state)

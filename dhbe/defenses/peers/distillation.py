@@ -13,7 +13,7 @@ from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.defenses.base import Defense
 from dhbe.generators import NOISE, ImageGenerator, check_generated
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, set_lr
 
 
@@ -36,7 +36,7 @@ class Imitation(Defense, ABC):
         return self.iterations
 
     def imitate(
-        self, model: Classifier, ledger: Ledger, dislike: Callable[[Tensor, Tensor], Tensor] | None = None
+        self, model: Classifier, run_state: RunState, dislike: Callable[[Tensor, Tensor], Tensor] | None = None
     ) -> Iterator[Round]:
         """The game. `dislike` tells of normalised images and the teacher's logits what the generator should avoid."""
         student, teacher = model, frozen_copy(model)
@@ -44,7 +44,7 @@ class Imitation(Defense, ABC):
         channels_last(student, teacher, images)
         learn = SGD(student.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         imagine = Adam(images.parameters(), self.lr_generator, fused=True)
-        done = ledger.keep(student=student, images=images, learn=learn, imagine=imagine)
+        done = run_state.keep(student=student, images=images, learn=learn, imagine=imagine)
         for iteration in range(done, self.iterations):
             share = iteration / self.iterations
             set_lr([learn, imagine], 1.0 if share < 0.6 else 0.1 if share < 0.8 else 0.01)

@@ -13,7 +13,7 @@ from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner, accuracy_on, hold_out
 from dhbe.defenses.peers.layers import trace
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round
 
 GRID = 32
@@ -37,12 +37,12 @@ class FinePruning(Tuner):
     def rounds(self) -> int:
         return 1 + self.epochs
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, learn = self.lent(model, known), self.optimizer(model.parameters())
         graph = trace(model)
         if graph.reader is None or graph.reader.in_features % graph.channels:
             raise Refused("fine-pruning finds no linear layer that reads the last convolution's channels")
-        reader, done = graph.reader, ledger.keep(model=model, learn=learn)
+        reader, done = graph.reader, run_state.keep(model=model, learn=learn)
         if done == 0:
             kept, judge = hold_out(clean, self.held)
             yield {"pruned": prune(model, reader, graph.channels, kept, judge, self.tolerance)}

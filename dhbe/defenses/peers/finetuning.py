@@ -7,7 +7,7 @@ from typing import ClassVar
 from dhbe.classifier import Classifier
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round
 
 
@@ -21,7 +21,7 @@ class Finetuning(Tuner):
     def rounds(self) -> int:
         return self.epochs
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, learn = self.lent(model, known), self.optimizer(model.parameters())
-        for epoch in range(ledger.keep(model=model, learn=learn), self.epochs):
+        for epoch in range(run_state.keep(model=model, learn=learn), self.epochs):
             yield {"loss": self.tune(model, learn, clean, epoch)}

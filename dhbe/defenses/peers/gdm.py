@@ -13,7 +13,7 @@ from dhbe.data import Shape
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round, descend, frozen, lay
 
 BETAS = (0.5, 0.8, 0.9)
@@ -46,14 +46,14 @@ class GDM(Tuner):
     def rounds(self) -> int:
         return self.search_epochs + self.epochs
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, target = self.lent(model, known), known.target
         assert target is not None  # the base has looked
         stairs = [Stair(self.patch, model.shape[0], self.hidden) for _ in BETAS]
         staircase = nn.ModuleList(stairs)
         seek = Adam(staircase.parameters(), self.lr_trigger, betas=(0.5, 0.999))
         learn = self.optimizer(model.parameters())
-        done = ledger.keep(model=model, stairs=staircase, seek=seek, learn=learn)
+        done = run_state.keep(model=model, stairs=staircase, seek=seek, learn=learn)
 
         model.eval()
         for _ in range(done, self.search_epochs):

@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam
 
 from dhbe.classifier import Classifier
 from dhbe.defenses.base import Defense, Known
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.search.batchnorm import BatchStatistics
 from dhbe.steps import Round, descend, frozen_copy, gap, set_lr, variation
 
@@ -50,12 +50,12 @@ class DeepInversion(Defense):
     def rounds(self) -> int:
         return self.batches * self.steps + self.epochs
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         teacher = frozen_copy(model)
         album = nn.ParameterList(start(model, self.batch) for _ in range(self.batches))
         imagine = Adam(album.parameters(), self.lr_images)  # passes over batches that have no gradient
         learn = SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
-        done = ledger.keep(student=model, album=album, imagine=imagine, learn=learn)
+        done = run_state.keep(student=model, album=album, imagine=imagine, learn=learn)
         sought = self.batches * self.steps
         with BatchStatistics(teacher) as statistics:
             for step in range(done, sought):

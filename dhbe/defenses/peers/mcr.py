@@ -14,7 +14,7 @@ from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.search.batchnorm import tracked
 from dhbe.steps import Round, descend, set_lr
 
@@ -36,10 +36,10 @@ class MCR(Tuner):
     def rounds(self) -> int:
         return self.epochs
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, curve, moving = self.lent(model, known), Curve(model), copy.deepcopy(model)
         learn = self.optimizer(curve.parameters())
-        for epoch in range(ledger.keep(model=model, curve=curve, moving=moving, learn=learn), self.epochs):
+        for epoch in range(run_state.keep(model=model, curve=curve, moving=moving, learn=learn), self.epochs):
             set_lr([learn], self.decay(epoch))
             total, steps = torch.zeros(()), 0
             for pixels, labels in self.batches(clean):

@@ -13,7 +13,7 @@ from dhbe.data import Images
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
 from dhbe.defenses.peers.layers import Features, Tap, trace
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round, descend, frozen_copy, set_lr
 
 
@@ -35,11 +35,11 @@ class NAD(Tuner):
     def rounds(self) -> int:
         return self.teacher_epochs + self.epochs
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, taps = self.lent(model, known), trace(model).stages
         teacher = frozen_copy(model)
         teach, learn = self.optimizer(teacher.parameters()), self.optimizer(model.parameters())
-        done = ledger.keep(model=model, teacher=teacher, teach=teach, learn=learn)
+        done = run_state.keep(model=model, teacher=teacher, teach=teach, learn=learn)
         teacher.train().requires_grad_(True)
         for epoch in range(done, self.teacher_epochs):
             yield {"teacher_loss": self.tune(teacher, teach, clean, epoch, self.teacher_epochs)}

@@ -13,7 +13,7 @@ from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images, Shape
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.steps import Round, descend, frozen
 
 RAISE, LOWER = 2.0, 2.0**1.5
@@ -52,11 +52,11 @@ class NeuralCleanse(Tuner):
     def rounds(self) -> int:
         return self.search_epochs + self.restarts + self.epochs
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, triggers = self.lent(model, known), Triggers(model.shape, model.classes, self.restarts, self.cost)
         seek = Adam(triggers.raw.parameters(), self.lr_trigger, betas=(0.5, 0.9))
         learn = self.optimizer(model.parameters())
-        done = ledger.keep(model=model, triggers=triggers, seek=seek, learn=learn)
+        done = run_state.keep(model=model, triggers=triggers, seek=seek, learn=learn)
 
         for _ in range(done, self.search_epochs):
             for label in range(model.classes):
@@ -105,8 +105,8 @@ class NeuralCleanse(Tuner):
         triggers.price(label, self)
         triggers.keep(label, place, triggers.rates[label] >= self.success)
 
-    def found(self, ledger: Ledger) -> dict[str, float]:
-        indices = anomaly(ledger.part("triggers").norms())
+    def found(self, run_state: RunState) -> dict[str, float]:
+        indices = anomaly(run_state.part("triggers").norms())
         return {"anomaly_index": float(indices.max()), "suspected_class": int(indices.argmax())}
 
 

@@ -14,7 +14,7 @@ from dhbe.defenses.base import Defense, Known
 from dhbe.defenses.peers.inversion import invert, start
 from dhbe.defenses.peers.layers import trace
 from dhbe.errors import Refused
-from dhbe.run_state import Ledger
+from dhbe.run_state import RunState
 from dhbe.search.batchnorm import BatchStatistics
 from dhbe.steps import Round, descend, frozen_copy
 
@@ -49,12 +49,12 @@ class OTBR(Defense):
     def rounds(self) -> int:
         return self.iterations + self.steps + 1
 
-    def run(self, model: Classifier, known: Known, ledger: Ledger) -> Iterator[Round]:
+    def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         forgetful, teacher = frozen_copy(model).train().requires_grad_(True), frozen_copy(model)
         forget = SGD(forgetful.parameters(), self.lr, self.momentum, fused=True)
         album = nn.ParameterList([start(model, self.batch)])
         imagine = Adam(album.parameters(), 0.1)
-        done = ledger.keep(model=model, forgetful=forgetful, forget=forget, album=album, imagine=imagine)
+        done = run_state.keep(model=model, forgetful=forgetful, forget=forget, album=album, imagine=imagine)
         for _ in range(done, self.iterations):
             labels = torch.randint(model.classes, (self.batch,))
             loss = F.cross_entropy(forgetful(torch.rand(self.batch, *model.shape)), labels)
