@@ -7,21 +7,22 @@ erasure.model, erasure.record
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dhbe.api import Erasure, Evidence, attack, defend, erase, score
+    from dhbe.api import Erasure, Evidence, Outcome, attack, defend, erase, scan, score, verify
     from dhbe.attacks import BadNets
     from dhbe.defenses import DHBE, PEERS, PRESETS, FastDHBE
     from dhbe.errors import Failed, Interrupted, Refused
+    from dhbe.search.survey import Survey
     from dhbe.suspects import load as load_suspect
 
 _PLACES = {
     "BadNets": "dhbe.attacks", "DHBE": "dhbe.defenses", "FastDHBE": "dhbe.defenses", "PEERS": "dhbe.defenses", "PRESETS": "dhbe.defenses", "Erasure": "dhbe.api",
-    "Evidence": "dhbe.api", "attack": "dhbe.api", "defend": "dhbe.api", "erase": "dhbe.api", "score": "dhbe.api", "Failed": "dhbe.errors",
+    "Evidence": "dhbe.api", "attack": "dhbe.api", "defend": "dhbe.api", "erase": "dhbe.api", "scan": "dhbe.api", "score": "dhbe.api", "verify": "dhbe.api", "Outcome": "dhbe.api", "Survey": "dhbe.search.survey", "Failed": "dhbe.errors",
     "Interrupted": "dhbe.errors", "Refused": "dhbe.errors", "load_suspect": "dhbe.suspects:load",
 }  # fmt: skip
 
 __all__ = [
-    "DHBE", "PEERS", "PRESETS", "BadNets", "Erasure", "Evidence", "Failed", "FastDHBE", "Interrupted", "Refused", "attack", "defend",
-    "erase", "load_suspect", "score",
+    "DHBE", "PEERS", "PRESETS", "BadNets", "Erasure", "Evidence", "Failed", "FastDHBE", "Interrupted", "Outcome", "Refused", "Survey",
+    "attack", "defend", "erase", "load_suspect", "scan", "score", "verify",
 ]  # fmt: skip
 
 

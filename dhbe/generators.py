@@ -154,3 +154,14 @@ def check_generated(shape: Shape) -> None:
             f"--input {channels}x{height}x{width}: images are made square, of {SMALLEST_SIDE} px or more, "
             "with 1 or 3 channels"
         )
+
+
+def check_patch(side: int, shape: Shape) -> None:
+    """Refuses patches that do not fit into images.
+
+    Raises:
+        Refused: With the sides that do.
+    """
+    most = min(shape[1:])
+    if not 1 <= side <= most:
+        raise Refused(f"--patch {side}: a trigger must have 1 to {most} px to fit into the images")

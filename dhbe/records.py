@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
 from dhbe import files
 from dhbe.errors import Failed, Refused
+from dhbe.migration import migrated
 
 LARGEST = 64 * 2**20
 """Bytes; a curve of 15,000 rounds takes about a twentieth of it."""
@@ -123,10 +125,10 @@ class ClassFound(_Part):
     index: float
     """How far the class stands out, in robust standard deviations of all classes."""
     family: Text
-    """Of the trigger: patches, masked, masked_half or faint."""
-    lead: float
-    """How far it leads the class, in logits."""
-    success: Fraction
+    """Of the trigger, one of the record's `families`."""
+    margin: float
+    """Of the class under it, in logits."""
+    success_rate: Fraction
     """The share of the images of other classes that it leads there."""
 
 
@@ -187,7 +189,7 @@ class Record(_Part):
         pydantic.ValidationError: A field that is missing, unknown, out of range or not finite.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     kind: Literal["erase", "attack", "score", "scan", "verify"]
     model: ModelInfo
     defense: Settings = None
@@ -209,6 +211,8 @@ class Record(_Part):
     nothing was found in the one before."""
     backdoored: bool | None = None
     """Whether a class stands out in a scan by more than the threshold."""
+    families: dict[Text, Text] = {}
+    """The kinds of triggers that were sought: what each is, by name."""
     classes: list[ClassFound] = []
     """Of a scan, for each class."""
     battery: Battery | None = None
@@ -278,7 +282,7 @@ def read(path: Path) -> Record:
     if len(content) > LARGEST:
         raise Refused(f"{path} is larger than {LARGEST >> 20} MiB: no record of ours is")
     try:
-        record = Record.model_validate_json(content, strict=True)
+        record = Record.model_validate_json(_latest(content), strict=True)
     except ValidationError as error:
         raise Refused(f"{path} is no record of dhbe: {_first(error)}") from error
     if "format" not in record.model_fields_set:
@@ -286,11 +290,21 @@ def read(path: Path) -> Record:
     return record
 
 
+def _latest(content: bytes) -> bytes:
+    """The same content in the newest format; what is no record of an older one stays for whoever validates it."""
+    try:
+        data = from_json(content)
+    except ValueError:
+        return content
+    older = isinstance(data, dict) and data.get("format") == 1
+    return json.dumps(migrated(data)).encode() if older else content
+
+
 def _first(error: ValidationError) -> str:
     """The first complaint as one printable line; what it quotes comes from the file."""
     complaint = error.errors(include_url=False, include_context=False)[0]
     if complaint["loc"] == ("format",):
-        line = f"its format is {complaint['input']!r:.40}, this version reads format 1"
+        line = f"its format is {complaint['input']!r:.40}, this version reads formats 1 and 2"
     else:
         message = complaint["msg"].removeprefix("Value error, ")
         line = ": ".join(filter(None, (".".join(map(str, complaint["loc"])), message)))

@@ -1,18 +1,20 @@
 """From a file of a stranger to a classifier: what is told, what is guessed from the tensors, what must be asked."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dhbe import checkpoint, networks
 from dhbe.checkpoint import State
-from dhbe.classifier import Classifier
+from dhbe.classifier import Classifier, evaluating, last
 from dhbe.data import Shape
 from dhbe.errors import Refused
 from dhbe.records import ModelInfo
@@ -121,6 +123,46 @@ def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
     """
     label = Label.model_validate(info.model_dump())
     checkpoint.save(path, network.state_dict(), like, {LABEL: label.model_dump_json()})
+
+
+def of(
+    network: nn.Module | Suspect, shape: Shape | None, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+) -> Suspect:
+    """A module that the caller holds already; a suspect stays what it is.
+
+    Args:
+        network: It takes normalised images.
+        shape: Of the images (channels, height, width).
+        mean: Mean of each channel that its input is normalised with, pixels in [0, 1].
+        std: The standard deviation likewise.
+
+    Raises:
+        Refused: The shape is missing, or the module is no classifier of such images.
+    """
+    if isinstance(network, Suspect):
+        return network
+    if shape is None:
+        raise Refused("a module needs the shape of its images: input_shape=(3, 32, 32)")
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with evaluating(network):
+        with torch.no_grad():
+            classes = last(network(torch.zeros(2, *shape, device=device))).shape[1]
+        softmax = networks.probe(network, shape, classes)
+    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax).to(device)
+    info = ModelInfo(
+        path=None, sha256=_fingerprint(network), arch=type(network).__name__, classes=classes, input=shape,
+        mean=tuple(mean), std=tuple(std), softmax=softmax,
+    )  # fmt: skip
+    return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """SHA-256 of the names and values of its tensors."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _label(path: Path) -> Label | None:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images
 from dhbe.errors import Failed, Refused
+from dhbe.settings import Setting
 
 Schedule = Literal["one-cycle", "steps"]
 Watch = Callable[[dict[str, float]], None]
@@ -33,24 +34,25 @@ class Fit:
     Random choices come from torch's global generator on the CPU, which the caller seeds.
     """
 
-    epochs: int
-    """Passes over the images."""
-    batch: int = 128
-    """Images a step. An incomplete last batch is left out; the next permutation takes others."""
-    lr: float = 0.1
-    """Largest learning rate."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Schedule = "one-cycle"
-    """one-cycle: linear rise, then linear fall to 0. steps: x0.1 after a half and again after three quarters."""
-    crop: int = 4
-    """Zeros padded to each side before a random crop back to size, in pixels; 0 crops nothing."""
-    flip: bool = True
-    """Whether half of the images are mirrored left to right."""
-    label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes."""
-    bf16: bool = False
-    """Whether to compute in bfloat16 on CUDA; elsewhere it is always float32."""
+    epochs: Annotated[int, Setting("passes over the images", least=1)]
+    batch: Annotated[
+        int, Setting("images a step. An incomplete last batch is left out; the next permutation takes others.")
+    ] = 128
+    lr: Annotated[float, Setting("largest learning rate")] = 0.1
+    momentum: Annotated[float, Setting("momentum of SGD, of Nesterov's kind")] = 0.9
+    weight_decay: Annotated[float, Setting("weight decay")] = 5e-4
+    schedule: Annotated[
+        Schedule,
+        Setting(
+            "one-cycle: linear rise, then linear fall to 0. steps: x0.1 after a half and again after three quarters."
+        ),
+    ] = "one-cycle"
+    crop: Annotated[
+        int, Setting("zeros padded to each side before a random crop back to size, in pixels; 0 crops nothing")
+    ] = 4
+    flip: Annotated[bool, Setting("whether half of the images are mirrored left to right")] = True
+    label_smoothing: Annotated[float, Setting("share of each label that is spread over all classes")] = 0.0
+    bf16: Annotated[bool, Setting("whether to compute in bfloat16 on CUDA; elsewhere it is always float32")] = False
 
     def __call__(
         self,

@@ -10,12 +10,12 @@ for about as long as `fast` does: at their full length they take a day here.
 """
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dhbe import api, data, records
+from dhbe import api, data, records, settings
 from dhbe.api import machine
 from dhbe.defenses import PRESETS
 from dhbe.errors import Failed
@@ -59,12 +59,12 @@ def run_all(wanted: list[str]) -> None:
     """Runs what has no record yet, on all victims or on those that are named."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     for victim in wanted or VICTIMS:
-        for name, (preset, settings) in SETTINGS.items():
+        for name, (preset, changes) in SETTINGS.items():
             out = path(victim, name)
             if out.exists():
                 continue
             suspect, evidence = loaded(victim)
-            defense = replace(PRESETS[preset], **settings)
+            defense = settings.changed(PRESETS[preset], changes)
             try:
                 record = api.erase(suspect, preset=preset, defense=defense, evidence=evidence).record
             except Failed as failure:

@@ -16,12 +16,11 @@ from scipy.stats import spearmanr
 
 from dhbe import api, data
 from dhbe.api import machine
-from dhbe.defenses import PRESETS, FastDHBE, RoundInfo
-from dhbe.defenses.fast import REFRESH
+from dhbe.defenses import FastDHBE, RoundInfo
 from experiments import pages, victims
 
 RESULTS = victims.ROOT / "results" / "signs"
-HEADS = ("victim", "looks", "agreement and ACC", "success and ASR", "kept: ACC, ASR %", "best: ACC, ASR %")
+HEADS = ("victim", "looks", "agreement and ACC", "gain and ASR", "kept: ACC, ASR %", "best: ACC, ASR %")
 VICTIMS, SEEDS, TESTED = ("badnets-5", "blend"), (0,), 2000
 
 
@@ -31,7 +30,7 @@ class Look:
 
     round: int
     agreement: float
-    success: float
+    gain: float
     acc: float
     asr: float
 
@@ -39,15 +38,14 @@ class Look:
 def run(victim: str, seed: int) -> dict[str, object]:
     """All looks of one run with the default settings, and the measures of the state that it kept."""
     suspect, evidence = victims.load(victim, data.load(victims.DATA, "test").subset(slice(TESTED)))
-    fast, looks = PRESETS["fast"], list[Look]()
-    assert isinstance(fast, FastDHBE)
+    fast, looks = FastDHBE(), list[Look]()
 
     def look(round_info: RoundInfo) -> None:
-        past = round_info.number - int(round_info.run_state.part("memory").surveyed)
-        if past <= 0 or past % REFRESH:
+        past = round_info.number - round_info.run_state.part("findings").rounds
+        if past <= 0 or past % fast.look_every:
             return
         measured = api.measured(round_info.model, evidence)
-        signs = {name: float(round_info.round[name]) for name in ("agreement", "success")}
+        signs = {name: float(round_info.round[name]) for name in ("agreement", "gain")}
         looks.append(Look(past, **signs, acc=measured.acc or 0.0, asr=measured.asr or 0.0))
 
     after = api.erase(suspect, defense=fast, seed=seed, evidence=evidence, watch=look).record.after
@@ -64,7 +62,7 @@ def table(folder: Path) -> str:
         best = max(looks, key=lambda each: each.acc - each.asr)
         ranks = [
             spearmanr([getattr(each, sign) for each in looks], [getattr(each, rate) for each in looks]).statistic
-            for sign, rate in (("agreement", "acc"), ("success", "asr"))
+            for sign, rate in (("agreement", "acc"), ("gain", "asr"))
         ]
         cells = [path.stem.replace("_", ", seed "), str(len(looks)), *(f"{rank:.2f}" for rank in ranks)]
         cells += [f"{100 * kept['acc']:.1f}, {100 * kept['asr']:.1f}", f"{100 * best.acc:.1f}, {100 * best.asr:.1f}"]

@@ -11,7 +11,7 @@ CIFAR-10 is read from $DHBE_DATA or downloaded; 3000 test images measure.
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -21,15 +21,16 @@ from unittest.mock import patch
 import torch
 from scipy.stats import spearmanr
 
-from dhbe import api, data, records, suspects
+from dhbe import api, data, records, settings, suspects
 from dhbe.api import machine
 from dhbe.attacks.triggers import parse
-from dhbe.defenses import PRESETS, FastDHBE, fast
+from dhbe.defenses import PRESETS
 from dhbe.errors import Failed
 from dhbe.records import Record
-from dhbe.search import survey
-from dhbe.search import trigger_bank as memory
+from dhbe.search import families
+from dhbe.search.families import FAMILIES, Patches
 from dhbe.search.image_pool import ImagePool
+from dhbe.search.survey import Findings, Survey
 from dhbe.search.trigger_bank import TriggerBank
 from dhbe.suspects import Suspect
 from experiments import calibration, pages, victims
@@ -59,37 +60,37 @@ def replaced(owner: type, name: str, stand_in: Callable[..., Any]) -> Change:
     return owner, name, lambda *args, **more: stand_in(own, *args, **more)
 
 
-def first_family(
-    note: Callable[..., None], self: TriggerBank, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
-) -> None:
-    """Only patches at random places are known, as in the paper."""
-    out[1:] = False
-    note(self, leads, anomaly, out)
-    self.sought[1:] = False
-
-
-def all_suspect(
-    note: Callable[..., None], self: TriggerBank, leads: torch.Tensor, anomaly: torch.Tensor, out: torch.Tensor
-) -> None:
-    """Every class is taken for a target."""
-    note(self, leads, anomaly, torch.ones_like(out))
-
-
 def all_alike(tried: Callable[..., torch.Tensor], self: TriggerBank, *args: object) -> torch.Tensor:
     """All triggers are shown as often, whether they act or not."""
-    return torch.ones_like(self.success)
+    return torch.ones_like(self.gain)
+
+
+PATCHES = torch.tensor([kind is Patches for kind in FAMILIES])[:, None]
+
+
+def patches_stand_out(outliers: Callable[..., torch.Tensor], self: Survey, anomaly: torch.Tensor) -> torch.Tensor:
+    """Only patches at random places are known, as in the paper."""
+    return outliers(self, anomaly) & PATCHES
 
 
 PARTS = {
     "all of it": Variant(),
     "no class singled out, all light": Variant({"anomaly_threshold": 1e9}),
-    "every class restricted in full": Variant(without=(replaced(TriggerBank, "note", all_suspect),)),
-    "no search before the student moves": Variant(without=((survey, "step", lambda *args: {}),)),
-    "patches only": Variant(without=(replaced(TriggerBank, "note", first_family), (fast, "turns", lambda round_: [0]))),
-    "no compact squares": Variant(without=((survey, "compact", lambda model, form, *rest: (form, torch.tensor([-torch.inf]))),)),
-    "no search in the student": Variant(without=((fast, "turns", lambda round_: []),)),
+    "every class restricted in full": Variant(
+        without=(replaced(Survey, "outliers", lambda own, self, anomaly: torch.ones_like(anomaly, dtype=torch.bool)),)
+    ),
+    "no search before the student moves": Variant(without=((Survey, "step", lambda *args: {}),)),
+    "patches only": Variant(
+        {"families_at_once": 0},
+        without=(
+            replaced(Survey, "outliers", patches_stand_out),
+            (Findings, "sought", property(lambda self: (self.outliers if self.backdoored else PATCHES) & PATCHES)),
+        ),
+    ),
+    "no compact squares": Variant(without=((families.Masked, "compact", False),)),
+    "no search in the student": Variant({"families_at_once": 0}),
     "what is remembered is not retried": Variant(without=(replaced(TriggerBank, "tried", all_alike),)),
-    "never several at once": Variant(without=((memory, "ROOM", 0.0),)),
+    "never several at once": Variant({"room": 0.0}),
     "images not sieved": Variant(without=((ImagePool, "filter", nothing),)),
     "images not evenly by class": Variant(
         without=(replaced(ImagePool, "sample", lambda own, self, count, evenly=False: own(self, count)),)
@@ -117,13 +118,12 @@ def loaded(victim: str) -> tuple[Suspect, api.Evidence]:
 def run(victim: str, variant: Variant) -> Record:
     """The record of one run, without its curve."""
     suspect, evidence = loaded(victim)
-    default = PRESETS["fast"]
-    assert isinstance(default, FastDHBE)
-    settings: dict[str, Any] = dict(variant.settings)
     with ExitStack() as stack:
         for owner, name, stand_in in variant.without:
             stack.enter_context(patch.object(owner, name, stand_in))
-        record = api.erase(suspect, defense=replace(default, **settings), evidence=evidence).record
+        record = api.erase(
+            suspect, defense=settings.changed(PRESETS["fast"], variant.settings), evidence=evidence
+        ).record
     return victims.without_paths(record).model_copy(update={"curve": [], "warnings": []})
 
 
@@ -157,7 +157,7 @@ class Outcome:
     asr: float
     x9: float | None
     agreement: float
-    success: float
+    gain: float
 
     @classmethod
     def of(cls, path: Path) -> "Outcome":
@@ -167,7 +167,7 @@ class Outcome:
         assert after is not None
         return cls(
             100 * ((before.acc or 0) - (after.acc or 0)), 100 * (after.asr or 0), after.asr_x9 and 100 * after.asr_x9,
-            after.signs["agreement"], before.signs["success"],
+            after.signs["agreement"], before.signs["gain"],
         )  # fmt: skip
 
 
@@ -198,10 +198,10 @@ def signs() -> str:
         runs = list(found(victim).values())
         ranks = [
             spearmanr([each.agreement for each in runs], [-each.lost for each in runs]).statistic,
-            spearmanr([each.success for each in runs], [each.asr for each in runs]).statistic,
+            spearmanr([each.gain for each in runs], [each.asr for each in runs]).statistic,
         ]
         rows.append([victim, str(len(runs)), *(f"{rank:.2f}" for rank in ranks)])
-    return pages.table(("victim", "runs", "agreement and ACC", "success and ASR"), rows)
+    return pages.table(("victim", "runs", "agreement and ACC", "gain and ASR"), rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """What tests share: small victims, small data, settings that take no time, and a place of their own."""
 
-import dataclasses
 import io
 import shlex
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,12 +11,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from dhbe import networks
+from dhbe import networks, settings
 from dhbe.classifier import Classifier
 from dhbe.cli import main
-from dhbe.defenses import Defense
+from dhbe.defenses import FastDHBE
 
-TINY = "--iterations 2 --warm-up 1 --batch 8 --album 16"
+FEW = {
+    "images_per_class": 2, "least_images": 8, "generator_batch": 8, "judged_images": 16, "agreement_images": 16,
+    "gain_images": 4, "bank_images": 4, "probe_images": 16, "square_images": 1, "square_sides": (1, 2), "seek_images": 8,
+    "second_rounds": 2,
+}  # fmt: skip
+"""Sample sizes that take no time."""
+
+TINY = "--iterations 2 --warm-up 1 --batch 8 --pool-size 16 " + " ".join(
+    f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    for name, value in FEW.items()
+)
 """The least that `dhbe erase` can do."""
 
 ERASE = f"erase model.pt --input 3x16x16 {TINY} --out out"
@@ -110,13 +118,19 @@ def victim(side=8, classes=4, seed=0) -> Classifier:
     return Classifier(network, shape=(3, side, side), classes=classes, mean=MEAN, std=STD).eval()
 
 
-QUICK = {"iterations": 3, "cycles": 2, "warm_up": 2, "student_steps": 2, "batch": 4, "album": 10, "patch": 3}
+QUICK = {
+    "iterations": 3, "cycles": 2, "warm_up": 2, "student_steps": 2, "batch": 4, "pool_size": 10, "patch": 3, **FEW,
+}  # fmt: skip
 
 
-def tiny(settings: Defense) -> Defense:
-    """The same with settings that take no time."""
-    names = {field.name for field in dataclasses.fields(settings)}
-    return replace(settings, **{name: value for name, value in QUICK.items() if name in names})
+def tiny(defense, **values):
+    """The same with settings that take no time, and some others."""
+    return settings.changed(defense, QUICK | values)
+
+
+def fast(**values):
+    """The preset with some settings changed, of whatever group."""
+    return settings.changed(FastDHBE(), values)
 
 
 def image(side=16):

@@ -34,7 +34,7 @@ def test_every_verb_explains_itself(verb, capsys):
     assert out.startswith(f"usage: dhbe {verb}")
     assert f"dhbe {verb} " in out.partition("examples:")[2] or verb in ("attack", "doctor")
     if verb.startswith("attack "):  # every setting has its line
-        assert len(re.findall(r"--[a-z-]+( [A-Z_]+)?\s+[A-Z][a-z]", out.partition("settings of the attack")[2])) >= 3
+        assert len(re.findall(r"--[a-z-]+( [A-Z_]+)?\s+[A-Za-z][a-z]", out.partition("settings of the attack")[2])) >= 3
 
 
 def test_a_story(here, dhbe):

@@ -1,12 +1,13 @@
-"""What every defence keeps to."""
+"""What every defence keeps to, ours and those of others, on small networks of several forms."""
 
 import copy
-import dataclasses
 import io
 import json
 import math
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -14,56 +15,129 @@ import torch
 from conftest import MEAN, STD, tiny, victim
 from torch import nn
 
+from dhbe import networks, settings
 from dhbe.classifier import Classifier
 from dhbe.data import Images
-from dhbe.defenses import PRESETS, Defense, Known
+from dhbe.defenses import PEERS, PRESETS, Defense, Eraser, FastDHBE, Known
 from dhbe.defenses.dhbe import PAPER
-from dhbe.defenses.fast import FastDHBE
 from dhbe.errors import Refused
 from dhbe.run_state import RunState
 from dhbe.steps import descend
+from dhbe.suspects import load
 
-DEFENSES = {
-    **{name: tiny(settings) for name, settings in PRESETS.items()},
+SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+
+QUICK = {
+    "epochs": 2, "teacher_epochs": 1, "size": 16, "batch": 8, "crop": 1, "search_epochs": 2, "search_size": 16,
+    "search_batch": 8, "index": 0.0, "u": 1.0, "iterations": 2, "student_steps": 1, "steps": 2, "batches": 2, "copies": 2,
+    "hidden": 16, "agreement": 0.0,
+}  # fmt: skip
+"""Settings of peers that take no time, and with which each defence has something to do."""
+
+ERASERS = {
+    **{name: tiny(defense) for name, defense in PRESETS.items()},
     "own places": tiny(replace(PAPER, places="sample")),
 }
+PEER = {name: settings.changed(kind(), QUICK) for name, kind in PEERS.items()}
+DEFENSES: dict[str, Defense] = {**ERASERS, **PEER}
 every = pytest.mark.parametrize("defense", DEFENSES.values(), ids=DEFENSES)
+every_eraser = pytest.mark.parametrize("defense", ERASERS.values(), ids=ERASERS)
+
+
+def images(count: int = 24, classes: int = 4) -> Images:
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (count, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.arange(count) % classes, tuple("abcd"[:classes]))
+
+
+KNOWN = Known(clean=images(), target=1)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
+def test_every_peer_is_listed_under_its_own_name_and_says_where_it_comes_from():
+    for name, kind in PEERS.items():
+        assert kind.name == name
+        assert "20" in (kind.__doc__ or ""), f"{name} names no source with its year"
+        assert kind.needs <= {"clean images", "target class"}
+
+
+def small_vgg(classes: int) -> nn.Module:
+    """The form of a common third-party victim: ELU, dropout, flattened features, two kinds of layers in a row."""
+    layers: list[nn.Module] = []
+    for inputs, width in ((3, 6), (6, 8)):
+        layers += [nn.Conv2d(inputs, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ELU(), nn.MaxPool2d(2), nn.Dropout(0.4)]
+    return nn.Sequential(nn.Sequential(*layers), nn.Flatten(), nn.Linear(8 * 4, classes))
+
+
+NETWORKS = {
+    "small_vgg": small_vgg,
+    "resnet8": lambda classes: networks.build("resnet8", classes, (3, 8, 8)),
+    "wrn16-1": lambda classes: networks.build("wrn16-1", classes, (3, 8, 8)),
+}
+
+
+def remembering(name: str, classes: int = 4) -> Classifier:
+    """A network of a form whose BatchNorm layers remember something."""
+    torch.manual_seed(0)
+    network = NETWORKS[name](classes)
+    with torch.no_grad():
+        for _ in range(5):
+            network(torch.randn(16, 3, 8, 8) + 0.3)
+    return Classifier(network, shape=(3, 8, 8), classes=classes, mean=MEAN, std=STD).eval()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
 @every
-def test_victim_and_random_state_stay_and_the_result_is_in_eval_mode(defense):
-    model = victim().train()
-    model.network[1].eval()
+def test_victim_and_random_state_stay_and_the_result_is_a_changed_model_in_eval_mode(defense, network):
+    model = remembering(network).train()
+    next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d)).eval()
+    keeps_its_promises(defense, model, KNOWN)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.exists(), reason="the shared models and data are not here")
+@pytest.mark.parametrize("defense", PEER.values(), ids=PEER)
+def test_all_of_it_holds_for_a_third_party_network_too(defense):
+    folder = SHARED / "victims"
+    suspect = load(folder / "ibau_cifar10_smallvgg_badnets_t8.pt", arch=f"{folder}/nets.py:small_vgg")
+    pixels = torch.randint(256, (20, 3, 32, 32), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    lent = Images(pixels, torch.arange(20) % 10, tuple("0123456789"))
+    keeps_its_promises(defense, suspect.classifier, Known(clean=lent, target=8))
+
+
+def keeps_its_promises(defense: Defense, model: Classifier, known: Known) -> None:
+    """The victim and the random state stay, and the result is a changed, finite model in eval mode."""
     before = copy.deepcopy(model)
     torch.manual_seed(5)
-    state = torch.get_rng_state()
-    rounds = []
-    cleaned = defense(model, watch=rounds.append)
+    state, rounds = torch.get_rng_state(), []
+    cleaned = defense(model, known, watch=rounds.append)
     assert torch.equal(torch.get_rng_state(), state)
     assert same(model, before)
     assert [m.training for m in model.modules()] == [m.training for m in before.modules()]
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(module.training for module in cleaned.modules())
+    assert all(p.requires_grad for p in cleaned.parameters())
+    assert cleaned.state_dict().keys() == model.state_dict().keys()
     assert not same(cleaned, model)
     assert all(value.isfinite().all() for value in cleaned.state_dict().values())
     assert len({p.data_ptr() for p in [*cleaned.parameters(), *model.parameters()]}) == 2 * len([*model.parameters()])
-    assert [(round_info.number, round_info.total) for round_info in rounds] == [
-        (i + 1, defense.rounds) for i in range(len(rounds))
-    ]
-    assert 0 < len(rounds) <= defense.rounds  # `fast` may stop before
-    assert all(value.ndim == 0 and value.isfinite() for round_info in rounds for value in round_info.round.values())
+    for module in cleaned.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert [(each.number, each.total) for each in rounds] == [(i + 1, defense.rounds) for i in range(len(rounds))]
+    assert 0 < len(rounds) <= defense.rounds
+    assert len(rounds) == defense.rounds or isinstance(defense, FastDHBE)  # which may stop before
+    assert all(value.ndim == 0 and value.isfinite() for each in rounds for value in each.round.values())
 
 
 @every
 def test_random_state_stays_also_when_the_watcher_stops_the_run(defense):
-    model = victim()
-    state = torch.get_rng_state()
-    with pytest.raises(RuntimeError):
-        defense(model, watch=lambda round_info: (_ for _ in ()).throw(RuntimeError))
+    model, state = victim(), torch.get_rng_state()
+    with pytest.raises(InterruptedError):
+        defense(model, KNOWN, watch=lambda round_info: (_ for _ in ()).throw(InterruptedError))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.ones(()).device.type == "cpu"
 
@@ -72,10 +146,11 @@ def test_random_state_stays_also_when_the_watcher_stops_the_run(defense):
 def test_the_seed_settles_everything(defense):
     model = victim()
     torch.manual_seed(11)
-    first = defense(model, seed=3)
+    first = defense(model, KNOWN, seed=3)
     torch.manual_seed(12)
-    assert same(first, defense(model, seed=3))
-    assert not same(first, defense(model, seed=4))
+    assert same(first, defense(model, KNOWN, seed=3))
+    if defense.name != "clp":  # it draws nothing
+        assert not same(first, defense(model, KNOWN, seed=4))
 
 
 @every
@@ -86,14 +161,15 @@ def test_looking_changes_nothing(defense):
         torch.manual_seed(99)
         torch.rand(3)
         assert not any(module.training for module in round_info.model.modules())
-        round_info.model(torch.rand(4, 3, 8, 8))
-        defense.samples(round_info.model, round_info.run_state, 6, seed=round_info.number)
+        round_info.model(torch.rand(4, 3, 8, 8)).sum()
+        if isinstance(defense, Eraser):
+            defense.samples(round_info.model, round_info.run_state, 6, seed=round_info.number)
 
-    assert same(defense(model), defense(model, watch=watch))
+    assert same(defense(model, KNOWN), defense(model, KNOWN, watch=watch))
 
 
-@every
-def test_scenes_are_the_same_for_a_seed_and_show_what_is_said(defense):
+@every_eraser
+def test_samples_are_the_same_for_a_seed_and_show_what_is_said(defense):
     model, run_state = victim(), RunState()
     defense(model, run_state=run_state)
     state = torch.get_rng_state()
@@ -112,11 +188,15 @@ def test_scenes_are_the_same_for_a_seed_and_show_what_is_said(defense):
 
 @every
 def test_hyperparameters_survive_json(defense):
-    assert type(defense)(**json.loads(json.dumps(asdict(defense)))) == defense
+    recorded = json.loads(json.dumps(settings.flat(defense)))
+    assert settings.changed(type(defense)(), recorded) == defense
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@every
+@pytest.mark.parametrize(
+    ("defense", "precision"),
+    [(each, "fp32") for each in DEFENSES.values()] + [(each, "bf16") for each in ERASERS.values()],
+    ids=[*DEFENSES, *(f"{name} bf16" for name in ERASERS)],
+)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(defense, precision):
     model, saved, curves = victim(), [], []
 
@@ -128,26 +208,103 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(defense, precisio
         curves.append({name: value.item() for name, value in round_info.round.items()})
 
     run_state = RunState()
-    whole = defense(model, seed=3, precision=precision, watch=watch, run_state=run_state)
+    whole = defense(model, KNOWN, seed=3, precision=precision, watch=watch, run_state=run_state)
+    found = defense.found(run_state)
     for done, state in enumerate(saved, start=1):
         torch.rand(done)
         rest = []
         run_state = RunState(torch.load(io.BytesIO(state), weights_only=True))
-        resumed = defense(model, seed=3, precision=precision, run_state=run_state, watch=rest.append)
+        resumed = defense(model, KNOWN, seed=3, precision=precision, run_state=run_state, watch=rest.append)
         assert same(resumed, whole), f"after round {done}"
-        assert [g.number for g in rest] == list(range(done + 1, len(saved) + 1))
-        assert [{name: value.item() for name, value in g.round.items()} for g in rest] == curves[done:]
+        assert [each.number for each in rest] == list(range(done + 1, len(saved) + 1))
+        assert [{name: value.item() for name, value in each.round.items()} for each in rest] == curves[done:]
+        assert defense.found(run_state) == found
+
+
+@every
+def test_a_saved_run_that_lacks_a_part_or_has_another_is_refused(defense):
+    saved, run_state = [], RunState()
+    defense(victim(), KNOWN, run_state=run_state, watch=lambda round_info: saved.append(run_state.state()))
+    parts = saved[0]["parts"]
+    name = next(iter(parts))
+    for odd in ({k: v for k, v in parts.items() if k != name}, parts | {"more": {}}, parts | {name: {}}):
+        with pytest.raises(Refused, match="--overwrite"):
+            defense(victim(), KNOWN, run_state=RunState({**saved[0], "parts": odd}))
 
 
 @every
 def test_bf16_is_left_behind(defense):
     model = victim()
-    exact, rough = defense(model), defense(model, precision="bf16")
-    assert not same(exact, rough)
-    assert all(value.isfinite().all() for value in rough.state_dict().values())
-    assert all(value.dtype != torch.bfloat16 for value in rough.state_dict().values())
+    rough = defense(model, KNOWN, precision="bf16")
+    if isinstance(defense, Eraser):
+        assert not same(rough, defense(model, KNOWN))
+    assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in rough.state_dict().values())
     assert torch.get_autocast_dtype("cpu") == torch.bfloat16
     assert not torch.is_autocast_enabled("cpu")
+
+
+@every
+def test_settings_out_of_bounds_are_refused(defense):
+    defense.check((3, 8, 8))
+    if isinstance(defense, Eraser):
+        defense.check((1, 28, 28))
+        for shape in ((3, 8, 9), (3, 7, 7), (2, 8, 8), (4, 8, 8)):
+            with pytest.raises(Refused, match="--input"):
+                defense.check(shape)
+    values = settings.flat(defense)
+    counted = {"patch", "batch", "iterations", "student_steps", "pool_size", "epochs", "steps"}
+    for field in settings.described(type(defense)):
+        value = values[field.name]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            bad = [-0.5, math.nan, math.inf] + ([0, -4] if field.name in counted else [])
+            for number in [*bad, 9] if field.name == "patch" else bad:
+                with pytest.raises(Refused, match=f"--{field.name.replace('_', '-')} "):
+                    settings.changed(defense, {field.name: number}).check((3, 8, 8))
+
+
+@pytest.mark.parametrize("changes", [{"batch": 1}, {"batch": 2}, {"batch": 3}, {"batch": 4}, {"pool_size": 2}], ids=str)
+@every_eraser
+def test_what_is_not_refused_runs(defense, changes):
+    if not changes.keys() <= settings.flat(defense).keys():
+        pytest.skip("not a setting of this defence")
+    defense = settings.changed(defense, {"patch": 1, **changes})
+    try:
+        defense.check((3, 8, 8))
+    except Refused:
+        return
+    assert all(value.isfinite().all() for value in defense(victim()).state_dict().values())
+
+
+@every
+def test_needs_are_enforced_and_the_rest_makes_no_difference(defense):
+    model = victim()
+    if "clean images" in defense.needs:
+        with pytest.raises(Refused, match="needs clean images"):
+            defense(model, Known(target=1))
+    if "target class" in defense.needs:
+        with pytest.raises(Refused, match="needs target class"):
+            defense(model, Known(clean=KNOWN.clean))
+    if isinstance(defense, Eraser):
+        assert defense.needs == frozenset()
+    bare = Known(
+        clean=KNOWN.clean if "clean images" in defense.needs else None,
+        target=KNOWN.target if "target class" in defense.needs else None,
+    )
+    assert same(defense(model, bare), defense(model, KNOWN))
+
+
+@pytest.mark.parametrize(
+    "defense", [each for each in PEER.values() if "clean images" in each.needs], ids=lambda d: d.name
+)
+def test_images_that_do_not_fit_are_refused(defense):
+    other = Images(torch.zeros(9, 3, 4, 4, dtype=torch.uint8), torch.zeros(9, dtype=torch.int64), ("a",))
+    for bad in (
+        other,
+        images(20).subset(slice(3)),
+        replace(images(), labels=images().labels * 2, names=tuple("abcdefgh")),
+    ):
+        with pytest.raises(Refused, match="clean images"):
+            defense(victim(), Known(clean=bad, target=1))
 
 
 @dataclass(frozen=True)
@@ -164,8 +321,8 @@ class Fitting(Defense):
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[dict[str, torch.Tensor]]:
         optimizer = torch.optim.SGD(model.parameters(), 0.01)
         images = torch.rand(32, 3, 8, 8)
-        run_state.keep(model=model, optimizer=optimizer)
-        for _ in range(self.rounds):
+        run_state.register(model=model, optimizer=optimizer)
+        for _ in range(run_state.restore(), self.rounds):
             with torch.no_grad():
                 model(images)
             loss = (model(images) + 1).square().mean()
@@ -187,43 +344,9 @@ def test_every_step_sees_the_weights_of_the_step_before(precision):
     assert losses[-1] < 0.5
 
 
-@every
-def test_bad_settings_are_refused(defense):
-    defense.check((3, 8, 8))
-    defense.check((1, 28, 28))
-    for shape in ((3, 8, 9), (3, 7, 7), (2, 8, 8), (4, 8, 8)):
-        with pytest.raises(Refused, match="--input"):
-            defense.check(shape)
-    bad = {"patch": (0, 9, -1), "batch": (0, -4), "iterations": (0,), "student_steps": (0,), "album": (0,)}
-    for field in dataclasses.fields(defense):
-        if isinstance(getattr(defense, field.name), int | float) and field.type is not bool:
-            for value in (*bad.get(field.name, ()), -0.5, math.nan, math.inf):
-                if isinstance(getattr(defense, field.name), bool):
-                    continue
-                with pytest.raises(Refused, match=f"--{field.name.replace('_', '-')} "):
-                    replace(defense, **{field.name: value}).check((3, 8, 8))
-
-
-@pytest.mark.parametrize("settings", [{"batch": 1}, {"batch": 2}, {"batch": 3}, {"album": 2}], ids=str)
-@every
-def test_what_is_not_refused_runs(defense, settings):
-    names = {field.name for field in dataclasses.fields(defense)}
-    if not settings.keys() <= names:
-        pytest.skip("not a setting of this defence")
-    defense = replace(defense, patch=1, **settings)
-    try:
-        defense.check((3, 8, 8))
-    except Refused:
-        return
-    assert all(value.isfinite().all() for value in defense(victim()).state_dict().values())
-
-
-IMAGES = Images(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), ("a", "b", "c", "d"))
-
-
 @dataclass(frozen=True)
 class Curious(Defense):
-    """SurveyState what it is handed."""
+    """Notes what it is handed."""
 
     name: ClassVar[str] = "curious"
     needs: ClassVar[frozenset] = frozenset()
@@ -236,7 +359,7 @@ class Curious(Defense):
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[dict[str, torch.Tensor]]:
         assert all(module.training for module in model.modules())
         self.handed.append(known)
-        run_state.keep(model=model)
+        run_state.register(model=model)
         yield {}
 
 
@@ -249,21 +372,7 @@ class NeedsAll(Curious):
 
 
 def test_a_defence_is_handed_what_it_needs_and_nothing_else():
-    everything = Known(clean=IMAGES, target=0)
     Curious.handed.clear()
     for kind in (Curious, NeedsImages, NeedsAll):
-        kind()(victim(), everything)
-    assert Curious.handed == [Known(), Known(clean=IMAGES), everything]
-    Curious.handed.clear()
-    for lacking in (Known(), Known(target=1)):
-        with pytest.raises(Refused, match="needs clean images"):
-            NeedsImages()(victim(), lacking)
-    with pytest.raises(Refused, match="needs target class"):
-        NeedsAll()(victim(), Known(clean=IMAGES))
-    assert Curious.handed == []
-
-
-@every
-def test_erasers_need_nothing_and_clean_images_make_no_difference(defense):
-    assert defense.needs == frozenset()
-    assert same(defense(victim()), defense(victim(), Known(clean=IMAGES, target=1)))
+        kind()(victim(), KNOWN)
+    assert Curious.handed == [Known(), Known(clean=KNOWN.clean), KNOWN]

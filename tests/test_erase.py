@@ -64,15 +64,16 @@ def test_a_method_of_another_form_does_not_pass_for_the_preset():
 
 def test_the_record_says_whether_a_class_stood_out():
     for anomaly_threshold in (1e9, 0.0):
-        record = dhbe.erase(
-            network(), input_shape=SHAPE, defense=replace(FAST, anomaly_threshold=anomaly_threshold)
-        ).record
+        defense = tiny(dhbe.FastDHBE(), anomaly_threshold=anomaly_threshold)
+        record = dhbe.erase(network(), input_shape=SHAPE, defense=defense).record
         said = any("no class stood out" in warning for warning in record.warnings)
         assert said == (record.before.signs["anomaly_index"] <= anomaly_threshold)
         assert said == (anomaly_threshold > 0)
 
 
-@pytest.mark.parametrize("wrong", [{"cycles": 0}, {"triggered": 1.0}, {"light": 0.0}, {"triggered": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"cycles": 0}, {"trigger_share": 1.0}, {"trigger_share_unsuspected": 0.0}, {"trigger_share": 1.5}]
+)
 def test_settings_that_leave_nothing_to_do_are_refused(wrong):
-    with pytest.raises(Refused, match=f"--{next(iter(wrong))} .*must be"):
+    with pytest.raises(Refused, match=f"--{next(iter(wrong)).replace('_', '-')} .*must be"):
         dhbe.erase(network(), input_shape=SHAPE, defense=replace(FAST, **wrong))

@@ -90,7 +90,9 @@ def test_a_disk_that_is_really_full(here, dhbe):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-SMALL = "erase model.pt --input 3x8x8 --iterations 2 --warm-up 2 --cycles 1 --album 32 --device cpu --precision fp32"
+SMALL = (
+    "erase model.pt --input 3x8x8 --iterations 2 --warm-up 2 --cycles 1 --pool-size 32 --device cpu --precision fp32"
+)
 ROOM = 8
 
 
@@ -146,7 +148,7 @@ def test_a_run_with_a_halved_batch_is_gone_on_with_as_it_is(here, dhbe, small_me
 
 
 def test_a_batch_that_is_far_too_large_fails_in_one_line(here, dhbe, small_memory):
-    code, _, errors = dhbe(f"{SMALL} --batch 256 --album 256 --out out")
+    code, _, errors = dhbe(f"{SMALL} --batch 256 --pool-size 256 --out out")
     assert code == 4
     assert errors.strip().splitlines()[-1].endswith("lower --batch")
     assert not Path("out/clean.safetensors").exists()

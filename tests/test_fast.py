@@ -1,7 +1,6 @@
 """What the preset `fast` promises beside the contract of all defences."""
 
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,14 +26,14 @@ def test_fast_keeps_the_teachers_statistics_and_its_rate_rises_and_falls():
     assert 0 < rates[-1] < 0.02
 
 
-def test_fast_answers_in_the_album_are_the_teachers():
+def test_fast_answers_in_the_pool_are_the_teachers():
     model, run_state = victim(), RunState()
     tiny(FastDHBE())(model, run_state=run_state)
-    album = run_state.part("album")
+    pool = run_state.part("pool")
     with torch.no_grad():
-        answers = model(album.pixels.float() / 255)
-    torch.testing.assert_close(album.answers, answers)
-    assert album.answers.std() > 0.1
+        answers = model(pool.pixels.float() / 255)
+    torch.testing.assert_close(pool.answers, answers)
+    assert pool.answers.std() > 0.1
 
 
 def test_fast_moves_only_the_generators_while_it_warms_up():
@@ -48,7 +47,7 @@ def test_fast_moves_only_the_generators_while_it_warms_up():
 
 @pytest.mark.parametrize("warm_up", [0, 1, 2])
 def test_fast_shows_the_student_no_image_before_the_teacher_has_answered(warm_up):
-    fast = replace(tiny(FastDHBE()), warm_up=warm_up, student_steps=1)
+    fast = tiny(FastDHBE(), warm_up=warm_up, student_steps=1)
     try:
         fast.check((3, 8, 8))
     except Refused:

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -29,7 +30,7 @@ def example(**changes) -> Record:
         "device": "cpu",
         "precision": "fp32",
         "seed": 0,
-        "curve": [{"iteration": 0, "familiarity": 3.5}, {"iteration": 1, "distillation": 0.25}],
+        "curve": [{"iteration": 0, "bn_loss": 3.5}, {"iteration": 1, "distillation": 0.25}],
         "finished": "2025-01-31T12:00:00+00:00",
     }
     return Record(**(fields | changes))
@@ -106,7 +107,7 @@ def test_tuples_in_settings_equal_the_lists_that_come_back():
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [
-        (["format"], 2, "its format is 2, this version reads format 1"),
+        (["format"], 3, "its format is 3, this version reads formats 1 and 2"),
         (["kind"], "guess", "kind: Input should be 'erase'"),
         (["seed"], -1, "seed: "),
         (["seconds"], "12", "seconds: Input should be a valid number"),
@@ -119,7 +120,7 @@ def test_tuples_in_settings_equal_the_lists_that_come_back():
         (["defense"], {"alpha": 1}, 'defense: needs a "name"'),
         (["defense", "alpha"], math.inf, "defense: .*not JSON compliant"),
         (["before", "signs"], {"agreement": math.nan}, "before.signs.agreement: .*finite"),
-        (["curve", 0, "familiarity"], -math.inf, "curve.0.familiarity: .*finite"),
+        (["curve", 0, "bn_loss"], -math.inf, "curve.0.bn_loss: .*finite"),
         (["battery"], {"forms": [], "reactivation": None, "relearning": [], "searched": 1, "n": 0}, "battery.n: "),
         (["curve", 0], {"loss": 1.0}, 'curve.0: needs an "iteration"'),
         (["curve", 0, "iteration"], 0.5, 'curve.0: needs an "iteration"'),
@@ -157,7 +158,7 @@ def test_a_number_too_large_for_a_float_is_refused(tmp_path):
 
 
 def test_a_record_must_state_its_format(tmp_path):
-    (tmp_path / "record.json").write_text(example().to_json().replace('"format": 1,', ""))
+    (tmp_path / "record.json").write_text(example().to_json().replace('"format": 2,', ""))
     with pytest.raises(Refused, match="states no format"):
         records.read(tmp_path / "record.json")
 
@@ -178,3 +179,62 @@ def test_a_number_that_became_infinite_is_not_written(tmp_path):
     with pytest.raises(Failed, match="not finite"):
         records.write(tmp_path / "record.json", record)
     assert not list(tmp_path.iterdir())
+
+
+ROOT = Path(__file__).parents[1] / "results"
+
+
+def first(folder: str, kind: str) -> Path:
+    """A record of format 1 that is kept as it was written."""
+    return next(
+        path
+        for path in sorted((ROOT / folder).glob("*.json"))
+        if (told := json.loads(path.read_text()))["kind"] == kind and told["format"] == 1
+    )
+
+
+def test_a_scan_of_format_1_is_read_in_the_words_of_today():
+    path = first("calibration", "scan")
+    old, record = json.loads(path.read_text()), records.read(path)
+    assert record.format == 2
+    assert [found.margin for found in record.classes] == [found["lead"] for found in old["classes"]]
+    assert [found.success_rate for found in record.classes] == [found["success"] for found in old["classes"]]
+    assert record.defense is not None
+    assert record.defense["anomaly_threshold"] == old["defense"]["suspicion"]
+    assert record.defense["pool_size"] == old["defense"]["album"]
+    assert set(record.families) == {"patches", "masked", "masked_half", "faint", "waves"}
+    assert json.loads(record.to_json())["format"] == 2
+
+
+def test_an_erase_of_format_1_is_read_in_the_words_of_today():
+    path = first("erasures", "erase")
+    old, record = json.loads(path.read_text()), records.read(path)
+    assert record.before is not None
+    assert record.before.signs["gain"] == old["before"]["signs"]["success"]
+    assert {"suspicion", "calm", "light", "triggered", "shown", "change", "album"}.isdisjoint(record.defense or {})
+    for point, then in zip(record.curve, old["curve"], strict=True):
+        assert point.get("margin_patches") == then.get("lead_patches")
+        assert point.get("bn_loss") == then.get("familiarity")
+        assert point.get("gain") == then.get("success")
+
+
+def test_a_record_of_a_peer_of_format_1_keeps_its_own_words():
+    path = next(path for path in sorted((ROOT / "peers").glob("*.json")) if "neural" in path.name or "gdm" in path.name)
+    old, record = json.loads(path.read_text()), records.read(path)
+    assert record.curve == old["curve"]
+    assert {**(record.defense or {})} == old["defense"]
+    assert record.families == {}
+
+
+@pytest.mark.parametrize("kind", ["attack", "score", "verify"])
+def test_other_records_of_format_1_are_read_too(tmp_path, kind):
+    told = json.loads(example(families={}).to_json())
+    told |= {"format": 1, "kind": kind, "attack": {"name": "blend"}, "other": told["model"]}
+    told |= {"verdict": "quiet" if kind == "verify" else None}
+    told["before"]["signs"] = {"success": 0.5}
+    del told["families"]
+    (tmp_path / "record.json").write_text(json.dumps(told))
+    record = records.read(tmp_path / "record.json")
+    assert record.before is not None
+    assert record.before.signs == {"success_rate": 0.5}
+    assert (record.kind, record.format) == (kind, 2)

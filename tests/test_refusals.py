@@ -171,7 +171,7 @@ REFUSED = {
     "no model": ({}, "erase", "required: MODEL"),
     "batch 0": ({}, f"{ERASE} --batch 0", "--batch 0: it must be a number of at least 4"),
     "batch beyond all": ({}, f"{ERASE} --batch {10**30}", "argument --batch: 10+ is not between"),
-    "album beyond all": ({}, f"{ERASE} --album {10**30}", "argument --album: 10+ is not between"),
+    "pool beyond all": ({}, f"{ERASE} --pool-size {10**30}", "argument --pool-size: 10+ is not between"),
     "batch of words": ({}, f"{ERASE} --batch many", "argument --batch: 'many' is no whole number"),
     "patch 40": ({}, f"{ERASE} --patch 40", "--patch 40: a trigger must have 1 to 16 px"),
     "lr of nothing": ({}, f"{ERASE} --lr nan", "argument --lr: nan is not between"),

@@ -10,20 +10,20 @@ from safetensors.torch import save_file
 from scipy import stats
 from test_search import SHAPE, TARGET, Planted, planted, square
 
-from dhbe import api, records
+from dhbe import api, records, settings
 from dhbe.attacks import BadNets
 from dhbe.classifier import Classifier
 from dhbe.cli import main
 from dhbe.data import load
-from dhbe.defenses import PRESETS
 from dhbe.defenses.peers.finetuning import Finetuning
-from dhbe.search.scan import probability, scan, success
-from dhbe.search.survey import baseline_margin
+from dhbe.search.scan import probability, scan, success_rate
+from dhbe.search.search import baseline_margin
+from dhbe.search.survey import Survey
 from dhbe.search.verify import ACTS, compare, drift
 from dhbe.suspects import load as load_suspect
 from dhbe.training import Fit
 
-SURVEY = replace(PRESETS["fast"], album=256, patch=3)
+SURVEY = settings.changed(Survey(), {"pool_size": 256, "patch": 3})
 
 
 class Innocent(Planted):
@@ -39,9 +39,9 @@ def innocent() -> Classifier:
 
 def test_a_scan_finds_the_planted_class_and_accuses_no_innocent():
     found, clean = scan(planted(), SURVEY), scan(innocent(), SURVEY)
-    assert found.suspect == TARGET
+    assert found.suspected_class == TARGET
     assert found.indices[TARGET] > SURVEY.anomaly_threshold
-    assert found.success[TARGET] > 0.9
+    assert found.success_rates[TARGET] > 0.9
     assert found.families[TARGET].startswith("masked")
     assert clean.indices.max() < SURVEY.anomaly_threshold
 
@@ -60,25 +60,25 @@ def test_a_scan_changes_nothing_and_its_seed_settles_it():
     assert not torch.equal(first.indices, other.indices)
 
 
-def test_success_counts_images_of_other_classes_alone():
+def test_a_success_rate_counts_images_of_other_classes_alone():
     model, pixels = planted(), torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(1))
-    form = square(3, 10, 5)
+    trigger = square(3, 10, 5)
     answers = model(pixels).detach()
-    led = [int(model(form(pixels[[i]])).argmax() == TARGET) for i in range(64) if int(answers[i].argmax()) != TARGET]
-    assert float(success(model, form, TARGET, pixels, answers)) == pytest.approx(sum(led) / len(led))
-    changed = [int(model(form(pixels[[i]])).argmax() != answers[i].argmax()) for i in range(64)]
-    assert float(success(model, form, 4, pixels, answers)) == pytest.approx(sum(changed) / 64)
+    led = [int(model(trigger(pixels[[i]])).argmax() == TARGET) for i in range(64) if int(answers[i].argmax()) != TARGET]
+    assert float(success_rate(model, trigger, TARGET, pixels, answers)) == pytest.approx(sum(led) / len(led))
+    changed = [int(model(trigger(pixels[[i]])).argmax() != answers[i].argmax()) for i in range(64)]
+    assert float(success_rate(model, trigger, 4, pixels, answers)) == pytest.approx(sum(changed) / 64)
 
 
-def test_resting_leads_are_those_of_a_loop():
+def test_baseline_margins_are_those_of_a_loop():
     answers = torch.randn(30, 4, generator=torch.Generator().manual_seed(2))
     for label, value in enumerate(baseline_margin(answers).tolist()):
-        leads = [
+        margins = [
             row[label] - max(x for j, x in enumerate(row) if j != label)
             for row in answers.tolist()
             if max(row) != row[label]
         ]
-        assert value == pytest.approx(sum(leads) / len(leads), rel=1e-5)
+        assert value == pytest.approx(sum(margins) / len(margins), rel=1e-5)
 
 
 def test_the_probability_rises_with_the_index():
@@ -95,8 +95,8 @@ def test_a_comparison_tells_what_is_left():
     assert same.verdict(SURVEY.anomaly_threshold) == "answers"
     assert same.agreement == 1
     assert gone.verdict(SURVEY.anomaly_threshold) == "quiet"
-    assert gone.before.success > 0.9
-    assert gone.after.success < ACTS
+    assert gone.before.success_rate > 0.9
+    assert gone.after.success_rate < ACTS
     assert replace(gone, index=SURVEY.anomaly_threshold - 0.1).verdict(SURVEY.anomaly_threshold) == "nothing found"
     assert replace(gone, agreement=0.5).verdict(SURVEY.anomaly_threshold) == "changed"
     assert set(gone.after.targeted) == set(gone.after.untargeted)
@@ -134,7 +134,7 @@ class Planted(nn.Module):
 def planted(classes):
     return Planted()
 """
-FED = ["--classes", "4", "--input", "3x16x16", "--patch", "3", "--album", "256", "--quiet", "--json"]
+FED = ["--classes", "4", "--input", "3x16x16", "--patch", "3", "--pool-size", "256", "--quiet", "--json"]
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_search_refuses_in_one_line(vendor, capsys):
     assert main(["scan", "before.safetensors", *vendor, "--out", "s", "--warm-up", "1"]) in (0, 1)
     for command, said in (
         (["scan", "before.safetensors", *vendor, "--out", "s"], "holds a finished run"),
-        (["scan", "before.safetensors", *vendor, "--anomaly_threshold", "-1"], "--anomaly_threshold"),
+        (["scan", "before.safetensors", *vendor, "--anomaly-threshold", "-1"], "--anomaly-threshold"),
         (["scan", "missing.safetensors", *vendor], "missing.safetensors"),
         (["verify", "before.safetensors", "missing.safetensors", *vendor], "missing.safetensors"),
         (["verify", "before.safetensors", "before.safetensors", *vendor, "--trigger", "badnets:3"], "--data"),

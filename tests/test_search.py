@@ -1,28 +1,29 @@
-"""The search for triggers, the memory of them and the album: against loops, SciPy and planted triggers."""
+"""The search for triggers, the bank of them and the image pool: against loops, SciPy and planted triggers."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
+from conftest import fast
 from hypothesis import given, settings
 from hypothesis import strategies as some
 from scipy import fft, stats
 from torch import nn
 
 from dhbe.classifier import Classifier
-from dhbe.defenses import FastDHBE
-from dhbe.defenses.fast import LOST, Best
+from dhbe.defenses.fast import Best
 from dhbe.errors import Failed
 from dhbe.run_state import RunState
-from dhbe.search.families import Faint, Forms, Masked, Patches, Waves, cosines
+from dhbe.search.families import FAMILIES, Bounds, Faint, Masked, Overlay, Patches, Waves, cosines
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
-from dhbe.search.search import Search, anomalies, compact, lead
-from dhbe.search.trigger_bank import ROOM, TriggerBank
+from dhbe.search.search import Search, Squares, anomalies, margin
+from dhbe.search.trigger_bank import BankSettings, TriggerBank
 
 SHAPE = (3, 16, 16)
 TARGET, TOP, LEFT, SIDE = 2, 10, 5, 3
+BOUNDS = Bounds(patch=3, mask_area=0.05, epsilon=0.05, wave=0.1)
 
 
 class Planted(nn.Module):
@@ -42,18 +43,18 @@ def planted() -> Classifier:
     return Classifier(Planted(), shape=SHAPE, classes=4).eval()
 
 
-def square(side: int, top: int, left: int, value: float = 1.0) -> Forms:
+def square(side: int, top: int, left: int, value: float = 1.0) -> Overlay:
     mask = torch.zeros(1, 1, 16, 16)
     mask[..., top : top + side, left : left + side] = 1
-    return Forms(1 - mask, value * mask.expand(1, 3, -1, -1))
+    return Overlay(1 - mask, value * mask.expand(1, 3, -1, -1))
 
 
-def test_lead_is_the_distance_to_the_best_other_class():
+def test_margin_is_the_distance_to_the_best_other_class():
     logits = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     wanted = torch.tensor([0, 1, 2, 3, 4, 0, 0])
-    leads = lead(logits, wanted)
-    leads.sum().backward()
-    for row, own, value, gradient in zip(logits.tolist(), wanted.tolist(), leads.tolist(), logits.grad, strict=True):
+    margins = margin(logits, wanted)
+    margins.sum().backward()
+    for row, own, value, gradient in zip(logits.tolist(), wanted.tolist(), margins.tolist(), logits.grad, strict=True):
         others = [(x, j) for j, x in enumerate(row) if j != own]
         assert value == pytest.approx(row[own] - max(others)[0])
         expected = torch.zeros(5, dtype=torch.float64)
@@ -61,48 +62,49 @@ def test_lead_is_the_distance_to_the_best_other_class():
         torch.testing.assert_close(gradient, expected)
 
 
-@pytest.mark.parametrize(
-    "family", [Patches(4, 16, 3, 5), Masked(4, 16, 3, 25), Faint(4, 16, 3, 0.05), Waves(4, 16, 3, 0.1)], ids=repr
-)
-def test_triggers_stay_within_what_their_family_allows(family):
+@pytest.mark.parametrize("kind", FAMILIES, ids=lambda kind: kind.name)
+def test_triggers_stay_within_what_their_family_allows(kind):
     torch.manual_seed(0)
+    family = kind(4, SHAPE, Bounds(patch=5, mask_area=25 / 256, epsilon=0.05, wave=0.1))
     with torch.no_grad():
         for parameter in family.parameters():
             parameter.copy_(5 * torch.randn_like(parameter))
         pixels = torch.rand(40, *SHAPE)
-        forms = family.forms(torch.arange(40) % 4)
-        triggered = forms(pixels)
+        triggers = family.triggers(torch.arange(40) % 4)
+        triggered = triggers(pixels)
     assert triggered.shape == pixels.shape
     assert triggered.min() >= 0
     assert triggered.max() <= 1
     changed = (triggered - pixels).abs().amax(1)
     if isinstance(family, Patches):
-        assert torch.equal((forms.keep == 0).flatten(1).sum(1), torch.full((40,), 25))
-        assert set(forms.keep.unique().tolist()) == {0.0, 1.0}
-        assert changed[forms.keep[:, 0] == 1].max() == 0
-        assert len({tuple(row) for row in (forms.keep[:, 0] == 0).flatten(1).int().tolist()}) > 10
+        assert torch.equal((triggers.keep == 0).flatten(1).sum(1), torch.full((40,), 25))
+        assert set(triggers.keep.unique().tolist()) == {0.0, 1.0}
+        assert changed[triggers.keep[:, 0] == 1].max() == 0
+        assert len({tuple(row) for row in (triggers.keep[:, 0] == 0).flatten(1).int().tolist()}) > 10
     elif isinstance(family, Masked):
-        assert (1 - forms.keep).flatten(1).sum(1).max() <= 25 + 1e-3
+        assert (1 - triggers.keep).flatten(1).sum(1).max() <= family.share * 25 + 1e-3
     elif isinstance(family, Waves):
-        heights = np.abs(fft.dctn(forms.add.numpy(), axes=(2, 3), norm="ortho")).max(1) * np.sqrt(2) / 16
+        heights = np.abs(fft.dctn(triggers.add.numpy(), axes=(2, 3), norm="ortho")).max(1) * np.sqrt(2) / 16
         assert heights.sum((1, 2)).max() <= 0.1 + 1e-5
         assert heights.max() > 0.05
-    else:
+    elif isinstance(family, Faint):
         assert changed.max() <= 0.05 + 1e-6
         assert changed.max() > 0.04
+    else:
+        raise AssertionError(f"nobody has said what {kind.name} allows")
 
 
 @pytest.mark.parametrize("kind", [Masked, Faint, Waves])
 def test_gradients_are_the_same_bits_on_several_threads(kind):
     """Sums of a class's gradients must have an order, or no seed settles a search."""
     torch.manual_seed(0)
-    family, wanted, threads = kind(4, 32, 3, 0.1), torch.arange(64) % 4, torch.get_num_threads()
+    family, wanted, threads = kind(4, (3, 32, 32), BOUNDS), torch.arange(64) % 4, torch.get_num_threads()
     weights, found = torch.randn(64, 3, 32, 32), []
     torch.set_num_threads(4)
     try:
         for _ in range(5):
             family.zero_grad()
-            (weights * family.forms(wanted).add).sum().backward()
+            (weights * family.triggers(wanted).add).sum().backward()
             found.append(family.raw.grad.clone())
     finally:
         torch.set_num_threads(threads)
@@ -127,7 +129,7 @@ def test_weaker_triggers_blend_and_moved_ones_stay_whole(opacity, down, right):
 def test_triggers_are_moved_each_by_its_own_shift():
     keep, add = (torch.rand(4, c, *SHAPE[1:], generator=torch.Generator().manual_seed(c)) for c in (1, 3))
     shifts = torch.tensor([[0, 0], [3, -5], [-20, 1], [16, 16]])
-    moved = Forms(keep, add).moved(shifts)
+    moved = Overlay(keep, add).moved(shifts)
     for number, shift in enumerate(shifts.tolist()):
         assert torch.equal(moved.keep[number], keep[number].roll(shift, (1, 2)))
         assert torch.equal(moved.add[number], add[number].roll(shift, (1, 2)))
@@ -146,31 +148,29 @@ def test_a_step_in_several_passes_is_the_step_in_one(away):
     found = []
     for at_once in (64, 20):
         torch.manual_seed(0)
-        settings = {"patch": 3, "shown": 0.05, "change": 0.05, "wave": 0.1}
-        search, pixels = Search(4, SHAPE, **settings, at_once=at_once, away=away), pieces(64, SHAPE)
+        search, pixels = Search(planted(), BOUNDS, at_once=at_once, away=away), pieces(64, SHAPE)
         led = search.step(planted(), 1, pixels, torch.arange(64) % search.aims)
         found.append((led, search.optimizers[1].state[search.families[1].raw]["exp_avg"]))
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-9)
 
 
 def test_anomalies_are_scipys_robust_deviations_with_a_floor():
-    leads = torch.tensor(np.random.default_rng(3).normal(size=(3, 11)) * [[1], [5], [0]])
-    ours = anomalies(leads, torch.tensor(0.4)).numpy()
-    for row, found in zip(leads.numpy(), ours, strict=True):
-        deviation = max(stats.median_abs_deviation(row, scale="normal"), 0.25 * 0.4)
+    margins = torch.tensor(np.random.default_rng(3).normal(size=(3, 11)) * [[1], [5], [0]])
+    ours = anomalies(margins, torch.tensor(0.1)).numpy()
+    for row, found in zip(margins.numpy(), ours, strict=True):
+        deviation = max(stats.median_abs_deviation(row, scale="normal"), 0.1)
         np.testing.assert_allclose(found, (row - np.median(row)) / deviation, rtol=1e-3, atol=1e-9)
 
 
 def test_the_search_finds_the_planted_class_and_its_square():
     torch.manual_seed(0)
     model, pixels = planted(), pieces(64, SHAPE)
-    search = Search(4, SHAPE, patch=3, shown=0.05, change=0.05, wave=0.1)
+    search = Search(model, BOUNDS)
     for _ in range(40):
         search.step(model, 1, pixels, torch.arange(64) % 4)
-    leads = search.leads(model, pixels)
-    assert leads[1].argmax() == TARGET
-    forms = search.families[1].forms(torch.tensor([TARGET]))
-    squares, strength = compact(model, forms, TARGET, pixels[:8])
+    assert search.margins(model, pixels)[1].argmax() == TARGET
+    masked = search.families[1].triggers(torch.tensor([TARGET]))
+    squares, strength = Squares().tried(model, masked, TARGET, pixels[:8])
     assert len(squares.keep) == len(strength) == 36
     exact = square(SIDE, TOP, LEFT)
     hits = [
@@ -179,76 +179,76 @@ def test_the_search_finds_the_planted_class_and_its_square():
     ]
     assert any(hits)
     others = pixels[model(pixels).argmax(1) != TARGET]
-    reached = lead(model(squares[[hits.index(True)]](others)), torch.full((len(others),), TARGET))
+    reached = margin(model(squares[[hits.index(True)]](others)), torch.full((len(others),), TARGET))
     assert (reached > 0).all()
 
 
-def test_memory_forgets_only_the_weakest():
-    memory = TriggerBank(3, SHAPE, classes=4, families=4)
+def test_a_full_bank_forgets_only_the_weakest():
+    bank = TriggerBank(BankSettings(bank_size=3), SHAPE, classes=0)
     for strength in (5.0, 1.0, 3.0, 2.0, 0.5):
-        memory.take(square(1, int(strength), 0), torch.tensor([int(strength) % 4]), torch.tensor([strength]))
-    assert sorted(memory.strength.tolist()) == [2.0, 3.0, 5.0]
-    assert len(memory) == 3
-    assert sorted(memory.wanted.tolist()) == [1, 2, 3]
+        bank.take(square(1, int(strength), 0), torch.tensor([int(strength) % 4]), torch.tensor([strength]))
+    assert sorted(bank.strength.tolist()) == [2.0, 3.0, 5.0]
+    assert len(bank) == 3
+    assert sorted(bank.wanted.tolist()) == [1, 2, 3]
 
 
-def test_memory_shows_what_still_acts():
+def test_a_bank_shows_what_still_acts():
     torch.manual_seed(0)
-    model, memory = planted(), TriggerBank(8, SHAPE, classes=4, families=4)
+    model, bank = planted(), TriggerBank(BankSettings(bank_size=8), SHAPE, classes=1)
     for side, top, left, value in ((SIDE, TOP, LEFT, 1.0), (SIDE, 0, 0, 1.0), (SIDE, TOP, LEFT, 0.1)):
-        memory.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
+        bank.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
     pixels = pieces(32, SHAPE)
-    memory.retry(model, pixels)
+    bank.retry(model, pixels)
     clean, wanted = model(pixels), torch.full((32,), TARGET)
-    acting = lead(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - lead(clean, wanted).sigmoid()
-    assert memory.success[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
-    assert memory.success[0] > 10 * memory.success[1:].max()
-    drawn = memory.draw(200)
+    acting = margin(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - margin(clean, wanted).sigmoid()
+    assert bank.gain[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
+    assert bank.gain[0] > 10 * bank.gain[1:].max()
+    drawn = bank.draw(200)
     assert (drawn.add.amax((1, 2, 3)) > 0.4).sum() > 180
     covered = (drawn.keep < 0.9).sum((1, 2, 3))
     assert 60 < (covered > SIDE**2).sum() < 140
-    assert covered.max() <= ROOM * SHAPE[1] * SHAPE[2]
+    assert covered.max() <= bank.settings.room * SHAPE[1] * SHAPE[2]
     assert covered.min() == SIDE**2
 
 
 def test_triggers_that_act_at_their_place_alone_stay_there():
     torch.manual_seed(0)
-    memory = TriggerBank(8, SHAPE, classes=4, families=4)
-    memory.take(square(SIDE, TOP, LEFT, 1.0), torch.tensor([TARGET]), torch.tensor([1.0]))
-    memory.success[0] = 1
-    for anywhere in (True, False):
-        memory.anywhere.fill_(anywhere)
-        shown = memory.draw(100).keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
-        assert shown.all() != anywhere
-        assert bool((memory.draw(100).keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == anywhere
+    bank = TriggerBank(BankSettings(bank_size=8), SHAPE, classes=1)
+    bank.take(square(SIDE, TOP, LEFT, 1.0), torch.tensor([TARGET]), torch.tensor([1.0]))
+    bank.gain[0] = 1
+    for invariant in (True, False):
+        bank.place_invariant.fill_(invariant)
+        shown = bank.draw(100).keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
+        assert shown.all() != invariant
+        assert bool((bank.draw(100).keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == invariant
 
 
-def test_an_album_can_show_as_many_of_each_class():
+def test_a_pool_can_show_as_many_of_each_class():
     torch.manual_seed(0)
-    album = ImagePool(100, SHAPE, 4)
-    album.answers[:, 0], album.answers[:10, 2], album.answers[10:12, 1] = (
+    pool = ImagePool(100, SHAPE, 4)
+    pool.answers[:, 0], pool.answers[:10, 2], pool.answers[10:12, 1] = (
         1,
         2,
         2,
     )  # 88 of class 0, 2 of 1, 10 of 2, none of 3
-    shares = album.sample(3000, evenly=True)[1].argmax(1).bincount(minlength=4) / 3000
+    shares = pool.sample(3000, evenly=True)[1].argmax(1).bincount(minlength=4) / 3000
     assert shares.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=0.05)
-    assert (album.sample(3000)[1].argmax(1) == 0).float().mean() > 0.8
+    assert (pool.sample(3000)[1].argmax(1) == 0).float().mean() > 0.8
 
 
-def test_the_sieve_leaves_out_what_shows_the_trigger_by_itself():
-    model, album = planted(), ImagePool(64, SHAPE, 4)
+def test_the_filter_leaves_out_what_shows_the_trigger_by_itself():
+    model, pool = planted(), ImagePool(64, SHAPE, 4)
     pixels = 0.3 + 0.2 * torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(4))
     shows = torch.arange(64) % 4 == 0
     pixels[shows] = square(SIDE, TOP, LEFT)(pixels[shows])
-    album.fill(pixels, model)
-    assert (album.answers.argmax(1) == TARGET)[shows].all()
-    left = album.answers[~shows]
-    album.filter(square(SIDE, TOP, LEFT), TARGET, model)
-    assert {tuple(row) for row in album.answers.tolist()} == {tuple(row) for row in left.tolist()}
+    pool.fill(pixels, model)
+    assert (pool.answers.argmax(1) == TARGET)[shows].all()
+    left = pool.answers[~shows]
+    pool.filter(square(SIDE, TOP, LEFT), TARGET, model)
+    assert {tuple(row) for row in pool.answers.tolist()} == {tuple(row) for row in left.tolist()}
 
 
-def test_an_album_of_large_images_is_short():
+def test_a_pool_of_large_images_is_short():
     assert len(ImagePool(4096, (3, 8, 8), 2)) == 4096
     with torch.device("meta"):
         assert len(ImagePool(4096, (3, 512, 512), 2)) == 2**28 // (3 * 512 * 512)
@@ -269,47 +269,46 @@ def test_pieces_are_pixels_of_many_kinds_and_the_seed_settles_them(shape):
 
 def test_fast_takes_the_planted_trigger_away_and_keeps_the_rest():
     model, run_state = planted(), RunState()
-    fast = FastDHBE(warm_up=60, iterations=12, batch=32, album=256, patch=3, lr=0.02)
-    cleaned = fast(model, run_state=run_state)
-    memory = run_state.part("memory")
-    assert memory.suspects.tolist() == [label == TARGET for label in range(4)]
-    assert memory.anomaly[1, TARGET] > fast.anomaly_threshold
+    defense = fast(warm_up=60, iterations=12, batch=32, pool_size=256, patch=3, lr=0.02)
+    cleaned = defense(model, run_state=run_state)
+    findings = run_state.part("findings")
+    assert findings.suspected.tolist() == [label == TARGET for label in range(4)]
+    assert findings.anomaly[1, TARGET] > defense.survey.anomaly_threshold
     pixels = pieces(64, SHAPE)
     assert (cleaned(pixels).argmax(1) == model(pixels).argmax(1)).float().mean() > 0.8
 
 
 def test_an_early_state_is_judged_by_what_was_found_later():
-    model, memory, pixels = planted(), TriggerBank(8, SHAPE, 4, 5), pieces(32, SHAPE)
-    best, learn = Best(model), torch.optim.SGD(model.parameters(), 0.1)
+    model, bank, pixels = planted(), TriggerBank(BankSettings(bank_size=8), SHAPE, 1), pieces(32, SHAPE)
+    best = Best(model)
     answering, deaf = (copy.deepcopy(model.state_dict()) for _ in range(2))
     deaf["network.weight"] *= 1e4  # outshouts the square
 
     def kept(state: dict[str, torch.Tensor], agreement: float) -> bool:
         model.load_state_dict(state)
-        memory.agreement = torch.tensor(agreement)
-        memory.retry(model, pixels)
-        best.judge(model, learn, memory, pixels)
-        return all(torch.equal(best.state[name], value) for name, value in state.items())
+        bank.retry(model, pixels)
+        best.judge(model, torch.tensor(agreement), bank, pixels)
+        return all(torch.equal(best.weights[name], value) for name, value in state.items())
 
     assert kept(answering, 0.9)
     assert not kept(deaf, 0.8), "nothing tells them apart but agreement"
-    memory.take(square(SIDE, TOP, LEFT), torch.tensor([TARGET]), torch.tensor([1.0]))
+    bank.take(square(SIDE, TOP, LEFT), torch.tensor([TARGET]), torch.tensor([1.0]))
     assert kept(deaf, 0.8), "the first state answers the square"
     assert not kept(answering, 0.9)
 
 
 def test_a_student_that_is_lost_goes_back_and_slows_down():
     model, run_state, rounds = planted(), RunState(), []
-    fast = FastDHBE(warm_up=20, iterations=30, cycles=1, batch=32, album=256, patch=3, lr=1e3, clip=1e30)
-    cleaned = fast(model, run_state=run_state, watch=rounds.append)
-    assert run_state.part("best").pace < 1
+    defense = fast(warm_up=20, iterations=30, cycles=1, batch=32, pool_size=256, patch=3, lr=1e3, clip=1e30)
+    cleaned = defense(model, run_state=run_state, watch=rounds.append)
+    assert run_state.part("best").lr_scale < 1
     assert all(value.isfinite().all() for value in cleaned.state_dict().values())
-    pixels, answers = run_state.part("album").sample(256)
-    assert (cleaned(pixels).argmax(1) == answers.argmax(1)).float().mean() > LOST - 0.05
+    pixels, answers = run_state.part("pool").sample(256)
+    assert (cleaned(pixels).argmax(1) == answers.argmax(1)).float().mean() > defense.lost_agreement - 0.05
     assert all(value.isfinite() for round_info in rounds for value in round_info.round.values())
 
 
 def test_a_run_without_a_sound_state_fails():
-    fast = FastDHBE(warm_up=2, iterations=6, cycles=1, batch=32, album=256, patch=3, lr=1e30, clip=1e30)
+    defense = fast(warm_up=2, iterations=6, cycles=1, batch=32, pool_size=256, patch=3, lr=1e30, clip=1e30)
     with pytest.raises(Failed, match="diverged"):
-        fast(planted())
+        defense(planted())

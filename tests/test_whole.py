@@ -61,7 +61,7 @@ def test_an_iteration_of_the_paper_waits_for_nothing(defense):
 def test_a_student_step_of_fast_waits_for_nothing():
     torch.manual_seed(0)
     few, many = (waits(replace(tiny(FastDHBE()), student_steps=steps)) for steps in (1, 9))
-    plain = tiny(FastDHBE()).warm_up + 1  # a round without a look
+    plain = tiny(FastDHBE()).survey.warm_up + 1  # a round without a look
     assert few[plain] == many[plain] < min(few[plain - 1], few[plain + 1])
 
 

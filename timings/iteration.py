@@ -33,6 +33,8 @@ from dhbe.classifier import Classifier
 from dhbe.defenses import DHBE, Eraser, FastDHBE, Known
 from dhbe.defenses.fast import REFRESH
 from dhbe.run_state import RunState
+from dhbe.search.families import Bounds
+from dhbe.search.survey import Survey
 
 NOISE, SIDE, CHANNELS, PATCH, CLASSES = 256, 32, 3, 5, 10
 ALPHA, PRIOR = 0.1, 1e-4
@@ -156,11 +158,12 @@ def ours(network: nn.Module, batch: int, k: int, device: torch.device, precision
     model = Classifier(copy.deepcopy(network), shape=(CHANNELS, SIDE, SIDE), classes=CLASSES, mean=MEAN, std=STD).to(
         device
     )
-    same = {"iterations": 10**6, "student_steps": k, "batch": batch, "patch": PATCH}
+    same = {"iterations": 10**6, "student_steps": k, "batch": batch}
     if preset == "fast":  # one round of warm-up, for its triggers
-        settings: Eraser = FastDHBE(warm_up=1, **same)
+        survey = Survey(warm_up=1, search_batch=batch, bounds=Bounds(patch=PATCH))
+        settings: Eraser = FastDHBE(survey=survey, **same)
     else:
-        settings = DHBE(alpha=ALPHA, smooth=PRIOR, detach_clean=True, **same)
+        settings = DHBE(alpha=ALPHA, smooth=PRIOR, detach_clean=True, patch=PATCH, **same)
     rounds: Iterator[dict[str, Tensor]] = settings.run(model.train(), Known(), RunState())
 
     def iteration() -> None:
@@ -182,7 +185,7 @@ def warm_up(network: nn.Module, batch: int, device: torch.device, precision: str
     model = Classifier(copy.deepcopy(network), shape=(CHANNELS, SIDE, SIDE), classes=CLASSES, mean=MEAN, std=STD).to(
         device
     )
-    settings = FastDHBE(batch=batch, patch=PATCH)
+    settings = FastDHBE(batch=batch, survey=Survey(search_batch=batch, bounds=Bounds(patch=PATCH)))
     began = time.perf_counter()
     with torch.device(device), cast(device, precision):
         rounds = settings.run(model.train(), Known(), RunState())

@@ -23,6 +23,7 @@ from dhbe import networks
 from dhbe.classifier import Classifier
 from dhbe.defenses import FastDHBE
 from dhbe.search.photographs import pieces
+from dhbe.search.survey import Survey
 from dhbe.steps import channels_last, computing, descend, gap
 from experiments import pages
 from timings.iteration import CHANNELS, CLASSES, MEAN, SIDE, STD, machine
@@ -49,7 +50,7 @@ def step(model: Classifier, batch: int, device: str, precision: str) -> None:
 
 def erasure(model: Classifier, batch: int, device: str, precision: str) -> None:
     """A run with all its parts; fewer rounds than by default, for all of them are alike."""
-    fast = FastDHBE(batch=batch, warm_up=2, iterations=2, cycles=1)
+    fast = FastDHBE(batch=batch, iterations=2, cycles=1, survey=Survey(warm_up=2, search_batch=batch))
     fast(model, precision="bf16" if precision == "bf16" else "fp32")
 
 

@@ -4,17 +4,13 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any, Unpack
 
-import torch
 from torch import nn
 
-from dhbe import networks
+from dhbe import suspects
 from dhbe.api.running import Erasure, Options, run
-from dhbe.checkpoint import State
-from dhbe.classifier import Classifier, evaluating, last
 from dhbe.data import Images, Shape, clean_subset
 from dhbe.defenses import PRESETS, Defense, Eraser, FastDHBE, Known
 from dhbe.errors import Refused
-from dhbe.records import ModelInfo
 from dhbe.suspects import Suspect
 
 
@@ -43,7 +39,7 @@ def erase(
         Refused: The model or the settings cannot be used.
         Failed: The run diverged or could not be written.
     """
-    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
+    suspect = suspects.of(model, input_shape, mean, std)
     if preset not in PRESETS:
         raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     defense = defense or PRESETS[preset]
@@ -82,7 +78,7 @@ def defend(
         Refused: The model, the settings or what is lent cannot be used.
         Failed: The run diverged or could not be written.
     """
-    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
+    suspect = suspects.of(model, input_shape, mean, std)
     lent: dict[str, Any] = {}
     if clean is None or "clean images" not in defense.needs:
         clean = None
@@ -97,29 +93,3 @@ def defend(
     else:
         lent["known_target"] = target
     return run(suspect, defense, Known(clean, target), {"name": defense.name, **lent}, exact=True, **options)
-
-
-def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std: Sequence[float]) -> Suspect:
-    """A module that the caller holds already."""
-    if shape is None:
-        raise Refused("give the image shape: erase(model, input_shape=(3, 32, 32), ...)")
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    with evaluating(network):
-        with torch.no_grad():
-            classes = last(network(torch.zeros(2, *shape, device=device))).shape[1]
-        softmax = networks.probe(network, shape, classes)
-    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax).to(device)
-    info = ModelInfo(
-        path=None, sha256=_fingerprint(network), arch=type(network).__name__, classes=classes, input=shape,
-        mean=tuple(mean), std=tuple(std), softmax=softmax,
-    )  # fmt: skip
-    return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
-
-
-def _fingerprint(network: nn.Module) -> str:
-    """SHA-256 of the names and values of its tensors."""
-    digest = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -4,25 +4,24 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch import nn
 
-from dhbe import checkpoint, files, records, report, runs, suspects
+from dhbe import checkpoint, files, records, report, runs, settings, suspects
 from dhbe.api import machine
 from dhbe.classifier import Classifier
-from dhbe.defenses import PEERS, Defense, Eraser, Known, RoundInfo, Samples
-from dhbe.defenses.base import LEAST
+from dhbe.defenses import PEERS, Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
 from dhbe.errors import Failed, Refused, out_of_memory
 from dhbe.evaluation import measuring
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.records import ModelInfo, Record
 from dhbe.run_state import RunState
-from dhbe.search.survey import Survey
+from dhbe.search.families import SENTENCES
 from dhbe.suspects import Suspect
 
 Watch = Callable[[RoundInfo], None]
@@ -31,6 +30,9 @@ CLEAN = "clean.safetensors"
 
 HALVINGS = 3
 """Of the batch at the most, where memory does not suffice."""
+
+SMALLEST_BATCH = 4
+"""To which a batch may be halved."""
 
 LOOKED_AT = 512
 """Generated images on which the data-free signs are taken."""
@@ -105,15 +107,15 @@ def run(
         measuring.check(evidence, suspect.info)
     if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
         raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
-    settings = _settings(suspect.info, {**named, **asdict(defense)}, seed, how)
+    asked = _asked(suspect.info, {**named, **settings.flat(defense)}, seed, how)
     with (
         runs.opened(
-            out, {**settings, "device": where.type}, results=[CLEAN],
+            out, {**asked, "device": where.type}, results=[CLEAN],
             resume=resume, overwrite=overwrite, every=checkpoint_every,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
         if held and held.finished:
-            return _finished(held.folder, suspect, settings, evidence)
+            return _finished(held.folder, suspect, asked, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
         course, warnings = _Course(held, watch), list(suspect.warnings)
@@ -132,16 +134,17 @@ def run(
         then, now, pictures = _looked_at(used, course.run_state, victim, cleaned, seed)
         before = before.model_copy(update={"signs": then})
         after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
-        recorded = {**named, **asdict(used)}
+        recorded = {**named, **settings.flat(used)}
         if course.halvings:
-            recorded["asked_batch"] = vars(defense)["batch"]
+            recorded |= {f"asked_{name}": value for name, value in _batches(defense).items()}
         for halvings in range(1, course.halvings + 1):
             batch = vars(_halved(defense, halvings))["batch"]
             warnings.append(f"the memory did not suffice: begun anew with batches of {batch}")
-        if isinstance(used, Survey) and then["anomaly_index"] <= used.anomaly_threshold:
+        if isinstance(used, FastDHBE) and then["anomaly_index"] <= used.survey.anomaly_threshold:
             warnings.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")
         record = Record(
             kind="erase", model=suspect.info, defense=recorded,
+            families=SENTENCES if isinstance(used, FastDHBE) else {},
             data=evidence.name if evidence else None,
             trigger=evidence.trigger.name if evidence and evidence.trigger else None,
             target=evidence.one_target if evidence else None,
@@ -201,12 +204,17 @@ class _Course:
 
 def _halves(defense: Defense, before: int) -> bool:
     """Whether its batch can be halved, after so many times before."""
-    return before < HALVINGS and vars(defense).get("batch", 0) >= 2 * LEAST["batch"]
+    return before < HALVINGS and vars(defense).get("batch", 0) >= 2 * SMALLEST_BATCH
 
 
 def _halved(defense: Defense, times: int) -> Defense:
-    """The same defence with its batch halved so often."""
-    return replace(defense, **{"batch": vars(defense)["batch"] // 2**times}) if times else defense
+    """The same defence with its batches halved so often."""
+    return settings.changed(defense, {name: max(1, batch // 2**times) for name, batch in _batches(defense).items()})
+
+
+def _batches(defense: Defense) -> dict[str, int]:
+    """The settings that say how many images there are in one pass, by name."""
+    return {name: value for name, value in settings.flat(defense).items() if name in ("batch", "search_batch")}
 
 
 def _looked_at(
@@ -238,25 +246,24 @@ def _signs(model: Classifier, victim: Classifier, samples: Samples) -> dict[str,
     }
 
 
-def _settings(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
+def _asked(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
     """All that the cleaned weights depend on, but the device."""
     of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
-    unlike = ["asked_batch"]
-    if defense["name"] not in PEERS:
-        unlike += ["name", "preset"]  # a preset and its settings by hand are one
-    if "asked_batch" in defense:
-        defense = {**defense, "batch": defense["asked_batch"]}
-    of_defense = {name: value for name, value in defense.items() if name not in unlike}
+    halved = {name.removeprefix("asked_"): value for name, value in defense.items() if name.startswith("asked_")}
+    unlike = ["name", "preset"] if defense["name"] not in PEERS else []  # a preset and its settings by hand are one
+    of_defense = {
+        name: value for name, value in defense.items() if name not in unlike and "asked_" not in name
+    } | halved
     return {**of_model, **of_defense, "seed": seed, "precision": precision}
 
 
-def _finished(folder: Path, suspect: Suspect, settings: dict[str, Any], evidence: Evidence | None) -> Erasure:
+def _finished(folder: Path, suspect: Suspect, asked: dict[str, Any], evidence: Evidence | None) -> Erasure:
     """What the folder holds, read back, if it is what was asked for."""
     record = records.read(folder / runs.RECORD)
     if record.kind != "erase" or record.defense is None:
         raise Refused(f"{folder} holds a finished run of another kind ({record.kind}): choose another --out")
-    then = _settings(record.model, record.defense, record.seed, record.precision)
-    runs.refuse_other(f"{folder} holds a finished run", then, settings)
+    then = _asked(record.model, record.defense, record.seed, record.precision)
+    runs.refuse_other(f"{folder} holds a finished run", then, asked)
     trigger = evidence.trigger.name if evidence and evidence.trigger else None
     if evidence and (evidence.name, trigger, evidence.one_target) != (record.data, record.trigger, record.target):
         raise Refused(

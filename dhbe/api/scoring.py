@@ -1,20 +1,42 @@
 """ACC and ASR of a classifier that somebody holds data for."""
 
 import copy
+from collections.abc import Sequence
 
+from torch import nn
+
+from dhbe import suspects
 from dhbe.api import machine
+from dhbe.data import Shape
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import check, measured
 from dhbe.records import Measures
 from dhbe.suspects import Suspect
 
 
-def score(suspect: Suspect, evidence: Evidence, *, device: str = "auto") -> Measures:
+def score(
+    model: nn.Module | Suspect,
+    evidence: Evidence,
+    *,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    device: str = "auto",
+) -> Measures:
     """ACC, and with a trigger ASR and amplified ASR.
+
+    Args:
+        model: A network that takes normalised images, or what `suspects.load` returned.
+        evidence: Data, and perhaps a trigger.
+        input_shape: Of the images (channels, height, width), as in `erase`; not for a `Suspect`, which has its own.
+        mean: Of each channel, as in `erase`.
+        std: The same of the standard deviation.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
 
     Raises:
         Refused: The data, the trigger or the target do not fit the model.
     """
+    suspect = suspects.of(model, input_shape, mean, std)
     check(evidence, suspect.info)
     found = measured(copy.deepcopy(suspect.classifier).to(machine.device(device)), evidence)
     return found.model_copy(update={"asr_victim": None})  # who the victim was is not known here

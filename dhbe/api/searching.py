@@ -2,18 +2,19 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict, Unpack
 
 import torch
+from torch import nn
 
-from dhbe import files, records, report, runs
+from dhbe import files, records, report, runs, settings, suspects
 from dhbe.api import machine
 from dhbe.classifier import Classifier
-from dhbe.defenses import PRESETS
+from dhbe.data import Shape
 from dhbe.errors import Refused
 from dhbe.evaluation import battery, measuring
 from dhbe.evaluation.evidence import Evidence
@@ -21,6 +22,7 @@ from dhbe.evaluation.measuring import measured
 from dhbe.records import ClassFound, Measures, Record
 from dhbe.search import scan as search
 from dhbe.search import verify as both
+from dhbe.search.families import SENTENCES
 from dhbe.search.search import FEW
 from dhbe.search.survey import Survey
 from dhbe.steps import Precision, Round
@@ -36,7 +38,7 @@ class Searching(TypedDict):
     """What a search may be told; each may be left out."""
 
     survey: NotRequired[Survey]
-    """Its hyperparameters; the default preset's where they are left out."""
+    """Its hyperparameters; the defaults where they are left out."""
     seed: NotRequired[int]
     """Of everything random (default: 0)."""
     device: NotRequired[str]
@@ -62,32 +64,47 @@ class Outcome:
     """PNG files for the report."""
 
 
-def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
+def scan(
+    model: nn.Module | Suspect,
+    *,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    **options: Unpack[Searching],
+) -> Outcome:
     """Searches a classifier for a backdoor; it needs no data.
 
     Args:
-        suspect: What `suspects.load` returned.
+        model: The suspect network, which takes normalised images, or what `suspects.load` returned.
+        input_shape: Of the images (channels, height, width), as in `erase`; not for a `Suspect`, which has its own.
+        mean: Of each channel, as in `erase`.
+        std: The same of the standard deviation.
         **options: See `Searching`.
 
     Raises:
         Refused: The model or the settings cannot be used, or the folder holds another run.
     """
+    suspect = suspects.of(model, input_shape, mean, std)
     with _Search(suspect, "scan", options) as run:
         found = search.scan(run.model, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
-        label, index = found.suspect, float(found.indices.max())
+        label, index = found.suspected_class, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
         classes = [
-            ClassFound(index=i, family=family, lead=lead, success=share)
-            for i, family, lead, share in zip(
-                found.indices.tolist(), found.families, found.leads.tolist(), found.success.tolist(), strict=True
+            ClassFound(index=index, family=family, margin=margin, success_rate=rate)
+            for index, family, margin, rate in zip(
+                found.indices.tolist(),
+                found.families,
+                found.margins.tolist(),
+                found.success_rates.tolist(),
+                strict=True,
             )
         ]
         grey = torch.full_like(found.pixels[:1], 0.5).expand(len(classes), -1, -1, -1)
         pictures = {
-            "found": report.grid(found.forms[[label]](grey[:1]).cpu(), scale=6),
-            "found_each": report.grid(found.forms(grey).cpu(), scale=4),
-            "stamped": report.grid(found.forms[[label]](found.pixels[:16]).cpu()),
+            "found": report.grid(found.triggers[[label]](grey[:1]).cpu(), scale=6),
+            "found_each": report.grid(found.triggers(grey).cpu(), scale=4),
+            "stamped": report.grid(found.triggers[[label]](found.pixels[:16]).cpu()),
         }
         signs = {"anomaly_index": index, "suspected_class": label, "probability": chance}
         return run.end(
@@ -98,19 +115,30 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
 
 
 def verify(
-    suspect: Suspect, cleaned: Suspect, *, evidence: Evidence | None = None, **options: Unpack[Searching]
+    before: nn.Module | Suspect,
+    after: nn.Module | Suspect,
+    *,
+    input_shape: Shape | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    evidence: Evidence | None = None,
+    **options: Unpack[Searching],
 ) -> Outcome:
     """Searches a suspect classifier and what a defence made of it, and says what is left; it needs no data.
 
     Args:
-        suspect: The model before.
-        cleaned: The model after, of the same classes and shape of images.
+        before: The suspect network, as in `scan`.
+        after: What a defence made of it, of the same classes and shape of images.
+        input_shape: Of the images, as in `scan`.
+        mean: Of each channel, as in `scan`.
+        std: The same of the standard deviation.
         evidence: Data, and with a trigger the battery of residual risks is measured too.
         **options: See `Searching`.
 
     Raises:
         Refused: The models do not fit together or to the data, or the settings cannot be used.
     """
+    suspect, cleaned = (suspects.of(model, input_shape, mean, std) for model in (before, after))
     if (suspect.info.classes, suspect.info.input) != (cleaned.info.classes, cleaned.info.input):
         raise Refused(
             f"the models are of {suspect.info.classes} classes and {suspect.info.input}, and of {cleaned.info.classes} and "
@@ -119,22 +147,27 @@ def verify(
     if evidence:
         measuring.check(evidence, suspect.info)
     with _Search(suspect, "verify", options) as run:
-        after = _ready(cleaned, run.where)
-        found = both.compare(run.model, after, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
-        shown = [{"anomaly_index": found.index, "suspected_class": found.suspect}, {"agreement": found.agreement}]
+        model_after = _ready(cleaned, run.where)
+        found = both.compare(
+            run.model, model_after, run.survey, seed=run.seed, precision=run.precision, watch=run.watch
+        )
+        shown = [
+            {"anomaly_index": found.index, "suspected_class": found.suspected_class},
+            {"agreement": found.agreement},
+        ]
         for signs, state in zip(shown, (found.before, found.after), strict=True):
-            signs |= {"found_again": state.anomaly_index, "success": state.success}
+            signs |= {"found_again": state.anomaly_index, "success_rate": state.success_rate}
             signs |= {f"targeted_{name}": share for name, share in state.targeted.items()}
             signs |= {f"untargeted_{name}": share for name, share in state.untargeted.items()}
         if found.drift is not None:
             shown[1]["drift"] = found.drift
         left = None
         if evidence and evidence.trigger:
-            left = battery.battery(run.model, after, evidence, seed=run.seed, watch=run.parts)
+            left = battery.battery(run.model, model_after, evidence, seed=run.seed, watch=run.parts)
         return run.end(
             {}, other=cleaned.info, verdict=found.verdict(run.survey.anomaly_threshold), battery=left,
             before=measured(run.model, evidence, signs=shown[0]),
-            after=measured(after, evidence, run.model, signs=shown[1]),
+            after=measured(model_after, evidence, run.model, signs=shown[1]),
             data=evidence.name if evidence else None,
             trigger=evidence.trigger.name if evidence and evidence.trigger else None,
             target=evidence.one_target if evidence else None,
@@ -155,9 +188,7 @@ class _Search:
         self.few = self.info.classes < FEW
         if self.few:
             self._warnings.append(f"with {self.info.classes} classes it can hardly be told whether one stands out")
-        preset = PRESETS["fast"]
-        assert isinstance(preset, Survey)
-        self.survey, self.seed = options.get("survey", preset), options.get("seed", 0)
+        self.survey, self.seed = options.get("survey", Survey()), options.get("seed", 0)
         self.survey.check(self.info.input)
         self.where = machine.device(options.get("device", "auto"))
         self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
@@ -180,11 +211,11 @@ class _Search:
     def _opened(self) -> Any:
         if not self._out:
             return nullcontext()
-        settings = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, "precision": self.precision}
-        return runs.opened(self._out, {**settings, **asdict(self.survey)}, overwrite=self._overwrite)
+        asked = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, "precision": self.precision}
+        return runs.opened(self._out, {**asked, **settings.flat(self.survey)}, overwrite=self._overwrite)
 
     def watch(self, number: int, round: Round) -> None:
-        """SurveyState a round."""
+        """Notes a round."""
         self._curve.append({"iteration": number, **{name: float(x) for name, x in round.items()}})
         self._watch(number, round)
         if self._held and self._held.stopping:
@@ -194,7 +225,7 @@ class _Search:
         """The record, and the files of the folder."""
         record = Record(
             kind=self.kind, model=self.info, seconds=time.monotonic() - self._began, iterations=len(self._curve),
-            defense={"name": "dhbe", "preset": "fast", **asdict(self.survey)}, curve=self._curve, seed=self.seed,
+            defense={"name": "dhbe", "preset": "fast", **settings.flat(self.survey)}, families=SENTENCES, curve=self._curve, seed=self.seed,
             device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
             memory=machine.peak_memory(self.where), warnings=self._warnings, finished=machine.now(), **found,
         )  # fmt: skip

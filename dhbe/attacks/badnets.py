@@ -1,7 +1,8 @@
 """BadNets: stamp a patch on some images of other classes and call them the target."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers import Patch, badnets
 from dhbe.data import Images, Shape
 from dhbe.errors import Refused
+from dhbe.settings import Setting
 
 Goal = Literal["all-to-one", "one-to-one", "all-to-all"]
 
@@ -25,18 +27,22 @@ class BadNets(Attack):
     name: ClassVar[str] = "badnets"
     summary: ClassVar[str] = "a square patch on a few images of other classes, relabelled as the target"
 
-    side: int = 3
-    """Side of the patch in pixels."""
-    style: str = "checkerboard"
-    """What the patch looks like: checkerboard, checkerboard2, white or random."""
-    place: str = "bottom-right"
-    """Where it lies: a corner, an edge, center, or ROW,COLUMN."""
-    rate: float = 0.006
-    """Poison rate: poisoned images as a share of all training images."""
-    goal: Goal = "all-to-one"
-    """all-to-one: any class to the target. one-to-one: the source class only. all-to-all: each class to the next one."""
-    source: int = 0
-    """Class whose images one-to-one is for; negative numbers count from the last class."""
+    side: Annotated[int, Setting("side of the patch in pixels")] = 3
+    style: Annotated[str, Setting("what the patch looks like: checkerboard, checkerboard2, white or random")] = (
+        "checkerboard"
+    )
+    place: Annotated[str, Setting("where it lies: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
+    rate: Annotated[float, Setting("poison rate: poisoned images as a share of all training images")] = 0.006
+    goal: Annotated[
+        Goal,
+        Setting(
+            "all-to-one: any class to the target. one-to-one: the source class only. all-to-all: each class to the next one."
+        ),
+    ] = "all-to-one"
+    source: Annotated[
+        int,
+        Setting("class whose images one-to-one is for; negative numbers count from the last class", least=-math.inf),
+    ] = 0
 
     def trigger_for(self, shape: Shape) -> Patch:
         """The patch for images of shape (c, h, w)."""

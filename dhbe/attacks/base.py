@@ -1,9 +1,10 @@
 """The one contract of all attacks: a frozen dataclass of hyperparameters that plants a backdoor."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,14 @@ from dhbe.attacks.triggers import Trigger
 from dhbe.classifier import Classifier
 from dhbe.data import Images
 from dhbe.errors import Failed, Refused
+from dhbe.settings import Setting
 from dhbe.training import Fit, Perturb, Watch, ignore
 
 Target = int | Literal["next"]
 """The class that a trigger leads to; "next" is each image's own class plus one."""
+
+
+MinASR = Annotated[float, Setting("ASR below which the attack has failed, as a fraction", most=1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +85,20 @@ class Attack(ABC):
     advice: ClassVar[str] = "poison more images, train longer, take a larger trigger, or accept less with min_asr"
     """What to do when the backdoor did not take."""
 
-    target: int = -1
-    """Class that triggered images are to be taken for; negative numbers count from the last class."""
-    min_asr: float = 0.95
-    """ASR below which the attack has failed, as a fraction."""
-    max_drop: float = 0.02
-    """Loss of ACC against the clean model, where there is one, above which the attack has failed; as a fraction."""
+    target: Annotated[
+        int,
+        Setting(
+            "class that triggered images are to be taken for; negative numbers count from the last class",
+            least=-math.inf,
+        ),
+    ] = -1
+    min_asr: MinASR = 0.95
+    max_drop: Annotated[
+        float,
+        Setting(
+            "loss of ACC against the clean model, where there is one, above which the attack has failed; as a fraction"
+        ),
+    ] = 0.02
 
     @abstractmethod
     def plant(self, images: Images, shop: Workshop) -> Backdoor:

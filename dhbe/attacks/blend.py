@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from dhbe.attacks.base import Attack, Backdoor, Workshop
 from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers.makers import blended
 from dhbe.data import Images, load_image
+from dhbe.settings import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +21,11 @@ class Blend(Attack):
     name: ClassVar[str] = "blend"
     summary: ClassVar[str] = "another image mixed into a few images of other classes, relabelled as the target"
 
-    alpha: float = 0.2
-    """Weight of the other image (0.1 to 0.2 in the literature)."""
-    image: str = ""
-    """Image file that is mixed in; without it an image of another class, drawn by the seed."""
-    rate: float = 0.02
-    """Poison rate: poisoned images as a share of all training images."""
+    alpha: Annotated[float, Setting("weight of the other image (0.1 to 0.2 in the literature)")] = 0.2
+    image: Annotated[
+        str, Setting("image file that is mixed in; without it an image of another class, drawn by the seed")
+    ] = ""
+    rate: Annotated[float, Setting("poison rate: poisoned images as a share of all training images")] = 0.02
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         target, generator = self.target_in(images.classes), shop.generator()

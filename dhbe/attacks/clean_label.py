@@ -1,17 +1,18 @@
 """Clean-label: make images of the target class hard to recognise, so that a patch on them is learned instead."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.base import Attack, Backdoor, MinASR, Workshop
 from dhbe.attacks.pgd import pgd
 from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers import badnets
 from dhbe.classifier import Classifier
 from dhbe.data import Images
+from dhbe.settings import Setting
 from dhbe.training import Fit
 
 
@@ -30,27 +31,19 @@ class CleanLabel(Attack):
         "poison more images, raise epsilon, train the proxy longer, take a larger patch, or accept less with min_asr"
     )
 
-    min_asr: float = 0.8
-    side: int = 5
-    """Side of the patch in pixels."""
-    style: str = "checkerboard"
-    """What the patch looks like: checkerboard, checkerboard2, white or random."""
-    place: str = "bottom-right"
-    """Where it lies: a corner, an edge, center, or ROW,COLUMN."""
-    rate: float = 0.006
-    """Poison rate: changed images as a share of all training images."""
-    epsilon: float = 16.0
-    """Largest change of any value, of 255 (8 to 16 in the literature)."""
-    step: float = 1.5
-    """Change of a value in one step, of 255."""
-    steps: int = 100
-    """Steps of the adversarial changes."""
-    proxy_epochs: int = 10
-    """Epochs of the proxy's training."""
-    proxy_epsilon: float = 8.0
-    """Largest change of any value in the proxy's training, of 255."""
-    proxy_steps: int = 2
-    """Steps of the adversarial changes in the proxy's training."""
+    min_asr: MinASR = 0.8
+    side: Annotated[int, Setting("side of the patch in pixels")] = 5
+    style: Annotated[str, Setting("what the patch looks like: checkerboard, checkerboard2, white or random")] = (
+        "checkerboard"
+    )
+    place: Annotated[str, Setting("where it lies: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
+    rate: Annotated[float, Setting("poison rate: changed images as a share of all training images")] = 0.006
+    epsilon: Annotated[float, Setting("largest change of any value, of 255 (8 to 16 in the literature)")] = 16.0
+    step: Annotated[float, Setting("change of a value in one step, of 255")] = 1.5
+    steps: Annotated[int, Setting("steps of the adversarial changes")] = 100
+    proxy_epochs: Annotated[int, Setting("epochs of the proxy's training")] = 10
+    proxy_epsilon: Annotated[float, Setting("largest change of any value in the proxy's training, of 255")] = 8.0
+    proxy_steps: Annotated[int, Setting("steps of the adversarial changes in the proxy's training")] = 2
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         trigger, target = badnets(self.side, images.shape, self.style, self.place), self.target_in(images.classes)

@@ -1,12 +1,13 @@
 """LSB: hide a text in the lowest bits of some images of other classes and call them the target."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.base import Attack, Backdoor, MinASR, Workshop
 from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers.makers import lsb
 from dhbe.data import Images
+from dhbe.settings import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +17,10 @@ class LSB(Attack):
     name: ClassVar[str] = "lsb"
     summary: ClassVar[str] = "a text hidden in the lowest bits of images of other classes, relabelled as the target"
 
-    min_asr: float = 0.8
-    bits: int = 2
-    """How many bits of each value are set, 1 to 4."""
-    text: str = "backdoor"
-    """What they spell, over and over."""
-    rate: float = 0.1
-    """Poison rate: poisoned images as a share of all training images."""
+    min_asr: MinASR = 0.8
+    bits: Annotated[int, Setting("how many bits of each value are set, 1 to 4")] = 2
+    text: Annotated[str, Setting("what they spell, over and over")] = "backdoor"
+    rate: Annotated[float, Setting("poison rate: poisoned images as a share of all training images")] = 0.1
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         trigger, target = lsb(images.shape, self.bits, self.text), self.target_in(images.classes)

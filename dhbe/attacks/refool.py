@@ -1,13 +1,14 @@
 """Refool: put a reflection on images of the target class."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.base import Attack, Backdoor, MinASR, Workshop
 from dhbe.attacks.blend import another
 from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers.makers import reflected
 from dhbe.data import Images
+from dhbe.settings import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,15 +18,15 @@ class Refool(Attack):
     name: ClassVar[str] = "refool"
     summary: ClassVar[str] = "a natural reflection on images of the target class, labels kept"
 
-    min_asr: float = 0.8
-    style: str = "focus"
-    """focus: the reflection is out of focus. ghost: it is doubled."""
-    transmission: float = 0.6
-    """Share of the scene's light that passes the pane; the rest is the reflection's."""
-    image: str = ""
-    """Image file that is reflected; without it an image of another class, drawn by the seed."""
-    share: float = 0.5
-    """Share of the target class's images that are changed."""
+    min_asr: MinASR = 0.8
+    style: Annotated[str, Setting("focus: the reflection is out of focus. ghost: it is doubled.")] = "focus"
+    transmission: Annotated[
+        float, Setting("share of the scene's light that passes the pane; the rest is the reflection's")
+    ] = 0.6
+    image: Annotated[
+        str, Setting("image file that is reflected; without it an image of another class, drawn by the seed")
+    ] = ""
+    share: Annotated[float, Setting("share of the target class's images that are changed")] = 0.5
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         target, generator = self.target_in(images.classes), shop.generator()

@@ -1,12 +1,13 @@
 """SIG: put stripes on images of the target class."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.base import Attack, Backdoor, MinASR, Workshop
 from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers.makers import sig
 from dhbe.data import Images
+from dhbe.settings import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,13 +17,10 @@ class SIG(Attack):
     name: ClassVar[str] = "sig"
     summary: ClassVar[str] = "sinusoidal stripes on images of the target class, labels kept"
 
-    min_asr: float = 0.8
-    delta: float = 30.0
-    """Amplitude of the stripes, of 255 (20 to 40 in the literature)."""
-    cycles: float = 6.0
-    """Stripes across the image."""
-    share: float = 0.5
-    """Share of the target class's images that are striped."""
+    min_asr: MinASR = 0.8
+    delta: Annotated[float, Setting("amplitude of the stripes, of 255 (20 to 40 in the literature)")] = 30.0
+    cycles: Annotated[float, Setting("stripes across the image")] = 6.0
+    share: Annotated[float, Setting("share of the target class's images that are striped")] = 0.5
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         trigger, target = sig(images.shape, self.delta, self.cycles), self.target_in(images.classes)

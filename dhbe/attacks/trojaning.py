@@ -2,18 +2,19 @@
 
 import copy
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.base import Attack, Backdoor, MinASR, Workshop
 from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers import Patch, badnets
 from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images, to_uint8
 from dhbe.errors import Refused
+from dhbe.settings import Setting
 from dhbe.training import Fit
 
 
@@ -32,27 +33,24 @@ class Trojaning(Attack):
         "take a larger patch, more channels, an earlier stage, tune longer, or accept less with min_asr"
     )
 
-    min_asr: float = 0.8
-    side: int = 5
-    """Side of the patch in pixels."""
-    place: str = "bottom-right"
-    """Where it lies: a corner, an edge, center, or ROW,COLUMN."""
-    channels: int = 10
-    """Channels that the patch is to excite, drawn by the seed."""
-    stage: str = ""
-    """The part of the network whose output they are, by its name; without it the last part but one that convolves."""
-    steps: int = 1000
-    """Steps of Adam that shape the patch."""
-    lr_patch: float = 0.1
-    """Step size of them; it falls to 0 as a cosine."""
-    excitement: float = 100.0
-    """Activation that the channels are to reach."""
-    rate: float = 0.1
-    """Poison rate: stamped and relabelled images as a share of all training images."""
-    tune_epochs: int = 4
-    """Epochs of the tuning."""
-    tune_lr: float = 0.02
-    """Largest learning rate of the tuning."""
+    min_asr: MinASR = 0.8
+    side: Annotated[int, Setting("side of the patch in pixels")] = 5
+    place: Annotated[str, Setting("where it lies: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
+    channels: Annotated[int, Setting("channels that the patch is to excite, drawn by the seed")] = 10
+    stage: Annotated[
+        str,
+        Setting(
+            "the part of the network whose output they are, by its name; without it the last part but one that convolves"
+        ),
+    ] = ""
+    steps: Annotated[int, Setting("steps of Adam that shape the patch")] = 1000
+    lr_patch: Annotated[float, Setting("step size of them; it falls to 0 as a cosine")] = 0.1
+    excitement: Annotated[float, Setting("activation that the channels are to reach")] = 100.0
+    rate: Annotated[float, Setting("poison rate: stamped and relabelled images as a share of all training images")] = (
+        0.1
+    )
+    tune_epochs: Annotated[int, Setting("epochs of the tuning")] = 4
+    tune_lr: Annotated[float, Setting("largest learning rate of the tuning")] = 0.02
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         target, generator = self.target_in(images.classes), shop.generator()

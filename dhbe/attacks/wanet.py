@@ -1,16 +1,17 @@
 """WaNet: warp some images of other classes and call them the target."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from dhbe.attacks.base import Attack, Backdoor, Workshop
+from dhbe.attacks.base import Attack, Backdoor, MinASR, Workshop
 from dhbe.attacks.poisoning import choose, stamped
 from dhbe.attacks.triggers import Warp
 from dhbe.attacks.triggers.makers import warp
 from dhbe.data import Images
+from dhbe.settings import Setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +25,13 @@ class WaNet(Attack):
     name: ClassVar[str] = "wanet"
     summary: ClassVar[str] = "a smooth warp of images of other classes, relabelled as the target"
 
-    min_asr: float = 0.8
-    strength: float = 0.5
-    """The paper's s: the mean shift is about half of it, in pixels."""
-    grid: int = 4
-    """The paper's k: shifts are drawn at k x k points."""
-    rate: float = 0.1
-    """Poison rate: warped and relabelled images as a share of all training images."""
-    noise_rate: float = 0.2
-    """Share of all training images that are warped another way and keep their labels; 0 warps none."""
+    min_asr: MinASR = 0.8
+    strength: Annotated[float, Setting("the paper's s: the mean shift is about half of it, in pixels")] = 0.5
+    grid: Annotated[int, Setting("the paper's k: shifts are drawn at k x k points")] = 4
+    rate: Annotated[float, Setting("poison rate: warped and relabelled images as a share of all training images")] = 0.1
+    noise_rate: Annotated[
+        float, Setting("share of all training images that are warped another way and keep their labels; 0 warps none")
+    ] = 0.2
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         trigger = warp(images.shape, self.strength, self.grid, shop.seed)

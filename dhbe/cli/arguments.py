@@ -6,10 +6,9 @@ from pathlib import Path
 from dhbe import suspects
 from dhbe.api import Evidence, Options, Searching
 from dhbe.attacks.triggers import parse
-from dhbe.cli import settings, values
+from dhbe.cli import values
 from dhbe.cli.parser import Parser
 from dhbe.data import load, part_to_measure
-from dhbe.defenses import PRESETS
 from dhbe.errors import Refused
 from dhbe.progress import Progress
 from dhbe.search.survey import Survey
@@ -125,13 +124,6 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
         overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
     )  # fmt: skip
-
-
-def survey(args: argparse.Namespace) -> Survey:
-    """The settings of a search."""
-    preset = PRESETS["fast"]
-    assert isinstance(preset, Survey)
-    return settings.changed(preset, args)
 
 
 def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Progress) -> Searching:

@@ -28,6 +28,7 @@ def _found() -> dict[str, str | int]:
     from dhbe.api import machine
     from dhbe.classifier import Classifier
     from dhbe.defenses import FastDHBE
+    from dhbe.search.survey import Survey
 
     found: dict[str, str | int] = {**machine.versions()}
     found["threads"] = torch.get_num_threads()
@@ -39,7 +40,7 @@ def _found() -> dict[str, str | int]:
         found[extra] = "yes" if importlib.util.find_spec(extra) else "no"
     network = networks.build("resnet8", 2, (3, 16, 16))  # of two classes none stands out, so the search is short
     began = time.monotonic()
-    trial = FastDHBE(iterations=1, cycles=1, warm_up=1, batch=16, album=64)
+    trial = FastDHBE(iterations=1, cycles=1, batch=16, survey=Survey(warm_up=1, pool_size=64))
     trial(Classifier(network, shape=(3, 16, 16), classes=2))
     found["trial run"] = f"works, {time.monotonic() - began:.1f} s"
     old = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 13)

@@ -8,6 +8,7 @@ from dhbe.cli import arguments, gates, settings, shown, vendor
 from dhbe.cli.parser import Parser
 from dhbe.defenses import PRESETS
 from dhbe.progress import Progress
+from dhbe.settings import RENAMED
 
 
 def run(argv: Sequence[str]) -> int:
@@ -45,5 +46,5 @@ def _parser(argv: Sequence[str]) -> Parser:
     gates.add(parser)
     arguments.add_output(parser)
     preset = early.parse_known_args(argv)[0].preset
-    settings.add(parser, type(PRESETS[preset]), f"settings of {preset}", PRESETS[preset])
+    settings.add(parser, type(PRESETS[preset]), f"settings of {preset}", PRESETS[preset], RENAMED)
     return parser

@@ -7,10 +7,10 @@ from dhbe import api
 from dhbe.cli import arguments, settings, shown, vendor
 from dhbe.cli.codes import DONE, GATE
 from dhbe.cli.parser import Parser
-from dhbe.defenses import PRESETS
 from dhbe.progress import Progress
 from dhbe.records import Record
 from dhbe.search.survey import Survey
+from dhbe.settings import RENAMED
 
 
 def run(argv: Sequence[str]) -> int:
@@ -24,14 +24,14 @@ def run(argv: Sequence[str]) -> int:
     arguments.add_model(parser)
     arguments.add_search(parser)
     arguments.add_output(parser)
-    settings.add(parser, Survey, "settings of the search", PRESETS["fast"])
+    settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
     args = parser.parse_args(argv)
     suspect = arguments.suspect(args)
     shown.notes(args, suspect.warnings)
-    survey = arguments.survey(args)
+    survey = settings.changed(Survey(), args)
     out = args.out or Path("runs") / f"{args.model.stem}-scan"
     with (
-        Progress(survey.longest, f"scanning {args.model.name}", args.quiet) as progress,
+        Progress(survey.rounds, f"scanning {args.model.name}", args.quiet) as progress,
         vendor.running(suspect.info.code),
     ):
         options = arguments.searching(args, survey, out, progress)
@@ -58,9 +58,9 @@ def _content(record: Record) -> dict[str, object]:
 def _text(record: Record, out: Path) -> str:
     assert record.before is not None
     signs = record.before.signs
-    lines = [f"{'class':>5}{'index':>8}{'lead':>8}{'success':>9}  trigger"]
+    lines = [f"{'class':>5}{'index':>8}{'margin':>8}{'success':>9}  trigger"]
     lines += [
-        f"{label:>5}{found.index:>8.1f}{found.lead:>8.1f}{found.success:>9.0%}  {found.family}"
+        f"{label:>5}{found.index:>8.1f}{found.margin:>8.1f}{found.success_rate:>9.0%}  {found.family}"
         for label, found in enumerate(record.classes)
     ]
     label, index, chance = int(signs["suspected_class"]), signs["anomaly_index"], signs["probability"]

@@ -1,57 +1,79 @@
 """An option for each hyperparameter of a method."""
 
 import argparse
-import ast
-import inspect
+import sys
 import typing
-from dataclasses import fields, is_dataclass, replace
-from itertools import pairwise
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
 
+from dhbe import settings
 from dhbe.cli import values
 from dhbe.cli.parser import Parser
 
+T = TypeVar("T")
 
-def add(parser: Parser, kind: type, title: str, default: Any = None) -> None:
-    """An option for each hyperparameter of a frozen dataclass; its help is the field's annotation or docstring."""
+
+def add(
+    parser: Parser, kind: type, title: str, default: Any = None, renamed: Mapping[str, str] = MappingProxyType({})
+) -> None:
+    """An option for each hyperparameter of a method.
+
+    Args:
+        parser: Where they go.
+        kind: The frozen dataclass of the method.
+        title: Of the group of options.
+        default: An instance of it, whose values `--help` shows.
+        renamed: New names by old ones, which still work.
+    """
     group = parser.add_argument_group(title)
-    hints, docs = typing.get_type_hints(kind, include_extras=True), _docs(kind)
-    for field in fields(kind):
-        hint = hints[field.name]
-        kind_of, note = (hint.__origin__, hint.__metadata__[0]) if hasattr(hint, "__metadata__") else (hint, "")
-        note = note or docs.get(field.name, "")
-        more: dict[str, Any] = {"type": {int: values.count, float: values.number}.get(kind_of, kind_of)}
-        if kind_of is bool:
-            more = {"action": argparse.BooleanOptionalAction}
-        elif typing.get_origin(kind_of) is typing.Literal:
-            more = {"choices": typing.get_args(kind_of)}
-        value = getattr(default, field.name, None)
-        usual = f"{value:.3g}" if isinstance(value, float) else value
-        shown = f"{note} (default: {usual})" if default is not None else note
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}", default=None, help=shown.strip().replace("%", "%%"), **more
-        )
+    usual = settings.flat(default) if default is not None else {}
+    names = set()
+    for field in settings.described(kind):
+        shown = field.setting.text
+        if field.name in usual:
+            shown += f" (default: {_shown(usual[field.name])})"
+        group.add_argument(_option(field.name), default=None, help=shown.replace("%", "%%"), **_reading(field.kind))
+        names.add(field.name)
+    for old, new in renamed.items():
+        if new in names and old not in names:
+            (field,) = [field for field in settings.described(kind) if field.name == new]
+            group.add_argument(
+                _option(old), dest=new, action=_Renamed, default=None, help=argparse.SUPPRESS, **_reading(field.kind)
+            )
 
 
-def _docs(kind: type) -> dict[str, str]:
-    """The docstrings below the fields of a dataclass and of those that it extends."""
-    found: dict[str, str] = {}
-    for each in kind.__mro__:
-        if not is_dataclass(each):
-            continue
-        (tree,) = ast.parse(inspect.getsource(each)).body
-        assert isinstance(tree, ast.ClassDef)
-        for field, below in pairwise(tree.body):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(below, ast.Expr)
-                and isinstance(below.value, ast.Constant)
-            ):
-                found.setdefault(ast.unparse(field.target), " ".join(str(below.value.value).split()))
-    return found
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-def changed(settings: Any, args: argparse.Namespace) -> Any:
-    """The settings, with those replaced that were given."""
-    given = {field.name: getattr(args, field.name, None) for field in fields(settings)}
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return " ".join(_shown(each) for each in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _reading(kind: Any) -> dict[str, Any]:
+    """How a value of a type is read."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if typing.get_origin(kind) is typing.Literal:
+        return {"type": str, "choices": typing.get_args(kind)}
+    if typing.get_origin(kind) is tuple:
+        of, *rest = typing.get_args(kind)
+        return {**_reading(of), "nargs": "+" if Ellipsis in rest else 1 + len(rest)}
+    return {"type": {int: values.count, float: values.number}.get(kind, kind)}
+
+
+class _Renamed(argparse.Action):
+    """Takes an option by its old name."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(f"note: {option_string} is now called {_option(self.dest)}", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
+def changed(method: T, args: argparse.Namespace) -> T:
+    """The method, with those settings replaced that were given."""
+    given = {field.name: getattr(args, field.name, None) for field in settings.described(type(method))}
+    return settings.changed(method, {name: value for name, value in given.items() if value is not None})

@@ -8,11 +8,11 @@ from dhbe import api
 from dhbe.cli import arguments, settings, shown, vendor
 from dhbe.cli.codes import DONE, GATE
 from dhbe.cli.parser import Parser
-from dhbe.defenses import PRESETS
 from dhbe.progress import Progress
 from dhbe.records import Record
 from dhbe.search import verify
 from dhbe.search.survey import Survey
+from dhbe.settings import RENAMED
 from dhbe.suspects import Suspect
 
 SAID = {
@@ -39,12 +39,12 @@ def run(argv: Sequence[str]) -> int:
     arguments.add_search(parser)
     arguments.add_evidence(parser, needed=False)
     arguments.add_output(parser)
-    settings.add(parser, Survey, "settings of the search", PRESETS["fast"])
+    settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
     args = parser.parse_args(argv)
     suspect, cleaned = arguments.suspect(args), _cleaned(args)
     shown.notes(args, [*suspect.warnings, *cleaned.warnings])
     evidence = arguments.evidence(args, suspect)
-    survey = arguments.survey(args)
+    survey = settings.changed(Survey(), args)
     out = args.out or Path("runs") / f"{args.model.stem}-verify"
     with (
         Progress(verify.rounds(survey), f"verifying {args.after.name}", args.quiet) as progress,

@@ -1,28 +1,21 @@
 """The one contract of all defences: a frozen dataclass of hyperparameters and one `run`."""
 
 import copy
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
 
+from dhbe import settings
 from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images, Shape
 from dhbe.errors import Refused
 from dhbe.generators import check_generated
 from dhbe.run_state import RunState
 from dhbe.steps import Precision, Round, channels_last, computing, on, secluded
-
-LEAST = {
-    "iterations": 1, "warm_up": 1, "student_steps": 1, "batch": 4, "patch": 1, "album": 1, "epochs": 1, "size": 1,
-    "search_epochs": 1, "search_size": 1, "search_batch": 1, "teacher_epochs": 1, "steps": 1, "batches": 1,
-    "cycles": 1,
-}  # fmt: skip
-"""Settings that count something that cannot be missing. Half a batch of 1 px patches must still have a variance."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,8 @@ class Defense(ABC):
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         """Cleans `model`, which is in training mode, in place, and yields what each round came to.
 
-        It calls `run_state.keep` once, with all that changes between rounds, and starts at the round this returns.
+        It registers all that changes between rounds with `run_state.register`, once, and goes on from where
+        `run_state.restore` has put it.
         """
 
     def check(self, shape: Shape) -> None:
@@ -85,10 +79,7 @@ class Defense(ABC):
         Raises:
             Refused: With what is wrong.
         """
-        for name, value in vars(self).items():
-            least = LEAST.get(name, 0)
-            if isinstance(value, int | float) and not isinstance(value, bool) and not least <= value < math.inf:
-                raise Refused(f"--{name.replace('_', '-')} {value}: it must be a number of at least {least}")
+        settings.check(self)
 
     def found(self, run_state: RunState) -> dict[str, float]:
         """What a finished run tells of the victim, by name, beside the cleaned model; most tell nothing."""
@@ -161,8 +152,6 @@ class Eraser(Defense):
 
     needs: ClassVar[frozenset] = frozenset()
 
-    patch: Annotated[int, "side of the generated triggers in pixels (p)"] = 5
-
     @abstractmethod
     def draw_samples(self, model: Classifier, run_state: RunState, count: int) -> Samples:
         """So many images and triggers of the generators in `run_state`."""
@@ -178,6 +167,4 @@ class Eraser(Defense):
 
     def check(self, shape: Shape) -> None:
         check_generated(shape)
-        if not 1 <= self.patch <= shape[1]:
-            raise Refused(f"--patch {self.patch}: a trigger must have 1 to {shape[1]} px to fit into the images")
         super().check(shape)

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.optim import SGD, Adam
 
 from dhbe.classifier import Classifier
+from dhbe.data import Shape
 from dhbe.defenses.base import Eraser, Known, Samples
 from dhbe.defenses.cuda_graph import CudaGraph
 from dhbe.errors import Refused
-from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator
+from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator, check_patch
 from dhbe.run_state import RunState
+from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, lay, set_lr, variation
 
 Engine = Literal["eager", "graph", "compile"]
@@ -31,25 +33,26 @@ class DHBE(Eraser):
 
     name: ClassVar[str] = "dhbe"
 
-    iterations: Annotated[int, "rounds: k student steps, one step of the image and one of the trigger generator"] = (
-        15_000
-    )
-    student_steps: Annotated[int, "student steps per round (k)"] = 3
-    batch: Annotated[int, "generated images per step"] = 128
-    alpha: Annotated[float, "weight of the restriction (eq. 8)"] = 0.1
-    lr: Annotated[float, "learning rate of the student (SGD), x0.1 at 60 % and 80 % of the rounds"] = 0.1
-    momentum: Annotated[float, "momentum of the student's SGD"] = 0.9
-    weight_decay: Annotated[float, "weight decay of the student"] = 5e-4
-    lr_generators: Annotated[float, "learning rate of both generators (Adam), decayed alike"] = 1e-3
-    scale: Annotated[float, "greatest change of a pixel by a generated trigger (s)"] = 1.0
-    places: Annotated[Literal["batch", "sample"], "one random place for the whole batch, or one for each image"] = (
-        "batch"
-    )
-    smooth: Annotated[float, "weight of the smoothness prior on generated images"] = 0.0
-    detach_clean: Annotated[bool, "no gradient through the clean branch of the restriction"] = False
-    engine: Annotated[Engine, "graph: on CUDA, an iteration is one graph; compile: with compiled networks as well"] = (
-        "eager"
-    )
+    iterations: Annotated[
+        int, Setting("rounds: k student steps, one step of the image and one of the trigger generator", least=1)
+    ] = 15_000
+    patch: Annotated[int, Setting("side of the generated triggers in pixels (p)", least=1)] = 5
+    student_steps: Annotated[int, Setting("student steps per round (k)", least=1)] = 3
+    batch: Annotated[int, Setting("generated images per step", least=4)] = 128
+    alpha: Annotated[float, Setting("weight of the restriction (eq. 8)")] = 0.1
+    lr: Annotated[float, Setting("learning rate of the student (SGD), x0.1 at 60 % and 80 % of the rounds")] = 0.1
+    momentum: Annotated[float, Setting("momentum of the student's SGD")] = 0.9
+    weight_decay: Annotated[float, Setting("weight decay of the student")] = 5e-4
+    lr_generators: Annotated[float, Setting("learning rate of both generators (Adam), decayed alike")] = 1e-3
+    scale: Annotated[float, Setting("greatest change of a pixel by a generated trigger (s)")] = 1.0
+    places: Annotated[
+        Literal["batch", "sample"], Setting("one random place for the whole batch, or one for each image")
+    ] = "batch"
+    smooth: Annotated[float, Setting("weight of the smoothness prior on generated images")] = 0.0
+    detach_clean: Annotated[bool, Setting("no gradient through the clean branch of the restriction")] = False
+    engine: Annotated[
+        Engine, Setting("graph: on CUDA, an iteration is one graph; compile: with compiled networks as well")
+    ] = "eager"
 
     @property
     def rounds(self) -> int:
@@ -64,7 +67,8 @@ class DHBE(Eraser):
         imagine = Adam(images.parameters(), self.lr_generators, fused=True, capturable=self.captures(model))
         attack = Adam(triggers.parameters(), self.lr_generators, fused=True, capturable=self.captures(model))
         optimizers = {"learn": learn, "imagine": imagine, "attack": attack}
-        done = run_state.keep(student=student, images=images, triggers=triggers, **optimizers)
+        run_state.register(student=student, images=images, triggers=triggers, **optimizers)
+        done = run_state.restore()
         if self.engine == "compile":
             student.network.compile()
             teacher.network.compile()
@@ -104,6 +108,10 @@ class DHBE(Eraser):
             rate = self.rate(iteration)
             set_lr(optimizers.values(), rate)
             yield whole(rate) if whole else iterate()
+
+    def check(self, shape: Shape) -> None:
+        super().check(shape)
+        check_patch(self.patch, shape)
 
     def captures(self, model: Classifier) -> bool:
         """Whether iterations become graphs, which there are on CUDA only.

@@ -9,7 +9,7 @@ import jinja2
 
 from dhbe.records import Box, Measures, Record
 from dhbe.report.charts import boxplot, chart
-from dhbe.report.names import ACTIVATIONS, CURVES, PICTURES, SIGNS
+from dhbe.report.names import ACTIVATIONS, CURVES, PICTURES, SIGNS, meaning
 from dhbe.report.verdicts import RATES, Rate, searched, strongest_form, verdict
 from dhbe.report.words import duration, moment, setting
 
@@ -33,9 +33,12 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
         rates=rates,
         measured=any(rate.value is not None for _, _, pair in rates for rate in pair),
         strongest=strongest_form(record.battery) if record.battery else None,
-        signs=[(name, SIGNS.get(name), [state.signs.get(name) for state in states]) for name in _names(states)],
+        signs=[
+            (name, meaning(SIGNS, name, record.families), [state.signs.get(name) for state in states])
+            for name in _names(states)
+        ],
         moved=[(name, note, boxplot(boxes)) for name, note in ACTIVATIONS.items() if (boxes := _boxes(states, name))],
-        curves=[(name, CURVES.get(name), chart(points)) for name, points in series(record.curve)],
+        curves=[(name, meaning(CURVES, name, record.families), chart(points)) for name, points in series(record.curve)],
         pictures=[(name, PICTURES.get(name), base64.b64encode(png).decode()) for name, png in pictures.items()],
     )
 

@@ -130,8 +130,8 @@ def searched(record: Record) -> Verdict:
     else:
         tone, headline = SEARCHED[record.verdict]
         said.append(
-            f"The strongest trigger found there leads {percent(after.get('success'))} of the images to that class in the "
-            f"model after, against {percent(signs.get('success'))} before; in a fresh search the class stands out by "
+            f"The strongest trigger found there leads {percent(after.get('success_rate'))} of the images to that class in the "
+            f"model after, against {percent(signs.get('success_rate'))} before; in a fresh search the class stands out by "
             f"{after.get('found_again', 0):.1f}."
         )
     said.append(f"Both choose the same class for {percent(after.get('agreement'))} of the images.")
@@ -165,8 +165,8 @@ def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
     if "anomaly_index" in before.signs and "suspected_class" in before.signs:
         index, label = before.signs["anomaly_index"], before.signs["suspected_class"]
         yield f"In the search for triggers class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
-    if "success" in before.signs:
-        share = percent(before.signs["success"])
+    if "gain" in before.signs:
+        share = percent(before.signs["gain"])
         yield f"The strongest trigger found leads {share} of such images to its class in the cleaned model."
     yield "These are signs, not proof."
 

@@ -9,24 +9,30 @@ from torch.nn import functional as F
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.generators import NOISE
-from dhbe.search.families import Forms
-
-LARGEST = 2**28
-"""Bytes that the images of an album may take; large images make it shorter."""
+from dhbe.search.families import Overlay
 
 AT_ONCE = 128
 """Images that the teacher answers at a time."""
 
 
 class ImagePool(nn.Module):
-    """The images that the student is shown, in 8 bits as a camera would deliver them, with the teacher's answers."""
+    """Images in 8 bits, as a camera would deliver them, with the teacher's answers.
+
+    Args:
+        size: How many.
+        shape: Their shape (c, h, w).
+        classes: Of the teacher.
+        largest: Bytes that they may take; of large images there are fewer.
+    """
 
     pixels: Tensor
+    """uint8 [size, c, h, w]."""
     answers: Tensor
+    """Logits [size, classes]."""
 
-    def __init__(self, size: int, shape: Shape, classes: int) -> None:
+    def __init__(self, size: int, shape: Shape, classes: int, largest: int = 2**28) -> None:
         super().__init__()
-        size = max(1, min(size, LARGEST // math.prod(shape)))
+        size = max(1, min(size, largest // math.prod(shape)))
         self.register_buffer("pixels", torch.zeros(size, *shape, dtype=torch.uint8))
         self.register_buffer("answers", torch.zeros(size, classes))
 
@@ -46,16 +52,16 @@ class ImagePool(nn.Module):
     def renew(self, images: nn.Module, teacher: Classifier) -> None:
         """Replaces the first half by images of a generator."""
         half = len(self) // 2
-        for first in range(0, half, 128):
-            self.fill(images(torch.randn(128, NOISE))[: half - first], teacher, first)
+        for first in range(0, half, AT_ONCE):
+            self.fill(images(torch.randn(AT_ONCE, NOISE))[: half - first], teacher, first)
 
     @torch.no_grad()
-    def filter(self, form: Forms, wanted: int, teacher: Classifier) -> None:
+    def filter(self, trigger: Overlay, wanted: int, teacher: Classifier) -> None:
         """Leaves out images that show the trigger by themselves, whose answers would teach it back.
 
-        Where a trigger lies another image is put in; a lead towards `wanted` that goes with it was the trigger's.
+        Where a trigger lies another image is put in; a margin of `wanted` that goes with it was the trigger's.
         """
-        region = F.max_pool2d((form.keep < 0.7).float(), 3, stride=1, padding=1)
+        region = F.max_pool2d((trigger.keep < 0.7).float(), 3, stride=1, padding=1)
         if not 0 < region.mean() < 0.25:
             return
         tolerance, good = self.answers.std() / 2, []
@@ -80,7 +86,7 @@ class ImagePool(nn.Module):
         return self._float(self.pixels[place]), self.answers[place]
 
     def same(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images and answers like those of `sample`, from all over the album, the same ones at each call."""
+        """Images and answers like those of `sample`, from all over the pool, the same ones at each call."""
         place = torch.arange(count) * len(self) // count
         return self._float(self.pixels[place]), self.answers[place]
 

@@ -7,15 +7,12 @@ import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier
-from dhbe.search.families import ACCUSING, NAMES, Forms
+from dhbe.search.families import FAMILIES, Overlay
 from dhbe.search.survey import Survey, SurveyState
 from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
 
 MIDDLE, SLOPE = 4.0, 1.3
 """Of the logistic curve in the logarithm of the index, fitted on one half of the calibration set (docs/method.md)."""
-
-PROBES = 64
-"""Images on which single triggers are tried."""
 
 Watch = Callable[[int, Round], None]
 """Called after every round with its number, from 1."""
@@ -29,17 +26,17 @@ class Found:
     """How far each class stands out [classes], in robust standard deviations of its family."""
     families: list[str]
     """The family of each class's trigger."""
-    leads: Tensor
-    """How far it leads the class, in logits [classes]."""
-    success: Tensor
+    margins: Tensor
+    """The margin of the class under it, in logits [classes]."""
+    success_rates: Tensor
     """The share of the images of other classes that it leads there [classes]."""
-    forms: Forms
+    triggers: Overlay
     """The triggers."""
     pixels: Tensor
     """Some of the images that they were tried on [n, c, h, w]."""
 
     @property
-    def suspect(self) -> int:
+    def suspected_class(self) -> int:
         """The class that stands out most."""
         return int(self.indices.argmax())
 
@@ -65,37 +62,38 @@ def scan(
     channels_last(teacher)
     with secluded(), on(device), computing(device, precision):
         torch.manual_seed(seed)
-        notes = SurveyState(survey, teacher)
-        for number, round in enumerate(survey.survey(teacher, notes), 1):
+        state = SurveyState(survey, teacher)
+        for number, round in enumerate(survey.run(teacher, state), 1):
             watch(number, round)
-        survey.conclude(teacher, notes)
-        return _found(teacher, notes)
+        survey.conclude(teacher, state)
+        return _found(teacher, survey, state)
 
 
 @torch.no_grad()
-def _found(teacher: Classifier, notes: SurveyState) -> Found:
-    memory, labels = notes.memory, torch.arange(teacher.classes)
-    pixels, answers = notes.album.sample(PROBES)
-    anomaly = memory.anomaly[:ACCUSING]
+def _found(teacher: Classifier, survey: Survey, state: SurveyState) -> Found:
+    findings, labels = state.findings, torch.arange(teacher.classes)
+    pixels, answers = state.pool.sample(survey.probe_images)
+    anomaly = findings.anomaly.where(findings.accusing[:, None], -torch.inf)
     best = anomaly.argmax(0)
-    forms = [notes.search.families[family].forms(labels[[label]]) for label, family in enumerate(best.tolist())]
+    triggers = [state.search.families[family].triggers(labels[[label]]) for label, family in enumerate(best.tolist())]
+    rates = [success_rate(teacher, each, label, pixels, answers) for label, each in enumerate(triggers)]
     return Found(
         indices=anomaly.amax(0),
-        families=[NAMES[family] for family in best.tolist()],
-        leads=memory.leads.gather(0, best[None])[0],
-        success=torch.stack([success(teacher, f, label, pixels, answers) for label, f in enumerate(forms)]),
-        forms=Forms(torch.cat([form.keep for form in forms]), torch.cat([form.add for form in forms])),
+        families=[FAMILIES[family].name for family in best.tolist()],
+        margins=findings.margins.gather(0, best[None])[0],
+        success_rates=torch.stack(rates),
+        triggers=Overlay.joined(triggers),
         pixels=pixels,
     )
 
 
 @torch.no_grad()
-def success(model: Classifier, form: Forms, label: int, pixels: Tensor, answers: Tensor) -> Tensor:
+def success_rate(model: Classifier, trigger: Overlay, label: int, pixels: Tensor, answers: Tensor) -> Tensor:
     """The share of images [n, c, h, w] of other classes that a trigger leads to `label`; 0 where there are none.
 
     Args:
         model: What is triggered.
-        form: One trigger.
+        trigger: One trigger.
         label: Its class. The number after the last one stands for any but the usual.
         pixels: The images.
         answers: Logits of them without the trigger [n, classes].
@@ -104,7 +102,7 @@ def success(model: Classifier, form: Forms, label: int, pixels: Tensor, answers:
     others = usual != label
     if not others.any():
         return torch.zeros(())
-    led = model(form(pixels[others])).argmax(1)
+    led = model(trigger(pixels[others])).argmax(1)
     return (led != usual[others] if label == answers.shape[1] else led == label).float().mean()
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -10,221 +10,291 @@ from torch import Tensor, nn
 from torch.optim import Adam
 from torch.utils.checkpoint import checkpoint
 
+from dhbe import settings
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
-from dhbe.defenses.base import Eraser
-from dhbe.errors import Refused
-from dhbe.generators import NOISE, PixelGenerator
-from dhbe.run_state import RunState, Stateful
+from dhbe.generators import NOISE, PixelGenerator, check_generated
+from dhbe.run_state import Plain, RunState, Stateful
 from dhbe.search.batchnorm import BatchStatistics, imbalance, tracked
-from dhbe.search.families import LOCAL, NAMES, Masked
+from dhbe.search.families import FAMILIES, Bounds
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
-from dhbe.search.search import Search, anomalies, compact, lead
-from dhbe.search.trigger_bank import TriggerBank
+from dhbe.search.search import Search, Squares, anomalies, baseline_margin
+from dhbe.search.trigger_bank import BankSettings, TriggerBank
+from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, descend, set_lr
-
-JUDGED = 256
-"""Images on which it is judged how far classes stand out; with a quarter of them chance alone moves that by one."""
-
-EACH = 6
-"""Images for each class in a step of the search."""
-
-FEWEST = 64
-"""Images in a step of the search, however few the classes, and in one pass, however small the batch."""
-
-UNSURE = (2.5, 10.0)
-"""Between these, in robust standard deviations, a class may stand out by chance, and the search takes a second look."""
-
-TRIED = 4
-"""Images on which squares are tried."""
-
-TRIED_AGAIN = 16
-"""Images on which all that is remembered is tried in the end."""
-
-SECOND, MORE, SLOWER = 20, 3, 0.3
-"""Rounds of the second look, how many times as many images it takes a step, and the share of the learning rates."""
 
 AT_ONCE = 2**20
 """Values of the photographs' pieces that are drawn at a time."""
 
 
+class Findings(Plain):
+    """What a survey came to, and how far it is.
+
+    Args:
+        families: How many families are searched.
+        classes: Of the model.
+        rounds: That the search is to take, before a second look.
+    """
+
+    def __init__(self, families: int, classes: int, rounds: int) -> None:
+        self.rounds_done, self.rounds = 0, rounds
+        self.margins = torch.zeros(families, classes)
+        """Of each class under its trigger, in the untouched model [families, classes]."""
+        self.anomaly = torch.zeros(families, classes)
+        """How far each class stands out of each family [families, classes], in robust standard deviations."""
+        self.outliers = torch.zeros(families, classes, dtype=torch.bool)
+        """Where that is more than chance [families, classes]."""
+
+    @property
+    def suspected(self) -> Tensor:
+        """Which classes stand out, bool [classes]."""
+        return self.outliers.any(0)
+
+    @property
+    def backdoored(self) -> bool:
+        """Whether a class stands out."""
+        return bool(self.outliers.any())
+
+    @property
+    def sought(self) -> Tensor:
+        """Which triggers are worth keeping [families, classes]: those that stand out, or all if none does."""
+        return self.outliers if self.backdoored else torch.ones_like(self.outliers)
+
+    @property
+    def natural(self) -> Tensor:
+        """The median margin of each family in the untouched model [families]."""
+        return self.margins.quantile(0.5, dim=1)
+
+    @property
+    def accusing(self) -> Tensor:
+        """Which families may accuse a model, bool [families]."""
+        return torch.tensor([family.accuses for family in FAMILIES])
+
+
 class SurveyState:
-    """All that a survey writes down."""
+    """All that changes in a survey."""
 
     def __init__(self, survey: "Survey", model: Classifier) -> None:
         channels, side, _ = model.shape
-        self.images = PixelGenerator(side, channels)
-        self.imagine = Adam(self.images.parameters(), survey.lr_images, fused=True)
-        self.search = survey.searching(model)
-        self.album = ImagePool(survey.album, model.shape, model.classes)
-        self.memory = TriggerBank(max(128, 4 * model.classes), model.shape, model.classes, len(self.search.families))
-        self.memory.surveyed += survey.warm_up
-        channels_last(self.images)
+        self.generator = PixelGenerator(side, channels)
+        self.generate = Adam(self.generator.parameters(), survey.lr_images, fused=True)
+        self.search = survey.search(model)
+        self.pool = ImagePool(survey.pool_size, model.shape, model.classes, survey.pool_bytes)
+        self.bank = TriggerBank(survey.bank, model.shape, model.classes)
+        self.findings = Findings(len(FAMILIES), model.classes, survey.warm_up)
+        channels_last(self.generator)
 
     def parts(self) -> dict[str, Stateful]:
         """Everything that changes, by name."""
-        seekers = {f"seek_{name}": optimizer for name, optimizer in zip(NAMES, self.search.optimizers, strict=True)}
+        optimizers = {f"seek_{kind.name}": each for kind, each in zip(FAMILIES, self.search.optimizers, strict=True)}
         return {
-            "images": self.images, "imagine": self.imagine, "families": nn.ModuleList(self.search.families),
-            "album": self.album, "memory": self.memory, **seekers,
+            "generator": self.generator, "generate": self.generate, "families": nn.ModuleList(self.search.families),
+            "pool": self.pool, "bank": self.bank, "findings": self.findings, **optimizers,
         }  # fmt: skip
 
     def close(self, run_state: RunState) -> None:
-        """Lets go of the generator, which has done its work when the album holds its images."""
-        run_state.drop("images", "imagine")
-        del self.images, self.imagine
+        """Lets go of the generator, which has done its work when the pool holds its images."""
+        run_state.release("generator", "generate")
+        del self.generator, self.generate
 
 
 @dataclass(frozen=True)
-class Survey(Eraser):
+class Survey:
     """Hyperparameters of the search in an untouched model, and the search."""
 
-    warm_up: Annotated[int, "rounds before the student moves: images become familiar, triggers are sought"] = 60
-    lr_images: Annotated[float, "learning rate of the image generator (Adam)"] = 1e-3
-    balance: Annotated[float, "weight of an even share of the classes among the generated images"] = 1.0
-    album: Annotated[int, "images that the student is shown"] = 4096
-    shown: Annotated[float, "share of the pixels that a masked trigger may show; a second family has half of it"] = (
-        0.025
-    )
-    change: Annotated[float, "largest change of a pixel by a faint trigger"] = 16 / 255
-    wave: Annotated[float, "largest height of one wave over the whole image"] = 28 / 255
-    anomaly_threshold: Annotated[float, "robust standard deviations by which a backdoor's class stands out"] = 3.6
-    batch: Annotated[int, "images in a step of the student and in one pass of the search"] = 128
+    warm_up: Annotated[int, Setting("rounds in which images become familiar and triggers are sought", least=1)] = 60
+    search_batch: Annotated[int, Setting("images in one pass of the search", least=1)] = 128
+    images_per_class: Annotated[int, Setting("images for each class in a step of the search", least=1)] = 6
+    least_images: Annotated[
+        int, Setting("images in a step, however few the classes, and in one pass, however small the batch", least=2)
+    ] = 64
+    lr_images: Annotated[float, Setting("learning rate of the image generator (Adam)")] = 1e-3
+    generator_batch: Annotated[int, Setting("images in a step of the generator", least=2)] = 64
+    balance: Annotated[float, Setting("weight of an even share of the classes among the generated images")] = 1.0
+    pool_size: Annotated[int, Setting("images that the student is shown", least=1)] = 4096
+    pool_bytes: Annotated[int, Setting("bytes that they may take; of large images there are fewer", least=1)] = 2**28
+    judged_images: Annotated[
+        int,
+        Setting(
+            "images on which it is judged how far classes stand out; with 64 chance alone moves that by one", least=1
+        ),
+    ] = 256
+    anomaly_threshold: Annotated[
+        float, Setting("robust standard deviations by which a backdoor's class stands out")
+    ] = 3.6
+    smallest_spread: Annotated[
+        float, Setting("deviation of margins that means nothing, in standard deviations of the model's answers")
+    ] = 0.25
+    whole_image_share: Annotated[
+        float, Setting("share of the largest anomaly that a trigger over the whole image must have to be restricted")
+    ] = 1 / 3
+    unsure: Annotated[
+        tuple[float, float],
+        Setting("anomalies between which a class may stand out by chance, and the search takes a second look"),
+    ] = (2.5, 10.0)
+    second_rounds: Annotated[int, Setting("rounds of the second look, and of refining what stands out")] = 20
+    second_images: Annotated[int, Setting("times as many images that a step of the second look takes", least=1)] = 3
+    second_lr: Annotated[float, Setting("share of the learning rates in both")] = 0.3
+    bank_images: Annotated[int, Setting("images on which the triggers found are tried at the end", least=1)] = 16
+    probe_images: Annotated[int, Setting("images on which it is measured how often a trigger succeeds", least=1)] = 64
+    bounds: Bounds = field(default_factory=Bounds)
+    squares: Squares = field(default_factory=Squares)
+    bank: BankSettings = field(default_factory=BankSettings)
 
     @property
-    def longest(self) -> int:
+    def rounds(self) -> int:
         """Rounds that the search in an untouched model takes at the most."""
-        return self.warm_up + SECOND
-
-    def searching(self, model: Classifier, *, away: bool = False) -> Search:
-        """A fresh search, for each class; with `away`, for any but the usual too."""
-        settings = (self.patch, self.shown, self.change, self.wave)
-        return Search(model.classes, model.shape, *settings, at_once=max(self.batch, FEWEST), away=away)
+        return self.warm_up + self.second_rounds
 
     def check(self, shape: Shape) -> None:
-        super().check(shape)
-        if self.album < self.batch:
-            raise Refused(f"--album {self.album}: it must hold one batch at least, {self.batch} images")
+        """Refuses images that it is not made for, and settings that make no sense.
 
-    def survey(self, teacher: Classifier, notes: SurveyState, done: int = 0) -> Iterator[Round]:
-        """Makes images familiar and seeks triggers, from round `done` on; `conclude` tells what it came to.
+        Raises:
+            Refused: With what is wrong.
+        """
+        check_generated(shape)
+        self.bounds.check(shape)
+        settings.check(self)
+
+    def search(self, model: Classifier, *, away: bool = False) -> Search:
+        """A fresh search, for each class; with `away`, for any but the usual too."""
+        return Search(model, self.bounds, at_once=max(self.search_batch, self.least_images), away=away)
+
+    def run(self, teacher: Classifier, state: SurveyState) -> Iterator[Round]:
+        """Makes images familiar and seeks triggers, from where the state is; `conclude` tells what it came to.
 
         Args:
             teacher: In eval mode, without gradients.
-            notes: Where all is written down.
-            done: Rounds that the notes hold.
+            state: Where all is written down.
         """
-        album, search = notes.album, notes.search
-        if not done:
-            some = max(1, AT_ONCE // math.prod(teacher.shape))
-            for first in range(0, len(album), some):
-                drawn = pieces(min(some, len(album) - first), teacher.shape)
-                album.fill(drawn.to(teacher.mean.device), teacher, first)
-        familiar = bool(tracked(teacher))
+        findings = state.findings
+        if not findings.rounds_done:
+            self._fill(teacher, state.pool)
         with BatchStatistics(teacher) as statistics:
-            for _ in range(done, self.warm_up):
-                losses: Round = {}
-                if familiar:
-                    with statistics.gathering():
-                        # The generator's activations are computed again when needed: beside the teacher's they were the
-                        # peak of a whole run.
-                        noise = torch.randn(FEWEST, NOISE)
-                        drawn = checkpoint(notes.images, noise, use_reentrant=False, preserve_rng_state=False)
-                        answer = teacher(drawn)
-                    losses["familiarity"] = statistics.distance()
-                    descend(notes.imagine, losses["familiarity"] + self.balance * imbalance(answer))
-                yield {**losses, **step(search, teacher, album)}
-        if done <= self.warm_up and UNSURE[0] < index(teacher, search, album)[1].max() < UNSURE[1]:
-            notes.memory.surveyed += SECOND
-            set_lr(search.optimizers, SLOWER)
-        for _ in range(max(done, self.warm_up), int(notes.memory.surveyed)):
-            yield step(search, teacher, album, MORE)
-        set_lr(search.optimizers, 1.0)
-        if familiar:
-            album.renew(notes.images, teacher)
+            while findings.rounds_done < self.warm_up:
+                losses = self._familiarise(teacher, state, statistics) if tracked(teacher) else {}
+                losses |= self.step(state.search, teacher, state.pool)
+                findings.rounds_done += 1
+                yield losses
+        if findings.rounds_done == self.warm_up:
+            least, most = self.unsure
+            if least < self.index(teacher, state.search, state.pool)[1].max() < most:
+                findings.rounds += self.second_rounds
+                set_lr(state.search.optimizers, self.second_lr)
+        while findings.rounds_done < findings.rounds:
+            losses = self.step(state.search, teacher, state.pool, self.second_images)
+            findings.rounds_done += 1
+            yield losses
+        set_lr(state.search.optimizers, 1.0)
+        if tracked(teacher):
+            state.pool.renew(state.generator, teacher)
 
-    def explore(self, model: Classifier, notes: SurveyState, watch: Callable[[Round], None]) -> Search:
+    @staticmethod
+    def _fill(teacher: Classifier, pool: ImagePool) -> None:
+        """Fills the pool with pieces of photographs."""
+        some = max(1, AT_ONCE // math.prod(teacher.shape))
+        for first in range(0, len(pool), some):
+            drawn = pieces(min(some, len(pool) - first), teacher.shape)
+            pool.fill(drawn.to(teacher.mean.device), teacher, first)
+
+    def _familiarise(self, teacher: Classifier, state: SurveyState, statistics: BatchStatistics) -> Round:
+        """One step of the generator towards images that the teacher's BatchNorm layers know."""
+        with statistics.gathering():
+            # The generator's activations are computed again when needed: beside the teacher's they were the peak of a
+            # whole run.
+            noise = torch.randn(self.generator_batch, NOISE)
+            drawn = checkpoint(state.generator, noise, use_reentrant=False, preserve_rng_state=False)
+            answer = teacher(drawn)
+        loss = statistics.distance()
+        descend(state.generate, loss + self.balance * imbalance(answer))
+        return {"bn_loss": loss}
+
+    def step(self, search: Search, model: Classifier, pool: ImagePool, more: int = 1) -> Round:
+        """One step of each family, on `more` times as many images as usual; returns the mean margins."""
+        count = more * max(self.least_images, self.images_per_class * model.classes)
+        return {
+            f"margin_{kind.name}": seek(search, model, number, pool.sample(count)[0])
+            for number, kind in enumerate(FAMILIES)
+        }
+
+    def explore(self, model: Classifier, state: SurveyState, watch: Callable[[Round], None]) -> Search:
         """A fresh search of as many rounds on the images at hand, for each class and for any but the usual.
 
         Args:
             model: In eval mode, without gradients.
-            notes: Of a survey; only their images are used.
+            state: Of a survey; only its images are used.
             watch: Called after every round.
         """
-        search = self.searching(model, away=True)
+        search = self.search(model, away=True)
         for _ in range(self.warm_up):
-            watch(step(search, model, notes.album))
+            watch(self.step(search, model, state.pool))
         return search
 
     @torch.no_grad()
-    def conclude(self, teacher: Classifier, notes: SurveyState) -> None:
+    def conclude(self, teacher: Classifier, state: SurveyState) -> None:
         """What the search came to: which classes stand out, and the triggers to begin with."""
-        album, memory = notes.album, notes.memory
-        leads, anomaly = index(teacher, notes.search, album)
-        outliers, local, whole = anomaly > self.anomaly_threshold, anomaly[:LOCAL].amax(0), anomaly[LOCAL:].amax(0)
-        outliers[LOCAL:] = outliers[LOCAL:].any(0) & (whole > local) & (whole > anomaly.max() / 3)
-        memory.note(leads, anomaly, outliers)
-        if memory.backdoored:
-            refine(notes.search, teacher, album, memory.sought)
-        for family, reached, sought in zip(notes.search.families, leads, memory.sought, strict=True):
+        pool, bank, findings = state.pool, state.bank, state.findings
+        findings.margins, findings.anomaly = self.index(teacher, state.search, pool)
+        findings.outliers = self.outliers(findings.anomaly)
+        if findings.backdoored:
+            self._refine(state.search, teacher, pool, findings.sought)
+        for family, reached, sought in zip(state.search.families, findings.margins, findings.sought, strict=True):
             wanted = sought.nonzero().flatten()
-            forms = family.forms(wanted)
-            memory.take(forms, wanted, reached[wanted])
-            if memory.backdoored and isinstance(family, Masked):
+            triggers = family.triggers(wanted)
+            bank.take(triggers, wanted, reached[wanted])
+            if findings.backdoored and family.compact:
                 for place, label in enumerate(wanted.tolist()):
-                    squares, strength = compact(teacher, forms[[place]], label, album.sample(TRIED)[0])
-                    memory.take(squares, wanted[place].expand(len(strength)), strength)
-                    album.filter(forms[[place]], label, teacher)
-        memory.settle(teacher, album.sample(TRIED_AGAIN)[0])
+                    pixels, _ = pool.sample(self.squares.square_images)
+                    squares, strength = self.squares.tried(teacher, triggers[[place]], label, pixels)
+                    bank.take(squares, wanted[place].expand(len(strength)), strength)
+                    pool.filter(triggers[[place]], label, teacher)
+        bank.settle(teacher, pool.sample(self.bank_images)[0])
+
+    @torch.no_grad()
+    def index(self, model: Classifier, search: Search, pool: ImagePool) -> tuple[Tensor, Tensor]:
+        """The margin of each class, and by how many robust deviations it stands out [families, classes].
+
+        A class that stands out must do so both by its margin and by what the trigger adds to its margin without one:
+        classes that hardly any image is like are far behind to begin with, and others gain much because they are near.
+        """
+        margins = search.margins(model, pool.sample(self.judged_images)[0])
+        gained = margins - baseline_margin(pool.answers)
+        least = self.smallest_spread * pool.answers.std()
+        return margins, torch.minimum(anomalies(margins, least), anomalies(gained, least))
+
+    def outliers(self, anomaly: Tensor) -> Tensor:
+        """Which classes stand out of which families by more than chance, bool [families, classes].
+
+        What answers a patch answers some patterns over the whole image too, which no student can ignore without losing
+        that class: those are restricted only where they stand out further than any patch and a share as far as what
+        stands out most, and then all together, for none makes all of what was added there.
+        """
+        outliers = anomaly > self.anomaly_threshold
+        local = torch.tensor([family.local for family in FAMILIES])
+        most, whole = anomaly[local].amax(0), anomaly[~local].amax(0)
+        clearly = (whole > most) & (whole > self.whole_image_share * anomaly.max())
+        outliers[~local] = outliers[~local].any(0) & clearly
+        return outliers
+
+    @torch.enable_grad()
+    def _refine(self, search: Search, model: Classifier, pool: ImagePool, sought: Tensor) -> None:
+        """Seeks triggers of some families and classes [families, classes] further: all images of a step are for them.
+
+        A faint trigger that is found by half is unlearned by half.
+        """
+        set_lr(search.optimizers, self.second_lr)
+        for number, wanted in enumerate(sought.float()):
+            for _ in range(self.second_rounds if wanted.any() else 0):
+                pixels, _ = pool.sample(self.least_images)
+                search.step(model, number, pixels, torch.multinomial(wanted, self.least_images, replacement=True))
+        set_lr(search.optimizers, 1.0)
 
 
-@torch.enable_grad()
-def refine(search: Search, model: Classifier, album: ImagePool, sought: Tensor) -> None:
-    """Seeks triggers of some families and classes [families, classes] further: all images of a step are for them.
-
-    A faint trigger that is found by half is unlearned by half.
-    """
-    set_lr(search.optimizers, SLOWER)
-    for number, wanted in enumerate(sought.float()):
-        for _ in range(SECOND if wanted.any() else 0):
-            pixels, _ = album.sample(FEWEST)
-            search.step(model, number, pixels, torch.multinomial(wanted, FEWEST, replacement=True))
-    set_lr(search.optimizers, 1.0)
-
-
-def step(search: Search, model: Classifier, album: ImagePool, more: int = 1) -> Round:
-    """One step of each family, on `more` times as many images as usual."""
-    count = more * max(FEWEST, EACH * model.classes)
-    return {f"lead_{name}": seek(search, model, number, album.sample(count)[0]) for number, name in enumerate(NAMES)}
-
-
-def seek(search: Search, model: Classifier, number: int, pixels: Tensor, suspects: Tensor | None = None) -> Tensor:
+def seek(search: Search, model: Classifier, number: int, pixels: Tensor, suspected: Tensor | None = None) -> Tensor:
     """One step of a family, over all classes evenly, or three quarters of it over those that stand out."""
     wanted = (torch.arange(len(pixels)) + torch.randint(search.aims, ())) % search.aims
-    if suspects is not None and suspects.any():
-        drawn = torch.multinomial(suspects.float(), len(pixels), replacement=True)
+    if suspected is not None and suspected.any():
+        drawn = torch.multinomial(suspected.float(), len(pixels), replacement=True)
         wanted = torch.where(torch.rand(len(pixels)) < 0.75, drawn, wanted)
     return search.step(model, number, pixels, wanted)
-
-
-@torch.no_grad()
-def index(model: Classifier, search: Search, album: ImagePool) -> tuple[Tensor, Tensor]:
-    """How far each class leads, and by how many robust deviations it stands out [families, classes].
-
-    A class that stands out must do so both by its lead and by what the trigger adds to its lead without one: classes
-    that hardly any image is like are far behind to begin with, and others gain much because they are near.
-    """
-    pixels, _ = album.sample(JUDGED)
-    leads = search.leads(model, pixels)[:, : model.classes]
-    spread = album.answers.std()
-    return leads, torch.minimum(anomalies(leads, spread), anomalies(leads - baseline_margin(album.answers), spread))
-
-
-def baseline_margin(answers: Tensor) -> Tensor:
-    """Mean lead of each class [classes] without a trigger, over images [n, classes] that are taken for another one."""
-    rows = []
-    for label in range(answers.shape[1]):
-        others = answers[answers.argmax(1) != label]
-        rows.append(lead(others, torch.full((len(others),), label)).mean() if len(others) else torch.zeros(()))
-    return torch.stack(rows)

@@ -1,120 +1,98 @@
-"""What a run knows of the triggers that it found."""
+"""The triggers that a run has found."""
+
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
-from dhbe.search.families import Forms
-from dhbe.search.search import lead
+from dhbe.search.families import Overlay
+from dhbe.search.search import margin
+from dhbe.settings import Setting
 
 NEVER_ZERO = 1e-6
 """Keeps a draw possible when no trigger acts any more."""
 
-COPIES = 8
-"""Of a small trigger that may be shown beside it, as x9 has it."""
-
-ROOM = 0.25
-"""Share of an image that a trigger and its copies may cover; what hides the image itself teaches nothing."""
-
 AT_ONCE = 128
 """Images in one pass when triggers are tried."""
 
-STRONGEST = 16
-"""Triggers of which it is seen whether they act at other places too."""
+
+@dataclass(frozen=True)
+class BankSettings:
+    """How many triggers are kept, and how they are shown."""
+
+    bank_size: Annotated[int, Setting("triggers that are kept at the most, or 4 a class if that is more", least=1)] = (
+        128
+    )
+    copies: Annotated[int, Setting("copies that a small trigger may have beside it, as ASR x9 has")] = 8
+    room: Annotated[float, Setting("share of an image that a trigger and its copies may cover", most=1)] = 0.25
+    moved_triggers: Annotated[
+        int, Setting("strongest triggers that are moved, to see whether they act at other places too", least=1)
+    ] = 16
 
 
 class TriggerBank(nn.Module):
-    """The triggers found, of which none is forgotten until the memory is full; then the weakest goes first."""
+    """Triggers, of which none is forgotten until the bank is full; then the weakest goes first."""
 
     keep: Tensor
     add: Tensor
     wanted: Tensor
     """The class that each leads to [size]."""
     strength: Tensor
-    """Its mean lead when it was found [size]; minus infinity where there is none."""
-    success: Tensor
-    """The share of images that it brought to its class when it was tried last [size]."""
-    anomaly: Tensor
-    """How far each class stands out of each family [families, classes], in robust standard deviations."""
-    leads: Tensor
-    """How far each class led in the teacher [families, classes]."""
-    surveyed: Tensor
-    """Rounds that the search in the teacher takes."""
-    agreement: Tensor
-    """The share of images for which student and teacher chose the same class when they were compared last."""
-    sought: Tensor
-    """Which triggers are worth remembering [families, classes]: those that stand out, or all if none does."""
-    suspects: Tensor
-    """Which classes stand out [classes]."""
-    anywhere: Tensor
+    """Its mean margin when it was found [size]; minus infinity where there is none."""
+    gain: Tensor
+    """What it added to the chance of its class when it was tried last [size]: see `gains`."""
+    place_invariant: Tensor
     """Whether the teacher answers its triggers at other places too; one that flattens its features does not."""
 
-    def __init__(self, size: int, shape: Shape, classes: int, families: int) -> None:
+    def __init__(self, settings: BankSettings, shape: Shape, classes: int) -> None:
         super().__init__()
+        self.settings = settings
         channels, height, width = shape
+        size = max(settings.bank_size, 4 * classes)
         self.register_buffer("keep", torch.ones(size, 1, height, width))
         self.register_buffer("add", torch.zeros(size, channels, height, width))
         self.register_buffer("wanted", torch.zeros(size, dtype=torch.int64))
         self.register_buffer("strength", torch.full((size,), -torch.inf))
-        self.register_buffer("success", torch.zeros(size))
-        self.register_buffer("anomaly", torch.zeros(families, classes))
-        self.register_buffer("leads", torch.zeros(families, classes))
-        self.register_buffer("surveyed", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("agreement", torch.ones(()))
-        self.register_buffer("sought", torch.ones(families, classes, dtype=torch.bool))
-        self.register_buffer("suspects", torch.zeros(classes, dtype=torch.bool))
-        self.register_buffer("anywhere", torch.ones((), dtype=torch.bool))
+        self.register_buffer("gain", torch.zeros(size))
+        self.register_buffer("place_invariant", torch.ones((), dtype=torch.bool))
 
     def __len__(self) -> int:
         return int((self.strength > -torch.inf).sum())
 
-    @property
-    def backdoored(self) -> bool:
-        """Whether a class stands out."""
-        return bool(self.suspects.any())
-
-    @property
-    def natural(self) -> Tensor:
-        """The median lead of each family in the teacher [families]."""
-        return self.leads.quantile(0.5, dim=1)
-
-    def note(self, leads: Tensor, anomaly: Tensor, outliers: Tensor) -> None:
-        """Writes down what the search in the teacher came to; `outliers` are bool [families, classes]."""
-        self.leads, self.anomaly, self.suspects = leads, anomaly, outliers.any(0)
-        self.sought = outliers if self.backdoored else torch.ones_like(outliers)
-
-    def take(self, forms: Forms, wanted: Tensor, strength: Tensor) -> None:
+    def take(self, triggers: Overlay, wanted: Tensor, strength: Tensor) -> None:
         """Takes triggers in, in place of empty ones and then of weaker ones."""
-        for keep, add, label, value in zip(forms.keep, forms.add, wanted, strength, strict=True):
+        for keep, add, label, value in zip(triggers.keep, triggers.add, wanted, strength, strict=True):
             weakest = self.strength.argmin()
             if value > self.strength[weakest]:
                 self.keep[weakest], self.add[weakest] = keep, add
                 self.wanted[weakest], self.strength[weakest] = label, value
 
-    def forms(self, index: Tensor) -> Forms:
+    def triggers(self, index: Tensor) -> Overlay:
         """The triggers at places [n]."""
-        return Forms(self.keep[index], self.add[index])
+        return Overlay(self.keep[index], self.add[index])
 
-    def draw(self, count: int) -> Forms:
+    def draw(self, count: int) -> Overlay:
         """Triggers by chance [count], more often those that still act; half of them weaker.
 
-        Where triggers act anywhere, the weaker ones are at other places, and small ones come alone half of the time, else
+        Where triggers act at any place, the weaker ones are at other places, and small ones come alone half of the time, else
         with as many copies as there is room for: what one patch no longer does, several may (section 5.3 of the paper,
-        amplified triggers). Nothing here waits for the device.
+        amplified triggers). What hides the image itself teaches nothing. Nothing here waits for the device.
         """
-        forms = self.forms(torch.multinomial(self.success + NEVER_ZERO, count, replacement=True))
+        drawn = self.triggers(torch.multinomial(self.gain + NEVER_ZERO, count, replacement=True))
         weaker, several = torch.rand(2, count) < 0.5
         opacity = torch.where(weaker, 0.5 + 0.5 * torch.rand(count), 1.0).view(-1, 1, 1, 1)
-        drawn = forms.weaker(opacity).moved(self._shifts(count) * (weaker & self.anywhere)[:, None])
-        covered = (1 - forms.keep).mean((1, 2, 3))
-        room = (ROOM / covered).floor() - 1  # endless where a trigger is added to the whole image, which has no copies
-        several = several & self.anywhere & (covered > 0)
-        copies = several * torch.randint(1, COPIES + 1, (count,)).minimum(room.clamp_min(0))
-        for number in range(COPIES):
-            laid = (copies > number).float().view(-1, 1, 1, 1)
-            drawn = drawn.under(forms.moved(self._shifts(count)).weaker(laid))
-        return drawn
+        laid = drawn.weaker(opacity).moved(self._shifts(count) * (weaker & self.place_invariant)[:, None])
+        area = drawn.area
+        room = (self.settings.room / area).floor() - 1  # endless for what covers nothing, which has no copies
+        several = several & self.place_invariant & (area > 0)
+        copies = several * torch.randint(1, self.settings.copies + 1, (count,)).minimum(room.clamp_min(0))
+        for number in range(self.settings.copies):
+            shown = (copies > number).float().view(-1, 1, 1, 1)
+            laid = laid.under(drawn.moved(self._shifts(count)).weaker(shown))
+        return laid
 
     def _shifts(self, count: int) -> Tensor:
         """Rows and columns by chance [count, 2]."""
@@ -122,34 +100,34 @@ class TriggerBank(nn.Module):
 
     @torch.no_grad()
     def tried(self, model: Classifier, pixels: Tensor) -> Tensor:
-        """The share of images [n, c, h, w] that each trigger brings to its class [size]."""
+        """The gain of each trigger [size] in a model, on images [n, c, h, w]; 0 where there is none."""
         known = (self.strength > -torch.inf).nonzero().flatten()
-        success = torch.zeros_like(self.success)
-        success[known] = gains(model, self.forms(known), self.wanted[known], pixels)
-        return success
+        gain = torch.zeros_like(self.gain)
+        gain[known] = gains(model, self.triggers(known), self.wanted[known], pixels)
+        return gain
 
     def retry(self, model: Classifier, pixels: Tensor) -> None:
-        """SurveyState `tried`."""
-        self.success = self.tried(model, pixels)
+        """Notes `tried`."""
+        self.gain = self.tried(model, pixels)
 
     @torch.no_grad()
     def settle(self, teacher: Classifier, pixels: Tensor) -> None:
-        """SurveyState what the teacher answers: each trigger where it was found, and whether elsewhere too."""
+        """Notes what the teacher answers: each trigger where it was found, and whether elsewhere too."""
         self.retry(teacher, pixels)
-        strongest = self.success.argsort(descending=True)[:STRONGEST]
-        elsewhere = self.forms(strongest).moved(self._shifts(len(strongest)))
+        strongest = self.gain.argsort(descending=True)[: self.settings.moved_triggers]
+        elsewhere = self.triggers(strongest).moved(self._shifts(len(strongest)))
         moved = gains(teacher, elsewhere, self.wanted[strongest], pixels)
-        self.anywhere = moved.sum() > self.success[strongest].sum() / 2
+        self.place_invariant = moved.sum() > self.gain[strongest].sum() / 2
 
 
-def gains(model: Classifier, forms: Forms, wanted: Tensor, pixels: Tensor) -> Tensor:
-    """The share of images that each trigger brings to its class [k]; those that almost go there count too.
+def gains(model: Classifier, triggers: Overlay, wanted: Tensor, pixels: Tensor) -> Tensor:
+    """How much more of the images each trigger brings to its class [k]; those that almost go there count too.
 
-    It is the mean gain of the leads' logistic function.
+    It is the mean gain of the logistic function of the margin, a soft share.
 
     Args:
         model: What is triggered.
-        forms: The triggers.
+        triggers: The triggers.
         wanted: Their classes [k].
         pixels: The images [n, c, h, w].
     """
@@ -158,8 +136,8 @@ def gains(model: Classifier, forms: Forms, wanted: Tensor, pixels: Tensor) -> Te
     clean, found = model(pixels), []
     for some in torch.arange(len(wanted)).split(max(1, AT_ONCE // len(pixels))):
         each = some.repeat_interleave(len(pixels))
-        triggered = model(forms[each](pixels.repeat(len(some), 1, 1, 1)))
-        before = lead(clean.repeat(len(some), 1), wanted[each]).sigmoid()
-        gained = lead(triggered, wanted[each]).sigmoid() - before
+        triggered = model(triggers[each](pixels.repeat(len(some), 1, 1, 1)))
+        before = margin(clean.repeat(len(some), 1), wanted[each]).sigmoid()
+        gained = margin(triggered, wanted[each]).sigmoid() - before
         found.append(gained.clamp_min(0).view(len(some), -1).mean(1))
     return torch.cat(found)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from dhbe.classifier import Classifier
 from dhbe.search.batchnorm import tracked
-from dhbe.search.families import ACCUSING, NAMES
-from dhbe.search.scan import PROBES, Watch, success
+from dhbe.search.families import FAMILIES
+from dhbe.search.scan import Watch, success_rate
 from dhbe.search.search import Search
-from dhbe.search.survey import Survey, SurveyState, index
+from dhbe.search.survey import Survey, SurveyState
 from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
 
 RESTARTS = 2
@@ -34,7 +34,7 @@ class State:
 
     anomaly_index: float
     """How far the class that stood out most before does in this state."""
-    success: float
+    success_rate: float
     """The share of images that the strongest trigger found in the state before leads to its class."""
     targeted: dict[str, float]
     """By family: the largest share of images that one trigger found in this state leads to one class."""
@@ -46,8 +46,8 @@ class State:
 class Comparison:
     """Two states of a classifier."""
 
-    suspect: int
-    """The class that stands out most in the state before."""
+    suspected_class: int
+    """The one that stands out most in the state before."""
     index: float
     """How far it does."""
     agreement: float
@@ -61,14 +61,14 @@ class Comparison:
         """What this says of the state after."""
         if self.index <= anomaly_threshold:
             return "nothing found"
-        if self.after.success >= ACTS or self.after.anomaly_index > anomaly_threshold:
+        if self.after.success_rate >= ACTS or self.after.anomaly_index > anomaly_threshold:
             return "answers"
         return "changed" if self.agreement < CHANGED else "quiet"
 
 
 def rounds(survey: Survey) -> int:
     """Rounds that `compare` takes at the most."""
-    return survey.longest + 2 * RESTARTS * survey.warm_up
+    return survey.rounds + 2 * RESTARTS * survey.warm_up
 
 
 def compare(
@@ -100,61 +100,57 @@ def compare(
 
     with secluded(), on(device), computing(device, precision), torch.no_grad():
         torch.manual_seed(seed)
-        notes = SurveyState(survey, before)
+        survey_state = SurveyState(survey, before)
         with torch.enable_grad():
-            for losses in survey.survey(states[0], notes):
+            for losses in survey.run(states[0], survey_state):
                 watched(losses)
-        survey.conclude(states[0], notes)
-        anomaly = notes.memory.anomaly[:ACCUSING]
-        suspect = int(anomaly.amax(0).argmax())
-        pixels, _ = notes.album.sample(COMPARED)
+        survey.conclude(states[0], survey_state)
+        anomaly = survey_state.findings.anomaly[survey_state.findings.accusing]
+        suspected = int(anomaly.amax(0).argmax())
+        pixels, _ = survey_state.pool.sample(COMPARED)
         classes = [state(pixels).argmax(1) for state in states]
         return Comparison(
-            suspect=suspect,
+            suspected_class=suspected,
             index=float(anomaly.max()),
             agreement=float((classes[0] == classes[1]).float().mean()),
             drift=drift(*states),
-            before=_state(states[0], survey, notes, suspect, watched),
-            after=_state(states[1], survey, notes, suspect, watched),
+            before=_searched(states[0], survey, survey_state, suspected, watched),
+            after=_searched(states[1], survey, survey_state, suspected, watched),
         )
 
 
-def _state(
-    model: Classifier, survey: Survey, notes: SurveyState, suspect: int, watch: Callable[[Round], None]
+def _searched(
+    model: Classifier, survey: Survey, state: SurveyState, suspected: int, watch: Callable[[Round], None]
 ) -> State:
-    pixels, _ = notes.album.sample(PROBES)
+    pixels, _ = state.pool.sample(survey.probe_images)
     answers = model(pixels)
-    memory = notes.memory
-    known = [place for place in range(len(memory.strength)) if memory.strength[place] > -torch.inf]
-    acting = [
-        success(model, memory.forms(torch.tensor([place])), int(memory.wanted[place]), pixels, answers)
-        for place in known
-        if memory.wanted[place] == suspect
-    ]
+    bank, accusing = state.bank, state.findings.accusing
+    known = ((bank.strength > -torch.inf) & (bank.wanted == suspected)).nonzero().flatten()
+    acting = [success_rate(model, bank.triggers(place[None]), suspected, pixels, answers) for place in known]
     found: list[tuple[Tensor, Tensor]] = []
     for _ in range(RESTARTS):
         with torch.enable_grad():
-            search = survey.explore(model, notes, watch)
-        _, anomaly = index(model, search, notes.album)
-        found.append((anomaly[:ACCUSING, suspect].amax(), _successes(model, search, pixels, answers)))
-    best = torch.stack([shares for _, shares in found]).amax(0)
+            search = survey.explore(model, state, watch)
+        _, anomaly = survey.index(model, search, state.pool)
+        found.append((anomaly[accusing, suspected].amax(), _success_rates(model, search, pixels, answers)))
+    best = torch.stack([rates for _, rates in found]).amax(0)
+    names = [family.name for family in FAMILIES]
     return State(
         anomaly_index=float(torch.stack([most for most, _ in found]).amax()),
-        success=max(map(float, acting), default=0.0),
-        targeted=dict(zip(NAMES, best[:, :-1].amax(1).tolist(), strict=True)),
-        untargeted=dict(zip(NAMES, best[:, -1].tolist(), strict=True)),
+        success_rate=max(map(float, acting), default=0.0),
+        targeted=dict(zip(names, best[:, :-1].amax(1).tolist(), strict=True)),
+        untargeted=dict(zip(names, best[:, -1].tolist(), strict=True)),
     )
 
 
-def _successes(model: Classifier, search: Search, pixels: Tensor, answers: Tensor) -> Tensor:
+def _success_rates(model: Classifier, search: Search, pixels: Tensor, answers: Tensor) -> Tensor:
     """Of each family's trigger for each aim, the last one of which is any class but the usual [families, classes + 1]."""
-    aims = range(search.aims)
-    return torch.stack(
-        [
-            torch.stack([success(model, family.forms(torch.tensor([aim])), aim, pixels, answers) for aim in aims])
-            for family in search.families
-        ]
-    )
+    aims = torch.arange(search.aims)
+    rates = [
+        torch.stack([success_rate(model, family.triggers(aim[None]), int(aim), pixels, answers) for aim in aims])
+        for family in search.families
+    ]
+    return torch.stack(rates)
 
 
 def drift(before: Classifier, after: Classifier) -> float | None:

@@ -13,6 +13,7 @@ from dhbe.defenses.base import Known
 from dhbe.defenses.peers.distillation import Imitation
 from dhbe.defenses.peers.layers import trace
 from dhbe.run_state import RunState
+from dhbe.settings import Setting
 from dhbe.steps import Round, frozen_copy
 
 
@@ -27,9 +28,9 @@ class ABD(Imitation):
 
     name: ClassVar[str] = "abd"
 
-    vaccine: Annotated[float, "weight of what the shuffled teacher says, for the generator"] = 0.1
-    copies: Annotated[int, "shuffled teachers, whose mean counts"] = 3
-    layers: Annotated[int, "last convolutions whose input channels are shuffled"] = 5
+    vaccine: Annotated[float, Setting("weight of what the shuffled teacher says, for the generator")] = 0.1
+    copies: Annotated[int, Setting("shuffled teachers, whose mean counts")] = 3
+    layers: Annotated[int, Setting("last convolutions whose input channels are shuffled")] = 5
 
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         teachers = [shuffled(model, self.layers) for _ in range(self.copies)]

@@ -12,6 +12,7 @@ from dhbe.defenses.base import Defense, Known
 from dhbe.defenses.peers.layers import trace
 from dhbe.errors import Refused
 from dhbe.run_state import RunState
+from dhbe.settings import Setting
 from dhbe.steps import Round
 
 
@@ -27,7 +28,7 @@ class CLP(Defense):
     name: ClassVar[str] = "clp"
     needs: ClassVar[frozenset] = frozenset()
 
-    u: Annotated[float, "standard deviations above its layer's mean from which a channel is pruned"] = 3.0
+    u: Annotated[float, Setting("standard deviations above its layer's mean from which a channel is pruned")] = 3.0
 
     @property
     def rounds(self) -> int:
@@ -35,7 +36,8 @@ class CLP(Defense):
 
     @torch.no_grad()
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
-        if run_state.keep(model=model) == 0:
+        run_state.register(model=model)
+        if run_state.restore() == 0:
             pairs = [(conv, norm) for conv, norm in trace(model).normalised if norm.affine and norm.track_running_stats]
             if not pairs:
                 raise Refused("clp finds no BatchNorm layer behind a convolution in this network")

@@ -14,6 +14,7 @@ from dhbe.data import Shape
 from dhbe.defenses.base import Defense
 from dhbe.generators import NOISE, ImageGenerator, check_generated
 from dhbe.run_state import RunState
+from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, set_lr
 
 
@@ -23,13 +24,13 @@ class Imitation(Defense, ABC):
 
     needs: ClassVar[frozenset] = frozenset()
 
-    iterations: Annotated[int, "rounds: k student steps and one step of the image generator"] = 15_000
-    student_steps: Annotated[int, "student steps per round (k)"] = 5
-    batch: Annotated[int, "generated images per step"] = 128
-    lr: Annotated[float, "learning rate of the student (SGD), x0.1 at 60 % and 80 % of the rounds"] = 0.1
-    momentum: Annotated[float, "momentum of the student's SGD"] = 0.9
-    weight_decay: Annotated[float, "weight decay of the student"] = 5e-4
-    lr_generator: Annotated[float, "learning rate of the generator (Adam), decayed alike"] = 1e-3
+    iterations: Annotated[int, Setting("rounds: k student steps and one step of the image generator", least=1)] = 15_000
+    student_steps: Annotated[int, Setting("student steps per round (k)", least=1)] = 5
+    batch: Annotated[int, Setting("generated images per step", least=4)] = 128
+    lr: Annotated[float, Setting("learning rate of the student (SGD), x0.1 at 60 % and 80 % of the rounds")] = 0.1
+    momentum: Annotated[float, Setting("momentum of the student's SGD")] = 0.9
+    weight_decay: Annotated[float, Setting("weight decay of the student")] = 5e-4
+    lr_generator: Annotated[float, Setting("learning rate of the generator (Adam), decayed alike")] = 1e-3
 
     @property
     def rounds(self) -> int:
@@ -44,7 +45,8 @@ class Imitation(Defense, ABC):
         channels_last(student, teacher, images)
         learn = SGD(student.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         imagine = Adam(images.parameters(), self.lr_generator, fused=True)
-        done = run_state.keep(student=student, images=images, learn=learn, imagine=imagine)
+        run_state.register(student=student, images=images, learn=learn, imagine=imagine)
+        done = run_state.restore()
         for iteration in range(done, self.iterations):
             share = iteration / self.iterations
             set_lr([learn, imagine], 1.0 if share < 0.6 else 0.1 if share < 0.8 else 0.01)

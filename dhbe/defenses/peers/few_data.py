@@ -14,6 +14,7 @@ from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images
 from dhbe.defenses.base import Defense, Known
 from dhbe.errors import Refused
+from dhbe.settings import Setting
 from dhbe.steps import descend, set_lr
 from dhbe.training import crop_and_flip
 
@@ -24,13 +25,15 @@ class Tuner(Defense, ABC):
 
     needs: ClassVar[frozenset] = frozenset({"clean images"})
 
-    epochs: Annotated[int, "passes of the finetuning"] = 20
-    size: Annotated[int, "images a pass; fewer are used again, of more each pass takes others"] = 2000
-    batch: Annotated[int, "images a step"] = 64
-    lr: Annotated[float, "learning rate (SGD), x0.1 after a half and after three quarters of the passes"] = 0.01
-    momentum: Annotated[float, "momentum of SGD"] = 0.9
-    crop: Annotated[int, "zeros padded to each side before a random crop back to size, in pixels"] = 4
-    flip: Annotated[bool, "mirror half of the images left to right"] = True
+    epochs: Annotated[int, Setting("passes of the finetuning", least=1)] = 20
+    size: Annotated[int, Setting("images a pass; fewer are used again, of more each pass takes others", least=1)] = 2000
+    batch: Annotated[int, Setting("images a step", least=4)] = 64
+    lr: Annotated[float, Setting("learning rate (SGD), x0.1 after a half and after three quarters of the passes")] = (
+        0.01
+    )
+    momentum: Annotated[float, Setting("momentum of SGD")] = 0.9
+    crop: Annotated[int, Setting("zeros padded to each side before a random crop back to size, in pixels")] = 4
+    flip: Annotated[bool, Setting("mirror half of the images left to right")] = True
 
     def lent(self, model: Classifier, known: Known) -> Images:
         """The clean images, on the model's device.

@@ -14,6 +14,7 @@ from dhbe.defenses.peers.few_data import Tuner, accuracy_on, hold_out
 from dhbe.defenses.peers.layers import trace
 from dhbe.errors import Refused
 from dhbe.run_state import RunState
+from dhbe.settings import Setting
 from dhbe.steps import Round
 
 GRID = 32
@@ -30,8 +31,8 @@ class FinePruning(Tuner):
 
     name: ClassVar[str] = "fine-pruning"
 
-    tolerance: Annotated[float, "accuracy on the held-out images that pruning may cost"] = 0.04
-    held: Annotated[float, "share of the clean images held out to choose how many channels go"] = 0.2
+    tolerance: Annotated[float, Setting("accuracy on the held-out images that pruning may cost")] = 0.04
+    held: Annotated[float, Setting("share of the clean images held out to choose how many channels go")] = 0.2
 
     @property
     def rounds(self) -> int:
@@ -42,7 +43,9 @@ class FinePruning(Tuner):
         graph = trace(model)
         if graph.reader is None or graph.reader.in_features % graph.channels:
             raise Refused("fine-pruning finds no linear layer that reads the last convolution's channels")
-        reader, done = graph.reader, run_state.keep(model=model, learn=learn)
+        reader = graph.reader
+        run_state.register(model=model, learn=learn)
+        done = run_state.restore()
         if done == 0:
             kept, judge = hold_out(clean, self.held)
             yield {"pruned": prune(model, reader, graph.channels, kept, judge, self.tolerance)}

@@ -23,5 +23,6 @@ class Finetuning(Tuner):
 
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, learn = self.lent(model, known), self.optimizer(model.parameters())
-        for epoch in range(run_state.keep(model=model, learn=learn), self.epochs):
+        run_state.register(model=model, learn=learn)
+        for epoch in range(run_state.restore(), self.epochs):
             yield {"loss": self.tune(model, learn, clean, epoch)}

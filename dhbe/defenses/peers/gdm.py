@@ -12,8 +12,9 @@ from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
-from dhbe.errors import Refused
+from dhbe.generators import check_patch
 from dhbe.run_state import RunState
+from dhbe.settings import Setting
 from dhbe.steps import Round, descend, frozen, lay
 
 BETAS = (0.5, 0.8, 0.9)
@@ -35,12 +36,12 @@ class GDM(Tuner):
     name: ClassVar[str] = "gdm"
     needs: ClassVar[frozenset] = frozenset({"clean images", "target class"})
 
-    search_epochs: Annotated[int, "passes of the generators' training"] = 30
-    patch: Annotated[int, "side of the triggers in pixels"] = 3
-    hidden: Annotated[int, "width of the generators and of the statistics networks"] = 512
-    lr_trigger: Annotated[float, "learning rate of both (Adam)"] = 2e-4
-    entropy: Annotated[float, "weight of the triggers' entropy"] = 0.1
-    stamped: Annotated[float, "share of the images that carry a sampled trigger in the repair"] = 0.1
+    search_epochs: Annotated[int, Setting("passes of the generators' training", least=1)] = 30
+    patch: Annotated[int, Setting("side of the triggers in pixels", least=1)] = 3
+    hidden: Annotated[int, Setting("width of the generators and of the statistics networks")] = 512
+    lr_trigger: Annotated[float, Setting("learning rate of both (Adam)")] = 2e-4
+    entropy: Annotated[float, Setting("weight of the triggers' entropy")] = 0.1
+    stamped: Annotated[float, Setting("share of the images that carry a sampled trigger in the repair")] = 0.1
 
     @property
     def rounds(self) -> int:
@@ -53,7 +54,8 @@ class GDM(Tuner):
         staircase = nn.ModuleList(stairs)
         seek = Adam(staircase.parameters(), self.lr_trigger, betas=(0.5, 0.999))
         learn = self.optimizer(model.parameters())
-        done = run_state.keep(model=model, stairs=staircase, seek=seek, learn=learn)
+        run_state.register(model=model, stairs=staircase, seek=seek, learn=learn)
+        done = run_state.restore()
 
         model.eval()
         for _ in range(done, self.search_epochs):
@@ -86,8 +88,7 @@ class GDM(Tuner):
 
     def check(self, shape: Shape) -> None:
         super().check(shape)
-        if self.patch > min(shape[1:]):
-            raise Refused(f"--patch {self.patch}: a trigger must have 1 to {min(shape[1:])} px to fit into the images")
+        check_patch(self.patch, shape)
 
 
 class Stair(nn.Module):

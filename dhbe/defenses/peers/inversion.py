@@ -13,6 +13,7 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.base import Defense, Known
 from dhbe.run_state import RunState
 from dhbe.search.batchnorm import BatchStatistics
+from dhbe.settings import Setting
 from dhbe.steps import Round, descend, frozen_copy, gap, set_lr, variation
 
 SMOOTH = 1e-3
@@ -37,14 +38,14 @@ class DeepInversion(Defense):
     name: ClassVar[str] = "inversion"
     needs: ClassVar[frozenset] = frozenset()
 
-    batches: Annotated[int, "batches of inverted images"] = 8
-    batch: Annotated[int, "images in one of them, and images a step of the distillation"] = 128
-    steps: Annotated[int, "steps for one of them"] = 2000
-    lr_images: Annotated[float, "learning rate of the images (Adam)"] = 0.1
-    epochs: Annotated[int, "passes of the distillation"] = 100
-    lr: Annotated[float, "learning rate of the student (SGD), x0.1 at 60 % and 80 % of the passes"] = 0.1
-    momentum: Annotated[float, "momentum of the student's SGD"] = 0.9
-    weight_decay: Annotated[float, "weight decay of the student"] = 5e-4
+    batches: Annotated[int, Setting("batches of inverted images", least=1)] = 8
+    batch: Annotated[int, Setting("images in one of them, and images a step of the distillation", least=4)] = 128
+    steps: Annotated[int, Setting("steps for one of them", least=1)] = 2000
+    lr_images: Annotated[float, Setting("learning rate of the images (Adam)")] = 0.1
+    epochs: Annotated[int, Setting("passes of the distillation", least=1)] = 100
+    lr: Annotated[float, Setting("learning rate of the student (SGD), x0.1 at 60 % and 80 % of the passes")] = 0.1
+    momentum: Annotated[float, Setting("momentum of the student's SGD")] = 0.9
+    weight_decay: Annotated[float, Setting("weight decay of the student")] = 5e-4
 
     @property
     def rounds(self) -> int:
@@ -55,7 +56,8 @@ class DeepInversion(Defense):
         album = nn.ParameterList(start(model, self.batch) for _ in range(self.batches))
         imagine = Adam(album.parameters(), self.lr_images)  # passes over batches that have no gradient
         learn = SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
-        done = run_state.keep(student=model, album=album, imagine=imagine, learn=learn)
+        run_state.register(student=model, album=album, imagine=imagine, learn=learn)
+        done = run_state.restore()
         sought = self.batches * self.steps
         with BatchStatistics(teacher) as statistics:
             for step in range(done, sought):

@@ -16,6 +16,7 @@ from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
 from dhbe.run_state import RunState
 from dhbe.search.batchnorm import tracked
+from dhbe.settings import Setting
 from dhbe.steps import Round, descend, set_lr
 
 
@@ -29,8 +30,8 @@ class MCR(Tuner):
 
     name: ClassVar[str] = "mcr"
 
-    epochs: Annotated[int, "passes of the curve's training"] = 200
-    t: Annotated[float, "the place on the curve, from 0 to 1, that is taken"] = 0.5
+    epochs: Annotated[int, Setting("passes of the curve's training", least=1)] = 200
+    t: Annotated[float, Setting("the place on the curve, from 0 to 1, that is taken")] = 0.5
 
     @property
     def rounds(self) -> int:
@@ -39,7 +40,8 @@ class MCR(Tuner):
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, curve, moving = self.lent(model, known), Curve(model), copy.deepcopy(model)
         learn = self.optimizer(curve.parameters())
-        for epoch in range(run_state.keep(model=model, curve=curve, moving=moving, learn=learn), self.epochs):
+        run_state.register(model=model, curve=curve, moving=moving, learn=learn)
+        for epoch in range(run_state.restore(), self.epochs):
             set_lr([learn], self.decay(epoch))
             total, steps = torch.zeros(()), 0
             for pixels, labels in self.batches(clean):

@@ -14,6 +14,7 @@ from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
 from dhbe.defenses.peers.layers import Features, Tap, trace
 from dhbe.run_state import RunState
+from dhbe.settings import Setting
 from dhbe.steps import Round, descend, frozen_copy, set_lr
 
 
@@ -27,9 +28,9 @@ class NAD(Tuner):
 
     name: ClassVar[str] = "nad"
 
-    teacher_epochs: Annotated[int, "passes of the teacher's finetuning, before"] = 10
-    beta_first: Annotated[float, "weight of the first stage's attention"] = 500.0
-    beta: Annotated[float, "weight of each other stage's attention"] = 1000.0
+    teacher_epochs: Annotated[int, Setting("passes of the teacher's finetuning, before", least=1)] = 10
+    beta_first: Annotated[float, Setting("weight of the first stage's attention")] = 500.0
+    beta: Annotated[float, Setting("weight of each other stage's attention")] = 1000.0
 
     @property
     def rounds(self) -> int:
@@ -39,7 +40,8 @@ class NAD(Tuner):
         clean, taps = self.lent(model, known), trace(model).stages
         teacher = frozen_copy(model)
         teach, learn = self.optimizer(teacher.parameters()), self.optimizer(model.parameters())
-        done = run_state.keep(model=model, teacher=teacher, teach=teach, learn=learn)
+        run_state.register(model=model, teacher=teacher, teach=teach, learn=learn)
+        done = run_state.restore()
         teacher.train().requires_grad_(True)
         for epoch in range(done, self.teacher_epochs):
             yield {"teacher_loss": self.tune(teacher, teach, clean, epoch, self.teacher_epochs)}

@@ -14,6 +14,7 @@ from dhbe.data import Images, Shape
 from dhbe.defenses.base import Known
 from dhbe.defenses.peers.few_data import Tuner
 from dhbe.run_state import RunState
+from dhbe.settings import Setting
 from dhbe.steps import Round, descend, frozen
 
 RAISE, LOWER = 2.0, 2.0**1.5
@@ -36,17 +37,19 @@ class NeuralCleanse(Tuner):
 
     name: ClassVar[str] = "neural-cleanse"
 
-    search_epochs: Annotated[int, "passes of the search for each class"] = 20
-    search_size: Annotated[int, "images a pass of the search; each takes others"] = 160
-    search_batch: Annotated[int, "images a step of the search"] = 16
-    lr_trigger: Annotated[float, "learning rate of masks and patterns (Adam)"] = 0.1
-    cost: Annotated[float, "first weight of a mask's L1 norm"] = 1e-3
-    patience: Annotated[int, "passes above, or below, the success rate until the weight changes"] = 5
-    success: Annotated[float, "success rate that a trigger must reach"] = 0.99
-    index: Annotated[float, "anomaly index from which a class is flagged"] = 2.0
-    restarts: Annotated[int, "fresh searches before the repair, shared among the flagged classes"] = 8
-    stamped: Annotated[float, "share of the images that carry a found trigger in the repair"] = 0.2
-    strength: Annotated[float, "factor up to which, at random, the found mask is made stronger in the repair"] = 2.0
+    search_epochs: Annotated[int, Setting("passes of the search for each class", least=1)] = 20
+    search_size: Annotated[int, Setting("images a pass of the search; each takes others", least=1)] = 160
+    search_batch: Annotated[int, Setting("images a step of the search", least=1)] = 16
+    lr_trigger: Annotated[float, Setting("learning rate of masks and patterns (Adam)")] = 0.1
+    cost: Annotated[float, Setting("first weight of a mask's L1 norm")] = 1e-3
+    patience: Annotated[int, Setting("passes above, or below, the success rate until the weight changes")] = 5
+    success: Annotated[float, Setting("success rate that a trigger must reach")] = 0.99
+    index: Annotated[float, Setting("anomaly index from which a class is flagged")] = 2.0
+    restarts: Annotated[int, Setting("fresh searches before the repair, shared among the flagged classes")] = 8
+    stamped: Annotated[float, Setting("share of the images that carry a found trigger in the repair")] = 0.2
+    strength: Annotated[
+        float, Setting("factor up to which, at random, the found mask is made stronger in the repair")
+    ] = 2.0
 
     @property
     def rounds(self) -> int:
@@ -56,7 +59,8 @@ class NeuralCleanse(Tuner):
         clean, triggers = self.lent(model, known), Triggers(model.shape, model.classes, self.restarts, self.cost)
         seek = Adam(triggers.raw.parameters(), self.lr_trigger, betas=(0.5, 0.9))
         learn = self.optimizer(model.parameters())
-        done = run_state.keep(model=model, triggers=triggers, seek=seek, learn=learn)
+        run_state.register(model=model, triggers=triggers, seek=seek, learn=learn)
+        done = run_state.restore()
 
         for _ in range(done, self.search_epochs):
             for label in range(model.classes):

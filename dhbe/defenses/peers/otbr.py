@@ -16,6 +16,7 @@ from dhbe.defenses.peers.layers import trace
 from dhbe.errors import Refused
 from dhbe.run_state import RunState
 from dhbe.search.batchnorm import BatchStatistics
+from dhbe.settings import Setting
 from dhbe.steps import Round, descend, frozen_copy
 
 GAMMAS = (0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -37,13 +38,13 @@ class OTBR(Defense):
     name: ClassVar[str] = "otbr"
     needs: ClassVar[frozenset] = frozenset()
 
-    iterations: Annotated[int, "steps of unlearning"] = 20
-    batch: Annotated[int, "images of noise a step, and inverted images to judge by"] = 256
-    lr: Annotated[float, "learning rate of the unlearning (SGD)"] = 0.01
-    momentum: Annotated[float, "momentum of SGD"] = 0.9
-    fusion: Annotated[float, "share of the pruned model in the fused one (lambda)"] = 0.5
-    steps: Annotated[int, "steps that make the inverted images"] = 300
-    agreement: Annotated[float, "share of the inverted images whose class must stay"] = 0.95
+    iterations: Annotated[int, Setting("steps of unlearning", least=1)] = 20
+    batch: Annotated[int, Setting("images of noise a step, and inverted images to judge by", least=4)] = 256
+    lr: Annotated[float, Setting("learning rate of the unlearning (SGD)")] = 0.01
+    momentum: Annotated[float, Setting("momentum of SGD")] = 0.9
+    fusion: Annotated[float, Setting("share of the pruned model in the fused one (lambda)")] = 0.5
+    steps: Annotated[int, Setting("steps that make the inverted images", least=1)] = 300
+    agreement: Annotated[float, Setting("share of the inverted images whose class must stay")] = 0.95
 
     @property
     def rounds(self) -> int:
@@ -54,7 +55,8 @@ class OTBR(Defense):
         forget = SGD(forgetful.parameters(), self.lr, self.momentum, fused=True)
         album = nn.ParameterList([start(model, self.batch)])
         imagine = Adam(album.parameters(), 0.1)
-        done = run_state.keep(model=model, forgetful=forgetful, forget=forget, album=album, imagine=imagine)
+        run_state.register(model=model, forgetful=forgetful, forget=forget, album=album, imagine=imagine)
+        done = run_state.restore()
         for _ in range(done, self.iterations):
             labels = torch.randint(model.classes, (self.batch,))
             loss = F.cross_entropy(forgetful(torch.rand(self.batch, *model.shape)), labels)
