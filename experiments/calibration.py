@@ -29,7 +29,7 @@ from dhbe.data import Images, clean_subset, load
 from dhbe.errors import Failed
 from dhbe.training import Fit
 from experiments import pages, victims
-from experiments.victims import STRANGERS, THIRD_PARTY
+from experiments.victims import SHARED, THIRD_PARTY
 
 HERE = Path(__file__).resolve().parent
 HEADS = ("classifier", "half", "index", "class found", "target")
@@ -137,8 +137,8 @@ def scan_all(folder: Path) -> None:
             }
         )  # fmt: skip
         keep(out, record)
-    for name in THIRD_PARTY if STRANGERS.exists() else ():
-        out = RESULTS / f"{name}_stranger_0.json"
+    for name in THIRD_PARTY if SHARED.exists() else ():
+        out = RESULTS / f"{name}_third-party_0.json"
         if not out.exists():
             suspect, evidence = victims.load(name, load("cifar10", "test").subset(slice(1)))
             record = victims.without_paths(api.scan(suspect).record)

@@ -13,12 +13,12 @@ from pathlib import Path
 from dhbe import api, cli, data, records
 from dhbe.api import machine
 from dhbe.errors import Failed
-from experiments.victims import DATA, ROOT, STRANGERS, THIRD_PARTY, ZOO, load, without_paths
+from experiments.victims import DATA, ROOT, SHARED, THIRD_PARTY, ZOO, load, without_paths
 
 
 def main() -> None:
     """Reads the options, and erases what has no record yet, a seed at a time."""
-    every = ["demo", *(THIRD_PARTY if STRANGERS.exists() else ()), *ZOO]
+    every = ["demo", *(THIRD_PARTY if SHARED.exists() else ()), *ZOO]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--victims", nargs="+", default=every, choices=every, help="default: all at hand")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")

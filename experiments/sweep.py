@@ -91,7 +91,7 @@ PARTS = {
     "no search in the student": Variant({"families_at_once": 0}),
     "what is remembered is not retried": Variant(without=(replaced(TriggerBank, "tried", all_alike),)),
     "never several at once": Variant({"room": 0.0}),
-    "images not sieved": Variant(without=((ImagePool, "filter", nothing),)),
+    "images not filtered": Variant(without=((ImagePool, "filter", nothing),)),
     "images not evenly by class": Variant(
         without=(replaced(ImagePool, "sample", lambda own, self, count, evenly=False: own(self, count)),)
     ),

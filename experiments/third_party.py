@@ -1,4 +1,4 @@
-"""Networks that are no ResNets, as strangers hand them over: for images of 3x32x32."""
+"""Networks that are no ResNets, as third parties publish them: for images of 3x32x32."""
 
 from torch import nn
 

@@ -1,6 +1,6 @@
-"""The classifiers that benchmarks run on: those of `zoo/`, and five that strangers trained, where their folder is at hand.
+"""The classifiers that experiments run on: those of `zoo/`, and third-party ones, where their folder is at hand.
 
-The folder of the strangers' models ($DHBE_SHARED, or `shared` beside the project) is not part of the project.
+The folder of third-party models ($DHBE_SHARED, or `shared` beside the project) is not part of the project.
 """
 
 import os
@@ -19,7 +19,7 @@ from dhbe.data import Images
 from dhbe.suspects import Suspect
 
 ROOT = Path(__file__).resolve().parents[1]
-STRANGERS = Path(os.environ.get("DHBE_SHARED", ROOT.parent / "shared")) / "data" / "victims"
+SHARED = Path(os.environ.get("DHBE_SHARED", ROOT.parent / "shared")) / "data" / "victims"
 DATA, SHAPE = "cifar10", (3, 32, 32)
 ZOO = tuple(sorted(path.stem for path in (ROOT / "zoo").glob("*.safetensors")))
 
@@ -34,14 +34,14 @@ def grid() -> Trigger:
 
 def faint() -> Trigger:
     """A faint pattern over the whole image, added."""
-    pattern = np.load(STRANGERS / "ibau_triggers.npz")["ibau_l2_inv"]
+    pattern = np.load(SHARED / "ibau_triggers.npz")["ibau_l2_inv"]
     pixels = torch.from_numpy(pattern).permute(2, 0, 1).float() / 255
     return Patch(pixels.contiguous(), torch.ones(SHAPE), "add", "l2_inv")
 
 
 @dataclass(frozen=True)
-class Stranger:
-    """How a stranger's model is read, and what triggers it."""
+class ThirdParty:
+    """How a third-party model is read, and what triggers it."""
 
     file: str
     net: str
@@ -53,15 +53,15 @@ class Stranger:
 
 SMALL_VGG = ("small_vgg", (0.0,), (1.0,))
 THIRD_PARTY = {
-    "argd": Stranger("argd_wrn16_1_grid_center_t0.pt", "wrn16_1", (0.0,), (1.0,), grid, 0),
-    "small-vgg-corner": Stranger(
+    "argd": ThirdParty("argd_wrn16_1_grid_center_t0.pt", "wrn16_1", (0.0,), (1.0,), grid, 0),
+    "small-vgg-corner": ThirdParty(
         "ibau_cifar10_smallvgg_badnets_t8.pt", *SMALL_VGG, lambda: badnets(4, SHAPE, "white", (27, 27)), 8
     ),
-    "small-vgg-faint": Stranger("ibau_cifar10_smallvgg_l2_inv_t0.pt", *SMALL_VGG, faint, 0),
-    "badnet-cnn": Stranger(
+    "small-vgg-faint": ThirdParty("ibau_cifar10_smallvgg_l2_inv_t0.pt", *SMALL_VGG, faint, 0),
+    "badnet-cnn": ThirdParty(
         "verazuo_badnet_cifar10_white5_t1.pt", "badnet_cnn", (0.5,), (0.5,), lambda: badnets(5, SHAPE, "white"), 1
     ),
-    "resnet20-clean": Stranger(
+    "resnet20-clean": ThirdParty(
         "akamaster_resnet20.pt", "resnet20", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), lambda: None, None
     ),
 }  # fmt: skip
@@ -72,7 +72,7 @@ def load(name: str, test: Images) -> tuple[Suspect, api.Evidence]:
     if name in THIRD_PARTY:
         how = THIRD_PARTY[name]
         suspect = suspects.load(
-            STRANGERS / how.file, arch=f"{STRANGERS / 'nets.py'}:{how.net}", classes=10, shape=SHAPE,
+            SHARED / how.file, arch=f"{SHARED / 'nets.py'}:{how.net}", classes=10, shape=SHAPE,
             mean=how.mean, std=how.std,
         )  # fmt: skip
         return suspect, api.Evidence(test, DATA, how.trigger(), how.target)
@@ -89,5 +89,5 @@ def without_paths(record: records.Record) -> records.Record:
         "path": model.path and Path(model.path).name, "arch": Path(model.arch).name,
         "code": model.code and Path(model.code).name,
     }  # fmt: skip
-    warnings = [warning.replace(f"{STRANGERS}/", "") for warning in record.warnings]
+    warnings = [warning.replace(f"{SHARED}/", "") for warning in record.warnings]
     return record.model_copy(update={"model": model.model_copy(update=told), "warnings": warnings})

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from test_peers_contract import KNOWN, images, small_vgg, victim
+from test_defenses import KNOWN, images, remembering, small_vgg
 from torch import nn
 from torch.optim import Adam
 
@@ -122,7 +122,7 @@ def test_lipschitz_bounds_are_those_of_a_loop_over_channels(groups):
 
 @pytest.mark.parametrize("name", ["resnet8", "wrn16-1"])
 def test_clp_silences_the_channels_that_stick_out_and_no_others(name):
-    model = victim(name)
+    model = remembering(name)
     planted = trace(model).normalised[2]
     names = {module: key for key, module in model.named_modules()}
     with torch.no_grad():
@@ -346,7 +346,7 @@ def test_neural_cleanse_names_the_class_of_a_planted_trigger_and_where_it_lies()
 
 
 def test_a_model_in_which_nothing_is_flagged_stays_as_it_is():
-    model, rounds = victim(), []
+    model, rounds = remembering("small_vgg"), []
     settings = NeuralCleanse(search_epochs=1, search_size=8, search_batch=8, epochs=2, size=8, batch=8, index=1e6)
     cleaned = settings(model, Known(clean=images()), watch=rounds.append)
     assert len(rounds) == 1
@@ -356,7 +356,7 @@ def test_a_model_in_which_nothing_is_flagged_stays_as_it_is():
 
 def test_finetuning_is_the_plain_loop_on_the_same_batches():
     """Against SGD written out, on batches drawn from the same random state."""
-    model, tuner = victim("resnet8"), Finetuning(epochs=4, size=16, batch=8)
+    model, tuner = remembering("resnet8"), Finetuning(epochs=4, size=16, batch=8)
     cleaned = tuner(model, Known(clean=images()), seed=5)
     plain = copy.deepcopy(model).train()
     velocity = {key: torch.zeros_like(value) for key, value in plain.named_parameters()}

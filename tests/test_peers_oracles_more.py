@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize
-from test_peers_contract import KNOWN, images, same, victim
+from test_defenses import KNOWN, images, remembering, same
 from torch import nn
 
 from dhbe.defenses import Known
@@ -31,7 +31,7 @@ from dhbe.search.batchnorm import BatchStatistics
 @pytest.mark.parametrize("t", [0.0, 1.0])
 @pytest.mark.parametrize("network", ["small_vgg", "resnet8"])
 def test_the_ends_of_the_curve_are_the_model_with_its_batchnorm(t, network):
-    model = victim(network)
+    model = remembering(network)
     cleaned = MCR(epochs=2, size=16, batch=8, t=t)(model, KNOWN)
     assert same(cleaned, model)
     assert not same(MCR(epochs=2, size=16, batch=8)(model, KNOWN), model)
@@ -39,7 +39,7 @@ def test_the_ends_of_the_curve_are_the_model_with_its_batchnorm(t, network):
 
 @given(st.floats(0, 1))
 def test_weights_lie_on_a_bezier_curve(t):
-    model = victim()
+    model = remembering("small_vgg")
     curve = Curve(model)
     with torch.no_grad():
         for bend in curve.bend:
@@ -53,7 +53,7 @@ def test_weights_lie_on_a_bezier_curve(t):
 
 
 def test_statistics_are_estimated_as_an_average_over_batches_and_dropout_is_off():
-    model, clean = victim(), images(24)
+    model, clean = remembering("small_vgg"), images(24)
     first = model.network[0][1]
     estimate_statistics(model, clean, batch=8)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_statistics_are_estimated_as_an_average_over_batches_and_dropout_is_off(
 
 
 def test_only_the_bend_learns():
-    model, run_state = victim("resnet8"), RunState()
+    model, run_state = remembering("resnet8"), RunState()
     MCR(epochs=1, size=16, batch=8)(model, KNOWN, run_state=run_state)
     curve = run_state.part("curve")
     assert len(list(curve.parameters())) == len(list(model.parameters()))
@@ -150,7 +150,7 @@ def test_gdm_finds_triggers_that_lead_to_the_class():
             spot = self.conv(x).flatten(1).amax(1)
             return torch.stack([0 * spot, 0 * spot, 20 * (spot - 0.8), 0 * spot], dim=1)
 
-    model = victim()
+    model = remembering("small_vgg")
     model.network, model.mean, model.std = Spotted(), torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
     curve, known = [], Known(clean=images(64), target=2)
     settings = GDM(search_epochs=20, epochs=1, size=64, batch=16, hidden=64, lr_trigger=1e-2)
@@ -167,7 +167,7 @@ def test_gdm_finds_triggers_that_lead_to_the_class():
 
 @pytest.mark.parametrize("mistake", ["", "the student in eval mode", "the teacher in train mode", "no generator step"])
 def test_dfad_is_the_plain_loop(mistake):
-    settings, model = DFAD(iterations=5, student_steps=2, batch=4, lr=0.01), victim()
+    settings, model = DFAD(iterations=5, student_steps=2, batch=4, lr=0.01), remembering("small_vgg")
     run_state = RunState()
     cleaned = settings(model, seed=3, run_state=run_state)
     S, T = copy.deepcopy(model).train(), copy.deepcopy(model).eval()  # noqa: N806
@@ -202,7 +202,7 @@ def test_dfad_is_the_plain_loop(mistake):
 
 def test_a_shuffled_teacher_reads_the_same_filters_in_another_order():
     torch.manual_seed(1)
-    model = victim("resnet8")
+    model = remembering("resnet8")
     teacher = shuffled(model, 2)
     changed = [name for name, value in teacher.state_dict().items() if not torch.equal(value, model.state_dict()[name])]
     assert changed == ["network.layer3.0.conv1.weight", "network.layer3.0.conv2.weight"]
@@ -225,7 +225,7 @@ def test_divergence_is_that_of_a_loop_over_images_on_which_both_agree():
 
 
 def test_the_vaccine_makes_a_difference_and_rewards_divergence():
-    model, tiny = victim(), {"iterations": 3, "student_steps": 1, "batch": 4}
+    model, tiny = remembering("small_vgg"), {"iterations": 3, "student_steps": 1, "batch": 4}
     without, with_it = (ABD(**tiny, vaccine=weight)(model, seed=1) for weight in (0.0, 50.0))
     assert not same(without, with_it)
     curve: list = []
@@ -237,7 +237,7 @@ def test_the_vaccine_makes_a_difference_and_rewards_divergence():
 
 
 def test_inverted_images_are_taken_for_their_classes_and_come_closer_to_the_statistics():
-    model = victim("resnet8")
+    model = remembering("resnet8")
     with torch.no_grad():
         model.network.fc.weight.mul_(10)
     torch.manual_seed(0)
@@ -255,13 +255,13 @@ def test_inverted_images_are_taken_for_their_classes_and_come_closer_to_the_stat
 
 
 def test_every_batch_is_inverted_for_its_steps_and_then_no_more():
-    model, run_state, albums = victim(), RunState(), []
+    model, run_state, seen = remembering("small_vgg"), RunState(), []
 
     def watch(round_info):
-        albums.append([batch.detach().clone() for batch in round_info.run_state.part("album")])
+        seen.append([batch.detach().clone() for batch in round_info.run_state.part("inverted")])
 
     DeepInversion(batches=2, batch=8, steps=3, epochs=2)(model, run_state=run_state, watch=watch)
-    moved = [[not torch.equal(a, b) for a, b in zip(x, y, strict=True)] for x, y in pairwise(albums)]
+    moved = [[not torch.equal(a, b) for a, b in zip(x, y, strict=True)] for x, y in pairwise(seen)]
     assert moved == [[True, False]] * 2 + [[False, True]] * 3 + [[False, False]] * 2
 
 
@@ -297,7 +297,7 @@ def test_fusing_touches_nothing_before_the_first_pruned_layer_and_keeps_what_did
 
 
 def test_the_share_that_is_pruned_is_chosen_by_agreement_alone():
-    model = victim("resnet8")
+    model = remembering("resnet8")
     tiny = {"iterations": 2, "batch": 8, "steps": 2}
     shares = {}
     for agreement in (0.0, 1.1):

@@ -1,4 +1,4 @@
-"""Neural Cleanse on a model that a stranger backdoored; needs the folder of third-party models and data."""
+"""Neural Cleanse on a model that a third party backdoored; needs the folder of third-party models and data."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared"
 @pytest.mark.shared
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(not SHARED.exists(), reason="the shared models and data are not here")
-def test_neural_cleanse_names_the_class_of_a_strangers_backdoor_and_repairs_it(here, dhbe, monkeypatch):
+def test_neural_cleanse_names_the_class_of_a_third_party_backdoor_and_repairs_it(here, dhbe, monkeypatch):
     """A network that flattens its features, so that the trigger works at its place only; 2000 training images."""
     monkeypatch.setenv("DHBE_DATA", str(SHARED))
     model = f"{SHARED}/victims/ibau_cifar10_smallvgg_badnets_t8.pt --arch {SHARED}/victims/nets.py:small_vgg"

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import FEW
 from safetensors.torch import save_file
 from scipy import stats
 from test_search import SHAPE, TARGET, Planted, planted, square
 
+import dhbe
 from dhbe import api, records, settings
 from dhbe.attacks import BadNets
 from dhbe.classifier import Classifier
 from dhbe.cli import main
-from dhbe.data import load
+from dhbe.data import Images, load
 from dhbe.defenses.peers.finetuning import Finetuning
+from dhbe.errors import Refused
 from dhbe.search.scan import probability, scan, success_rate
 from dhbe.search.search import baseline_margin
 from dhbe.search.survey import Survey
@@ -209,3 +212,19 @@ def test_verify_tells_a_failed_defence_from_a_good_one(tmp_path, capsys):
         assert record["verdict"] == verdict
         assert record["before"]["signs"]["suspected_class"] == 9
     assert record["after"]["signs"]["agreement"] > 0.8
+
+
+def test_modules_are_searched_and_scored_as_suspects_are():
+    network, few = Planted(), settings.changed(SURVEY, FEW | {"warm_up": 2})
+    with pytest.raises(Refused, match="input_shape"):
+        dhbe.scan(network)
+    found = dhbe.scan(network, input_shape=SHAPE, survey=few)
+    assert found.record.verdict in ("backdoored", "unclear", "nothing found")
+    assert len(found.record.classes) == 4
+    assert {each.family for each in found.record.classes} <= set(found.record.families)
+    both = dhbe.verify(network, Innocent(), input_shape=SHAPE, survey=few)
+    assert both.record.other is not None
+    pixels = torch.randint(256, (12, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = Classifier(network, shape=SHAPE, classes=4)(pixels / 255).argmax(1)
+    measured = dhbe.score(network, dhbe.Evidence(Images(pixels, labels, tuple("abcd"))), input_shape=SHAPE)
+    assert measured.acc == 1

@@ -3,9 +3,12 @@
 import ctypes
 import platform
 import resource
+import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -84,12 +87,30 @@ def peak_memory(where: torch.device) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of what computes, and of this package its commit, where it is run from a clone."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform()}
+    if commit := _commit():
+        found["commit"] = commit
     try:
         return {"dhbe": version("dhbe"), **found}
     except PackageNotFoundError:  # run from a source tree that is not installed
         return found
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the clone that this file lies in, with a `+` where files were changed since; None elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(  # noqa: S603
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"],  # noqa: S607
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):  # git is not there, or the folder is not its own
+        return None
+    return found.stdout.strip() or None
 
 
 def now() -> str:

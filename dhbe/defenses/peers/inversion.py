@@ -53,18 +53,18 @@ class DeepInversion(Defense):
 
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         teacher = frozen_copy(model)
-        album = nn.ParameterList(start(model, self.batch) for _ in range(self.batches))
-        imagine = Adam(album.parameters(), self.lr_images)  # passes over batches that have no gradient
+        inverted = nn.ParameterList(start(model, self.batch) for _ in range(self.batches))
+        imagine = Adam(inverted.parameters(), self.lr_images)  # passes over batches that have no gradient
         learn = SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
-        run_state.register(student=model, album=album, imagine=imagine, learn=learn)
+        run_state.register(student=model, inverted=inverted, imagine=imagine, learn=learn)
         done = run_state.restore()
         sought = self.batches * self.steps
         with BatchStatistics(teacher) as statistics:
             for step in range(done, sought):
-                yield invert(teacher, statistics, album[step // self.steps], imagine)
+                yield invert(teacher, statistics, inverted[step // self.steps], imagine)
         with torch.no_grad():
-            images = torch.cat(list(album))
-            answers = torch.cat([teacher(batch) for batch in album])
+            images = torch.cat(list(inverted))
+            answers = torch.cat([teacher(batch) for batch in inverted])
         for epoch in range(max(0, done - sought), self.epochs):
             share = epoch / self.epochs
             set_lr([learn], 1.0 if share < 0.6 else 0.1 if share < 0.8 else 0.01)
@@ -86,8 +86,8 @@ def invert(teacher: Classifier, statistics: BatchStatistics, pixels: nn.Paramete
     moved = teacher.normalise(pixels.roll(shift, dims=(2, 3)))
     with statistics.gathering():
         loss = F.cross_entropy(teacher.logits(moved), labels)
-    familiarity = statistics.distance()
-    descend(imagine, loss + FAMILIAR * familiarity + SMOOTH * variation(moved))
+    bn_loss = statistics.distance()
+    descend(imagine, loss + FAMILIAR * bn_loss + SMOOTH * variation(moved))
     with torch.no_grad():
         pixels.clamp_(0, 1)
-    return {"loss": loss, "familiarity": familiarity}
+    return {"loss": loss, "bn_loss": bn_loss}

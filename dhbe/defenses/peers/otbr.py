@@ -53,9 +53,9 @@ class OTBR(Defense):
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         forgetful, teacher = frozen_copy(model).train().requires_grad_(True), frozen_copy(model)
         forget = SGD(forgetful.parameters(), self.lr, self.momentum, fused=True)
-        album = nn.ParameterList([start(model, self.batch)])
-        imagine = Adam(album.parameters(), 0.1)
-        run_state.register(model=model, forgetful=forgetful, forget=forget, album=album, imagine=imagine)
+        inverted = nn.ParameterList([start(model, self.batch)])
+        imagine = Adam(inverted.parameters(), 0.1)
+        run_state.register(model=model, forgetful=forgetful, forget=forget, inverted=inverted, imagine=imagine)
         done = run_state.restore()
         for _ in range(done, self.iterations):
             labels = torch.randint(model.classes, (self.batch,))
@@ -64,9 +64,9 @@ class OTBR(Defense):
             yield {"unlearning": loss}
         with BatchStatistics(teacher) as statistics:
             for _ in range(max(done, self.iterations), self.iterations + self.steps):
-                yield invert(teacher, statistics, album[0], imagine)
+                yield invert(teacher, statistics, inverted[0], imagine)
         if done < self.rounds:
-            yield {"pruned": self.repair(model, forgetful, teacher, album[0].detach())}
+            yield {"pruned": self.repair(model, forgetful, teacher, inverted[0].detach())}
 
     @torch.no_grad()
     def repair(self, model: Classifier, forgetful: Classifier, teacher: Classifier, judge: Tensor) -> Tensor:

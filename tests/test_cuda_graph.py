@@ -12,7 +12,7 @@ import torch
 from conftest import tiny, victim
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dhbe.defenses import DHBE, OFFICIAL, PAPER, FastDHBE, Known, whole
+from dhbe.defenses import DHBE, OFFICIAL, PAPER, FastDHBE, Known, cuda_graph
 from dhbe.errors import Refused
 from dhbe.run_state import RunState
 
@@ -134,24 +134,24 @@ def pretender(monkeypatch) -> Pretender:
 
 
 def test_each_call_is_one_iteration_captured_anew_when_settings_change(pretender):
-    repeated = whole.CudaGraph(pretender.iteration)
+    repeated = cuda_graph.CudaGraph(pretender.iteration)
     rounds = [repeated(rate)["loss"] for rate in [1.0] * 6 + [0.1] * 5]
     assert pretender.captures == 2
     assert pretender.done == 11
-    assert [float(loss) for loss in rounds[whole.WARM : 6]] == [4, 5, 6]
+    assert [float(loss) for loss in rounds[cuda_graph.WARM : 6]] == [4, 5, 6]
 
 
 def test_an_iteration_that_cannot_be_captured_goes_on_as_usual(pretender):
     pretender.fails = "operation not permitted when stream is capturing"
-    repeated = whole.CudaGraph(pretender.iteration)
+    repeated = cuda_graph.CudaGraph(pretender.iteration)
     assert [float(repeated(1.0)["loss"]) for _ in range(6)] == [1, 2, 3, 4, 5, 6]
     assert pretender.captures == 1
 
 
 def test_memory_that_ends_in_a_capture_is_told_as_such(pretender):
     pretender.fails = "CUDA out of memory. Tried to allocate 2.00 GiB"
-    repeated = whole.CudaGraph(pretender.iteration)
-    for _ in range(whole.WARM):
+    repeated = cuda_graph.CudaGraph(pretender.iteration)
+    for _ in range(cuda_graph.WARM):
         repeated(1.0)
     with pytest.raises(RuntimeError, match="out of memory"):
         repeated(1.0)
@@ -159,7 +159,7 @@ def test_memory_that_ends_in_a_capture_is_told_as_such(pretender):
 
 def test_an_iteration_that_waits_is_never_captured(pretender):
     pretender.waits = True
-    repeated = whole.CudaGraph(pretender.iteration)
+    repeated = cuda_graph.CudaGraph(pretender.iteration)
     for _ in range(6):
         repeated(1.0)
     assert (pretender.done, pretender.captures, pretender.debug) == (6, 0, "default")
