@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from dhbe.attacks.trojaning import Trojaning
 from dhbe.data import Images, clean_subset, load
 from dhbe.errors import Failed
 from dhbe.training import Fit
-from experiments import pages, victims
+from experiments import missing, pages, victims
 from experiments.victims import SHARED, THIRD_PARTY
 
 HERE = Path(__file__).resolve().parent
@@ -118,38 +119,31 @@ def train_all(folder: Path) -> None:
 
 
 def scan_all(folder: Path) -> None:
-    """Scans what has no record yet. The record keeps how the classifier was planted and how well the trigger works."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for plan in PLANS:
-        out, made = RESULTS / f"{plan.name}.json", folder / plan.name / "record.json"
-        if out.exists() or not made.exists():
-            continue
-        planted = records.read(made)
-        model = folder / plan.name / (api.BACKDOORED if (folder / plan.name / api.BACKDOORED).exists() else api.CLEAN)
-        suspect = suspects.load(model, arch=ARCHS[plan.arch])
-        record = api.scan(suspect).record
-        told = {"path": model.name, "arch": plan.arch, "code": None}
-        record = record.model_copy(
-            update={
-                "curve": [], "warnings": [each.replace(f"{HERE}/", "") for each in record.warnings],
-                "model": record.model.model_copy(update=told), "attack": planted.attack, "data": planted.data,
-                "target": planted.target, "after": planted.before and planted.before.model_copy(update={"activations": {}}),
-            }
-        )  # fmt: skip
-        keep(out, record)
-    for name in THIRD_PARTY if SHARED.exists() else ():
-        out = RESULTS / f"{name}_third-party_0.json"
-        if not out.exists():
-            suspect, evidence = victims.load(name, load("cifar10", "test").subset(slice(1)))
-            record = victims.without_paths(api.scan(suspect).record)
-            keep(out, record.model_copy(update={"curve": [], "data": "cifar10", "target": evidence.target}))
+    """Scans what has no record yet."""
+    made = [plan for plan in PLANS if (folder / plan.name / "record.json").exists()]
+    missing.run(((plan.name, partial(scanned, plan, folder)) for plan in made), RESULTS)
+    others = THIRD_PARTY if SHARED.exists() else ()
+    missing.run(((f"{name}_third-party_0", partial(third_party, name)) for name in others), RESULTS)
 
 
-def keep(out: Path, record: records.Record) -> None:
-    """Writes a record down, and says what it came to."""
-    records.write(out, record)
-    assert record.before is not None
-    print(f"{out.stem}: {record.verdict}, index {record.before.signs['anomaly_index']:.1f}", flush=True)
+def scanned(plan: Plan, folder: Path) -> records.Record:
+    """A scan of one classifier. The record keeps how it was planted and how well the trigger works."""
+    planted = records.read(folder / plan.name / "record.json")
+    model = folder / plan.name / (api.BACKDOORED if (folder / plan.name / api.BACKDOORED).exists() else api.CLEAN)
+    record = api.scan(suspects.load(model, arch=ARCHS[plan.arch])).record
+    told = {"path": model.name, "arch": plan.arch, "code": None}
+    return record.model_copy(
+        update={
+            "model": record.model.model_copy(update=told), "attack": planted.attack, "data": planted.data,
+            "target": planted.target, "after": planted.before and planted.before.model_copy(update={"activations": {}}),
+        }
+    )  # fmt: skip
+
+
+def third_party(name: str) -> records.Record:
+    """A scan of a third-party model."""
+    suspect, evidence = victims.load(name, load("cifar10", "test").subset(slice(1)))
+    return api.scan(suspect).record.model_copy(update={"data": "cifar10", "target": evidence.target})
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,14 @@ CIFAR-10 is read from $DHBE_DATA or downloaded; all 10,000 test images measure. 
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from dhbe import api, cli, data, records
 from dhbe.api import machine
 from dhbe.errors import Failed
-from experiments.victims import DATA, ROOT, SHARED, THIRD_PARTY, ZOO, load, without_paths
+from experiments import missing
+from experiments.victims import DATA, ROOT, SHARED, THIRD_PARTY, ZOO, load
 
 
 def main() -> None:
@@ -24,24 +26,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--out", type=Path, default=ROOT / "results/erasures", help="folder of the records")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    for seed in args.seeds:
-        for victim in args.victims:
-            out = args.out / f"{victim}_{seed}.json"
-            if out.exists():
-                continue
-            try:
-                record = demo(seed) if victim == "demo" else erased(victim, seed)
-            except Failed as failure:
-                print(f"{victim} {seed}: {failure}", flush=True)
-                continue
-            records.write(out, without_paths(record))
-            before, after = record.before, record.after
-            assert before is not None
-            assert after is not None
-            rates = [(getattr(before, name), getattr(after, name)) for name in ("acc", "asr", "asr_x9")]
-            told = ", ".join(f"{old:.4f} to {new:.4f}" for old, new in rates if new is not None)
-            print(f"{victim} {seed}: {told}; {record.seconds:.0f} s", flush=True)
+    missing.run(
+        (
+            (f"{victim}_{seed}", partial(demo, seed) if victim == "demo" else partial(erased, victim, seed))
+            for seed in args.seeds
+            for victim in args.victims
+        ),
+        args.out,
+        brief=False,
+    )
 
 
 def erased(victim: str, seed: int) -> records.Record:

@@ -11,17 +11,17 @@ for about as long as `fast` does: at their full length they take a day here.
 
 import sys
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from dhbe import api, data, records, settings
 from dhbe.api import machine
 from dhbe.defenses import PRESETS
-from dhbe.errors import Failed
 from dhbe.records import Record
 from dhbe.suspects import Suspect
-from experiments import pages, victims
+from experiments import missing, pages, victims
 
 RESULTS = victims.ROOT / "results" / "pareto"
 PLOT = victims.ROOT / "docs" / "pareto.png"
@@ -55,23 +55,17 @@ def path(victim: str, name: str) -> Path:
     return RESULTS / f"{victim}_{name.replace(' ', '-').replace(',', '').replace('/', '-of-')}.json"
 
 
+def run(victim: str, name: str) -> Record:
+    """The record of one run."""
+    (suspect, evidence), (preset, changes) = loaded(victim), SETTINGS[name]
+    defense = settings.changed(PRESETS[preset], changes)
+    return api.erase(suspect, preset=preset, defense=defense, evidence=evidence).record
+
+
 def run_all(wanted: list[str]) -> None:
     """Runs what has no record yet, on all victims or on those that are named."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for victim in wanted or VICTIMS:
-        for name, (preset, changes) in SETTINGS.items():
-            out = path(victim, name)
-            if out.exists():
-                continue
-            suspect, evidence = loaded(victim)
-            defense = settings.changed(PRESETS[preset], changes)
-            try:
-                record = api.erase(suspect, preset=preset, defense=defense, evidence=evidence).record
-            except Failed as failure:
-                print(f"{victim}, {name}: {failure}", flush=True)
-                continue
-            records.write(out, victims.without_paths(record).model_copy(update={"curve": [], "warnings": []}))
-            print(f"{victim}, {name}: {Outcome.of(record)}", flush=True)
+    both = product(wanted or VICTIMS, SETTINGS)
+    missing.run(((path(*case).stem, partial(run, *case)) for case in both), RESULTS)
 
 
 @dataclass(frozen=True)

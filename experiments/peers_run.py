@@ -21,9 +21,9 @@ from dhbe import api, data, records, suspects
 from dhbe.attacks.triggers import parse
 from dhbe.data import Images, clean_subset
 from dhbe.defenses import PEERS
-from dhbe.errors import Failed
 from dhbe.evaluation.measuring import rated
 from dhbe.records import Measures, Record
+from experiments import missing
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA, LENT = "cifar10", 2000
@@ -92,7 +92,7 @@ def run(case: Case, work: Path) -> Record:
     )  # fmt: skip
 
 
-def missing(victims: list[str], names: list[str], seeds: list[int], tested: int, out: Path) -> Iterator[Case]:
+def without_record(victims: list[str], names: list[str], seeds: list[int], tested: int, out: Path) -> Iterator[Case]:
     """What has no record yet, a seed at a time, so that whatever is done is a whole column."""
     train, test = data.load(DATA, "train"), data.load(DATA, "test").subset(slice(tested))
     before: dict[str, Measures] = {}
@@ -119,20 +119,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "results/peers", help="folder of the records")
     parser.add_argument("--work", type=Path, default=Path("runs/peers"), help="folder of the runs under way")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context, max_tasks_per_child=1) as workers:
-        for case in missing(args.victims, args.only, args.seeds, args.tested, args.out):
-            try:
-                record = workers.submit(run, case, args.work).result()
-            except Failed as failure:
-                print(f"{case.name}: {failure}", flush=True)
-                continue
-            records.write(args.out / f"{case.name}.json", record)
-            rates = (record.after.acc, record.after.asr, record.after.asr_x9) if record.after else ()
-            print(
-                case.name, *(f"{rate:.3f}" for rate in rates if rate is not None), f"{record.seconds:.0f} s", flush=True
-            )
+        cases = without_record(args.victims, args.only, args.seeds, args.tested, args.out)
+        missing.run(
+            ((case.name, lambda case=case: workers.submit(run, case, args.work).result()) for case in cases),
+            args.out,
+            brief=False,
+        )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ The victim is of `zoo/`; CIFAR-10 is read from $DHBE_DATA or downloaded, and all
 
 import statistics
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ from typing import Literal
 from dhbe import api, data, records
 from dhbe.api import machine
 from dhbe.evaluation.metrics import bootstrap
-from experiments import pages, victims
+from experiments import missing, pages, victims
 
 RESULTS = victims.ROOT / "results" / "precision"
 VICTIM, SEEDS = "badnets-3", (0, 1, 2, 3, 4)
@@ -28,16 +29,16 @@ def path(precision: str, seed: int) -> Path:
     return RESULTS / f"{VICTIM}_{precision}_{seed}.json"
 
 
+def erased(seed: int, precision: Literal["fp32", "bf16"]) -> records.Record:
+    """The record of one run."""
+    suspect, evidence = victims.load(VICTIM, data.load(victims.DATA, "test"))
+    return api.erase(suspect, precision=precision, seed=seed, evidence=evidence).record
+
+
 def run() -> None:
     """Runs what has no record yet."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    suspect, evidence = victims.load(VICTIM, data.load(victims.DATA, "test"))
-    for seed, precision in product(SEEDS, PRECISIONS):
-        out = path(precision, seed)
-        if not out.exists():
-            record = api.erase(suspect, precision=precision, seed=seed, evidence=evidence).record
-            records.write(out, victims.without_paths(record).model_copy(update={"curve": [], "warnings": []}))
-            print(f"{precision} {seed}: {record.after and (record.after.acc, record.after.asr)}", flush=True)
+    both = product(SEEDS, PRECISIONS)
+    missing.run(((path(precision, seed).stem, partial(erased, seed, precision)) for seed, precision in both), RESULTS)
 
 
 def table() -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from dhbe import api, data, records, settings, suspects
 from dhbe.api import machine
 from dhbe.attacks.triggers import parse
 from dhbe.defenses import PRESETS
-from dhbe.errors import Failed
 from dhbe.records import Record
 from dhbe.search import families
 from dhbe.search.families import FAMILIES, Patches
@@ -33,7 +32,7 @@ from dhbe.search.image_pool import ImagePool
 from dhbe.search.survey import Findings, Survey
 from dhbe.search.trigger_bank import TriggerBank
 from dhbe.suspects import Suspect
-from experiments import calibration, pages, victims
+from experiments import calibration, missing, pages, victims
 
 RESULTS, WORK = victims.ROOT / "results" / "sweep", victims.ROOT / "runs" / "sweep"
 FLAT = calibration.Plan("white4", "flat", "cifar10", 17)
@@ -116,15 +115,13 @@ def loaded(victim: str) -> tuple[Suspect, api.Evidence]:
 
 
 def run(victim: str, variant: Variant) -> Record:
-    """The record of one run, without its curve."""
+    """The record of one run."""
     suspect, evidence = loaded(victim)
     with ExitStack() as stack:
         for owner, name, stand_in in variant.without:
             stack.enter_context(patch.object(owner, name, stand_in))
-        record = api.erase(
-            suspect, defense=settings.changed(PRESETS["fast"], variant.settings), evidence=evidence
-        ).record
-    return victims.without_paths(record).model_copy(update={"curve": [], "warnings": []})
+        defense = settings.changed(PRESETS["fast"], variant.settings)
+        return api.erase(suspect, defense=defense, evidence=evidence).record
 
 
 def path(victim: str, name: str) -> Path:
@@ -134,19 +131,8 @@ def path(victim: str, name: str) -> Path:
 
 def run_all(wanted: list[str]) -> None:
     """Runs what has no record yet, on all victims or on those that are named."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for victim, (name, variant) in product(VICTIMS, PARTS.items()):
-        out = path(victim, name)
-        if out.exists() or (wanted and victim not in wanted):
-            continue
-        try:
-            record = run(victim, variant)
-        except Failed as failure:
-            print(f"{victim}, {name}: {failure}", flush=True)
-            continue
-        records.write(out, record)
-        assert record.after is not None
-        print(f"{victim}, {name}: {record.after.acc:.3f}, {record.after.asr:.3f}; {record.seconds:.0f} s", flush=True)
+    both = product(wanted or VICTIMS, PARTS.items())
+    missing.run(((path(victim, name).stem, partial(run, victim, part)) for victim, (name, part) in both), RESULTS)
 
 
 @dataclass(frozen=True)
