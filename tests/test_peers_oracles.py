@@ -354,7 +354,7 @@ def test_a_model_in_which_nothing_is_flagged_stays_as_it_is():
         assert torch.equal(value, cleaned.state_dict()[key])
 
 
-def test_finetuning_is_the_plain_loop_on_the_same_batches():
+def test_finetuning_is_the_plain_loop_on_the_same_batches(double):
     """Against SGD written out, on batches drawn from the same random state."""
     model, tuner = remembering("resnet8"), Finetuning(epochs=4, size=16, batch=8)
     cleaned = tuner(model, Known(clean=images()), seed=5)

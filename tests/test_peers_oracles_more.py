@@ -249,7 +249,7 @@ def test_inverted_images_are_taken_for_their_classes_and_come_closer_to_the_stat
             losses.append(invert(teacher, statistics, pixels, imagine))
     first, late = losses[0], {name: sum(float(x[name].detach()) for x in losses[-20:]) / 20 for name in losses[0]}
     assert late["loss"] < 0.95 * first["loss"].detach()
-    assert late["familiarity"] < 0.7 * first["familiarity"].detach()
+    assert late["bn_loss"] < 0.7 * first["bn_loss"].detach()
     assert 0 <= pixels.min() <= pixels.max() <= 1
     assert (teacher(pixels).argmax(1) == torch.arange(16) % 4).float().mean() >= 0.6
 

@@ -1,7 +1,7 @@
 import pytest
 
-from dhbe.defenses import PRESETS
 from dhbe.search.scan import MIDDLE, SLOPE
+from dhbe.search.survey import Survey
 from experiments import attacks, calibration, pages, pareto, peers, precision, signs, sweep, table
 from timings import memory, speed, target
 
@@ -34,5 +34,5 @@ def test_pages_show_the_tables_that_the_committed_records_give(page, name):
 
 def test_the_scan_has_the_threshold_and_the_curve_of_the_fitted_half():
     fitted, _ = calibration.seen(RESULTS / "calibration")
-    assert PRESETS["fast"].anomaly_threshold == pytest.approx(calibration.best_threshold(fitted), abs=0.05)
+    assert Survey().anomaly_threshold == pytest.approx(calibration.best_threshold(fitted), abs=0.05)
     assert pytest.approx(calibration.curve(fitted), abs=0.05) == (MIDDLE, SLOPE)
