@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings as hypothesis
 from PIL import Image
 from torch import nn
 
@@ -15,6 +16,9 @@ from dhbe import networks, settings
 from dhbe.classifier import Classifier
 from dhbe.cli import main
 from dhbe.defenses import FastDHBE
+
+hypothesis.register_profile("untimed", deadline=None)  # no test is timed
+hypothesis.load_profile("untimed")
 
 FEW = {
     "images_per_class": 2, "least_images": 8, "generator_batch": 8, "judged_images": 16, "agreement_images": 16,
