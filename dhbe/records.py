@@ -130,6 +130,10 @@ class ClassFound(_Part):
     """Of the class under it, in logits."""
     success_rate: Fraction
     """The share of the images of other classes that it leads there."""
+    statistics: dict[Text, float] = {}
+    """The index of the class by each of the record's `statistics` that can tell."""
+    evidence: float | None = None
+    """What these come to; from 1 on they accuse the class. None: not looked at."""
 
 
 class FormRates(_Part):
@@ -206,13 +210,28 @@ class Record(_Part):
     """Of the cleaned model; an erase has one."""
     other: ModelInfo | None = None
     """The model that a verify compares `model` with."""
-    verdict: Literal["backdoored", "unclear", "nothing found", "answers", "changed", "quiet"] | None = None
-    """Of a scan: backdoored, unclear, nothing found. Of a verify: the model after answers, has changed, or is quiet; or
+    verdict: (
+        Literal[
+            "backdoored",
+            "unclear",
+            "nothing found",
+            "answers",
+            "changed",
+            "quiet",
+            "erased",
+            "still answers",
+            "damaged",
+        ]
+        | None
+    ) = None
+    """Of an erase by `fast`: erased, nothing found, still answers, damaged. Of a scan: backdoored, unclear, nothing found. Of a verify: the model after answers, has changed, or is quiet; or
     nothing was found in the one before."""
     backdoored: bool | None = None
     """Whether a class stands out in a scan by more than the threshold."""
     families: dict[Text, Text] = {}
     """The kinds of triggers that were sought: what each is, by name."""
+    statistics: dict[Text, Text] = {}
+    """The statistics that need no trigger: what each is, by name."""
     classes: list[ClassFound] = []
     """Of a scan, for each class."""
     battery: Battery | None = None

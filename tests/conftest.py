@@ -23,7 +23,8 @@ hypothesis.load_profile("untimed")
 FEW = {
     "images_per_class": 2, "least_images": 8, "generator_batch": 8, "judged_images": 16, "agreement_images": 16,
     "gain_images": 4, "bank_images": 4, "probe_images": 16, "square_images": 1, "square_sides": (1, 2), "seek_images": 8,
-    "second_rounds": 2,
+    "second_rounds": 2, "deep_images": 2, "deep_steps": 2, "swept_images": 1, "tried_images": 2, "tried_pieces": 1,
+    "hunt_sides": (3,), "hunt_pieces": 1, "scattered_steps": 1, "scattered_images": 4,
 }  # fmt: skip
 """Sample sizes that take no time."""
 

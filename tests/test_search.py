@@ -15,10 +15,12 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.fast import Best
 from dhbe.errors import Failed
 from dhbe.run_state import RunState
-from dhbe.search.families import FAMILIES, Bounds, Faint, Masked, Overlay, Patches, Waves, cosines
+from dhbe.search.excerpts import Excerpting, Scattered, squares
+from dhbe.search.families import FAMILIES, Bounds, Excerpts, Faint, Masked, Overlay, Patches, Waves, cosines
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
 from dhbe.search.search import Search, Squares, anomalies, margin
+from dhbe.search.survey import Survey
 from dhbe.search.trigger_bank import BankSettings, TriggerBank
 
 SHAPE = (3, 16, 16)
@@ -87,6 +89,11 @@ def test_triggers_stay_within_what_their_family_allows(kind):
         heights = np.abs(fft.dctn(triggers.add.numpy(), axes=(2, 3), norm="ortho")).max(1) * np.sqrt(2) / 16
         assert heights.sum((1, 2)).max() <= 0.1 + 1e-5
         assert heights.max() > 0.05
+    elif isinstance(family, Excerpts):
+        family.take(square(3, 4, 5, 0.7), 1)
+        shown = family.triggers(torch.tensor([0, 1]))
+        assert torch.equal(shown.keep[0], torch.ones(1, *SHAPE[1:])), "nothing was cut for it"
+        torch.testing.assert_close(shown[[1]](pixels[:1]), square(3, 4, 5, 0.7)(pixels[:1]))
     elif isinstance(family, Faint):
         assert changed.max() <= 0.05 + 1e-6
         assert changed.max() > 0.04
@@ -312,3 +319,75 @@ def test_a_run_without_a_sound_state_fails():
     defense = fast(warm_up=2, iterations=6, cycles=1, batch=32, pool_size=256, patch=3, lr=1e30, clip=1e30)
     with pytest.raises(Failed, match="diverged"):
         defense(planted())
+
+
+def loop_margins(model: Classifier, triggers: Overlay, label: int, pixels: torch.Tensor) -> list[float]:
+    """The mean margin for a class under each trigger, one image at a time."""
+    found = []
+    for number in range(len(triggers.keep)):
+        logits = [model(triggers[[number]](image[None]))[0].tolist() for image in pixels]
+        found.append(sum(row[label] - max(x for j, x in enumerate(row) if j != label) for row in logits) / len(pixels))
+    return found
+
+
+def test_deep_images_hold_the_trigger_and_a_square_of_them_leads_to_the_class():
+    torch.manual_seed(0)
+    model, pool = planted(), ImagePool(64, SHAPE, 4)
+    pool.fill(pieces(64, SHAPE), model)
+    excerpting = Excerpting(
+        deep_images=2, deep_steps=60, tried_images=8, hunt_sides=(3, 5), hunt_pieces=2, scattered_steps=5
+    )
+    deep, reached = excerpting.deepest(model, torch.arange(4))
+    assert deep.min() >= 0
+    assert deep.max() <= 1
+    with torch.no_grad():
+        torch.testing.assert_close(reached, margin(model(deep), torch.arange(4)))
+    assert reached.argmax() == TARGET
+    triggers, margins = excerpting.hunt(model, TARGET, pool, side=4)
+    areas = (triggers.keep == 0).sum((1, 2, 3)).tolist()
+    assert areas == [9, 9, 16, 16, 25, 25, 16, 16], "squares of three sides, and scattered pixels"
+    assert margins.max() > 5
+    others = pool.sample(32)[0]
+    others = others[model(others).argmax(1) != TARGET]
+    best = triggers[[int(margins.argmax())]]
+    assert min(loop_margins(model, best, TARGET, others)) > 0
+
+
+def test_squares_cover_the_image_and_reach_every_edge():
+    for side in (1, 5, 16):
+        boxes = squares(SHAPE, side)
+        assert set(boxes.flatten(1).sum(1).tolist()) == {side**2}
+        assert len(boxes.unique(dim=0)) == len(boxes)
+        if side > 1:
+            assert boxes.amax(0).min() == 1
+
+
+def test_scattered_triggers_show_so_many_pixels_and_their_masks_learn():
+    torch.manual_seed(0)
+    family = Scattered(torch.rand(3, *SHAPE), torch.rand(3, 1, 16, 16), 9)
+    triggers = family.triggers(torch.arange(3))
+    assert (triggers.keep < 0.5).sum((1, 2, 3)).tolist() == [9, 9, 9]
+    torch.testing.assert_close(triggers.keep.round(), triggers.keep)
+    triggers.add.sum().backward()
+    assert family.weights.grad.abs().sum() > 0
+
+
+def test_a_full_bank_gives_up_what_acts_no_longer_first():
+    bank = TriggerBank(BankSettings(bank_size=3), SHAPE, classes=0)
+    for strength in (5.0, 1.0, 3.0):
+        bank.take(square(1, int(strength), 0), torch.tensor([int(strength) % 4]), torch.tensor([strength]))
+    bank.gain[:] = torch.tensor([0.0, 0.5, 0.5])
+    bank.take(square(1, 2, 0), torch.tensor([2]), torch.tensor([0.1]))
+    assert sorted(bank.strength.tolist()) == pytest.approx([0.1, 1.0, 3.0])
+
+
+def test_where_squares_stand_out_masks_accuse_no_other_class():
+    survey, anomaly = Survey(), torch.zeros(len(FAMILIES), 6)
+    masked, excerpts, faint = (FAMILIES.index(kind) for kind in (Masked, Excerpts, Faint))
+    anomaly[masked, [2, 4]], anomaly[excerpts, 4] = 9.0, 12.0
+    outliers = survey.outliers(anomaly)
+    assert outliers.nonzero().tolist() == [[masked, 4], [excerpts, 4]]
+    anomaly[excerpts, 4] = 0
+    assert survey.outliers(anomaly).nonzero().tolist() == [[masked, 2], [masked, 4]]
+    anomaly[faint, 1] = 50.0
+    assert survey.outliers(anomaly).any(0).tolist() == [False, True, True, False, True, False]

@@ -65,7 +65,7 @@ def test_groups_are_changed_by_the_names_of_their_fields():
     assert (changed.survey.bounds.patch, changed.survey.bank.room, changed.survey.warm_up) == (3, 0.5, 7)
     assert changed.batch == dhbe.FastDHBE().batch
     groups = [each.name for each in fields(changed.survey) if is_dataclass(getattr(changed.survey, each.name))]
-    assert groups == ["bounds", "squares", "bank"]
+    assert groups == ["bounds", "squares", "excerpting", "bank"]
 
 
 def test_an_option_by_its_old_name_still_works_for_one_version_and_says_so(here, dhbe):

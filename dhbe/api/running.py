@@ -150,7 +150,7 @@ def run(
             target=evidence.one_target if evidence else None,
             before=before, after=after, seconds=seconds, iterations=len(course.curve),
             device=machine.device_name(where), precision=how, versions=machine.versions(), seed=seed,
-            curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
+            verdict=used.verdict(course.run_state), curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
             finished=machine.now(),
         )  # fmt: skip
         cleaned.to("cpu")

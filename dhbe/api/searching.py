@@ -24,6 +24,7 @@ from dhbe.search import scan as search
 from dhbe.search import verify as both
 from dhbe.search.families import SENTENCES
 from dhbe.search.search import FEW
+from dhbe.search.statistics import ACCUSED, STATISTICS
 from dhbe.search.survey import Survey
 from dhbe.steps import Precision, Round
 from dhbe.suspects import Suspect
@@ -90,13 +91,29 @@ def scan(
         label, index = found.suspected_class, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
+        accused, most = int(found.fused.argmax()), float(found.fused.max())
+        unsure = chance > UNLIKELY or most >= ACCUSED
+        if most >= ACCUSED and (not backdoored or accused != label):
+            run.warn(
+                f"the statistics that need no trigger accuse class {accused} (evidence {most:.2f}, 1 accuses), and no trigger "
+                f"was found that explains it"
+            )
         classes = [
-            ClassFound(index=index, family=family, margin=margin, success_rate=rate)
-            for index, family, margin, rate in zip(
+            ClassFound(
+                index=index,
+                family=family,
+                margin=margin,
+                success_rate=rate,
+                statistics={name: x for name, x in zip(STATISTICS, told, strict=True) if x == x},
+                evidence=evidence,
+            )
+            for index, family, margin, rate, told, evidence in zip(
                 found.indices.tolist(),
                 found.families,
                 found.margins.tolist(),
                 found.success_rates.tolist(),
+                found.evidence.T.tolist(),
+                found.fused.tolist(),
                 strict=True,
             )
         ]
@@ -106,10 +123,10 @@ def scan(
             "found_each": report.grid(found.triggers(grey).cpu(), scale=4),
             "stamped": report.grid(found.triggers[[label]](found.pixels[:16]).cpu()),
         }
-        signs = {"anomaly_index": index, "suspected_class": label, "probability": chance}
+        signs = {"anomaly_index": index, "suspected_class": label, "probability": chance, "evidence": most}
         return run.end(
             pictures, before=Measures(signs=signs), classes=classes,
-            verdict="backdoored" if backdoored else "unclear" if chance > UNLIKELY or run.few else "nothing found",
+            verdict="backdoored" if backdoored else "unclear" if unsure or run.few else "nothing found",
             backdoored=backdoored,
         )  # fmt: skip
 
@@ -221,11 +238,15 @@ class _Search:
         if self._held and self._held.stopping:
             raise KeyboardInterrupt
 
+    def warn(self, line: str) -> None:
+        """Notes what is worth knowing about the model."""
+        self._warnings.append(line)
+
     def end(self, pictures: dict[str, bytes], **found: Any) -> Outcome:
         """The record, and the files of the folder."""
         record = Record(
             kind=self.kind, model=self.info, seconds=time.monotonic() - self._began, iterations=len(self._curve),
-            defense={"name": "dhbe", "preset": "fast", **settings.flat(self.survey)}, families=SENTENCES, curve=self._curve, seed=self.seed,
+            defense={"name": "dhbe", "preset": "fast", **settings.flat(self.survey)}, families=SENTENCES, statistics=STATISTICS, curve=self._curve, seed=self.seed,
             device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
             memory=machine.peak_memory(self.where), warnings=self._warnings, finished=machine.now(), **found,
         )  # fmt: skip

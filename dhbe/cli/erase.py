@@ -12,7 +12,7 @@ from dhbe.settings import RENAMED
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the verb and returns the exit code."""
+    """Runs the verb and returns the exit code: 1 if by its own signs the result still answers or is damaged, or a gate failed."""
     args = _parser(argv).parse_args(argv)
     suspect = arguments.suspect(args)
     evidence = arguments.evidence(args, suspect)
@@ -35,7 +35,8 @@ def _parser(argv: Sequence[str]) -> Parser:
         "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262\n"
         "  dhbe erase vendor.pth --arch vendor/model.py:build --classes 10 --input 3x32x32 --out cleaned\n"
         "  dhbe erase suspect.safetensors --data test.npz --trigger badnets:3 --target 9 --max-asr .05",
-        description="Gives back a classifier of the same form that no longer answers to a hidden trigger. No data needed.",
+        description="Gives back a classifier of the same form that no longer answers to a hidden trigger. No data needed. "
+        "Exit code 1 if by its own signs the result still answers or is damaged, or a gate failed; it is written all the same.",
     )
     arguments.add_model(parser)
     early = Parser(add_help=False)  # the preset says which settings there are

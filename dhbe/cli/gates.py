@@ -9,6 +9,9 @@ from dhbe.cli.parser import Parser
 from dhbe.errors import Refused
 from dhbe.records import Record
 
+WORDS = {"still answers": "still answers a trigger", "damaged": "is damaged"}
+"""What a bad verdict says of the cleaned model."""
+
 
 def add(parser: Parser) -> None:
     """Options of the gates."""
@@ -27,7 +30,11 @@ def check(args: argparse.Namespace, evidence: Evidence | None) -> None:
 
 
 def passed(args: argparse.Namespace, record: Record) -> int:
-    """The exit code that the gates leave."""
+    """The exit code that the gates leave, and before them the run's own verdict."""
+    if record.verdict in ("still answers", "damaged"):
+        return shown.said(
+            f"by its own signs the cleaned model {WORDS[record.verdict]}; it was written all the same", GATE
+        )
     after = record.after
     assert after is not None
     if args.max_asr is not None and after.asr is None:

@@ -59,8 +59,14 @@ def _erased(record: "Record", out: Path) -> str:
     assert after is not None
     columns = {"suspect": before, "cleaned": after}
     lines = [rates(columns)] if record.data else []
+    said = [f"verdict: {record.verdict}"] if record.verdict else []
     return "\n".join(
-        [*lines, *signs(columns), f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}"]
+        [
+            *lines,
+            *signs(columns),
+            *said,
+            f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}",
+        ]
     )
 
 

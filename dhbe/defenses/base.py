@@ -17,6 +17,9 @@ from dhbe.generators import check_generated
 from dhbe.run_state import RunState
 from dhbe.steps import Precision, Round, channels_last, computing, on, secluded
 
+Verdict = Literal["erased", "nothing found", "still answers", "damaged"]
+"""What a run says of its own result."""
+
 
 @dataclass(frozen=True)
 class Known:
@@ -84,6 +87,10 @@ class Defense(ABC):
     def found(self, run_state: RunState) -> dict[str, float]:
         """What a finished run tells of the victim, by name, beside the cleaned model; most tell nothing."""
         return {}
+
+    def verdict(self, run_state: RunState) -> Verdict | None:
+        """What a finished run says of its own result; None where it cannot tell, as most cannot."""
+        return None
 
     @final
     def __call__(

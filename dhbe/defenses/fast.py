@@ -22,11 +22,12 @@ from torch.optim import SGD
 
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
-from dhbe.defenses.base import Eraser, Known, Samples
+from dhbe.defenses.base import Eraser, Known, Samples, Verdict
 from dhbe.errors import Failed, Refused
 from dhbe.run_state import Plain, RunState
 from dhbe.search.families import FAMILIES
-from dhbe.search.survey import Findings, Survey, SurveyState, seek
+from dhbe.search.statistics import ACCUSED
+from dhbe.search.survey import Findings, Survey, SurveyState, excerpts_of, seek
 from dhbe.search.trigger_bank import TriggerBank
 from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, frozen_copy, gap, set_lr
@@ -45,14 +46,11 @@ class FastDHBE(Eraser):
         int, Setting("rounds a cycle: k student steps, then one step of some families of triggers", least=1)
     ] = 40
     cycles: Annotated[
-        int, Setting("cycles at the most; another one follows while it helps against triggers that still act", least=1)
+        int, Setting("cycles at the most; another one follows until a fresh search finds no suspected class", least=1)
     ] = 3
     stop_threshold: Annotated[
-        float, Setting("gain (a soft share of images) of the strongest trigger that counts as none at the end", most=1)
-    ] = 0.02
-    cycle_gain: Annotated[
-        float, Setting("share to which a cycle must bring the gain of the strongest trigger, or it is the last one")
-    ] = 2 / 3
+        float, Setting("robust standard deviations by which a suspected class may still stand out in the student")
+    ] = 1.0
     student_steps: Annotated[int, Setting("student steps per round (k)", least=1)] = 5
     batch: Annotated[int, Setting("images in a step of the student", least=4)] = 128
     groups: Annotated[
@@ -76,6 +74,9 @@ class FastDHBE(Eraser):
     look_every: Annotated[int, Setting("rounds between two looks at what the student still reacts to", least=1)] = 5
     gain_images: Annotated[int, Setting("images on which the triggers found are tried again", least=1)] = 16
     agreement_images: Annotated[int, Setting("images on which student and teacher are compared", least=1)] = 256
+    damaged_agreement: Annotated[
+        float, Setting("agreement with the teacher below which the result counts as damaged", most=1)
+    ] = 0.7
     lost_agreement: Annotated[
         float, Setting("agreement with the teacher below which the student is lost, and goes back", most=1)
     ] = 0.3
@@ -101,11 +102,11 @@ class FastDHBE(Eraser):
             progress.surveyed = True
         state.close(run_state)
 
-        while not self.done(state.findings, best, progress.rounds):
+        while not self.done(state.findings, progress.rounds):
             set_lr([learn], best.lr_scale * self.rate(progress.rounds % self.iterations))
             losses = self.step_student(student, learn, state)
             if diverged(student):
-                best.restore(student, learn)
+                best.restore(student, learn, slower=True)
                 losses = {}
                 self.look(student, state, progress)
             else:
@@ -113,10 +114,12 @@ class FastDHBE(Eraser):
                 if (progress.rounds + 1) % self.look_every == 0 or (progress.rounds + 1) % self.iterations == 0:
                     pixels = self.look(student, state, progress)
                     if progress.agreement < self.lost_agreement:
-                        best.restore(student, learn)
+                        best.restore(student, learn, slower=True)
                     else:
                         best.judge(student, progress.agreement, state.bank, pixels)
             progress.rounds += 1
+            if progress.rounds % self.iterations == 0 and state.findings.backdoored:
+                self.search_afresh(student, learn, state, best)
             yield {**losses, "gain": state.bank.gain.amax(), "agreement": progress.agreement}
         if best.agreement == NOTHING:
             raise Failed("the run diverged, and no state of it is sound: lower --lr, or another --seed")
@@ -170,23 +173,59 @@ class FastDHBE(Eraser):
         progress.agreement = (student(compared).argmax(1) == answers.argmax(1)).float().mean()
         return pixels
 
-    def done(self, findings: Findings, best: "Best", rounds: int) -> bool:
-        """Whether the run is at its end: a cycle is over, and another one is not worth it or not allowed."""
-        if rounds == 0 or rounds % self.iterations:
+    def search_afresh(self, student: Classifier, learn: SGD, state: SurveyState, best: "Best") -> None:
+        """Goes back to the best state, and seeks there what the first search did not find.
+
+        How far a suspected class still stands out is noted, by the margin of squares as large as those of the survey.
+        """
+        best.restore(student, learn)
+        left, side = [], excerpts_of(state.search).side
+        for label in state.findings.suspected.nonzero().flatten().tolist():
+            triggers, margins = self.survey.hunt(student, state, label)
+            state.bank.take(triggers, torch.full((len(margins),), label), margins)
+            squares = (triggers.keep == 0).sum((1, 2, 3)) == side**2
+            left.append(state.findings.standing(margins[squares].amax()))
+        state.findings.left = torch.stack(left).amax()
+        state.bank.retry(student, state.pool.sample(self.gain_images)[0])
+
+    def done(self, findings: Findings, rounds: int) -> bool:
+        """Whether the run is at its end: a cycle is over, and another one is not worth it or not allowed.
+
+        What the first fresh search of the student found is still to be unlearned, so two cycles are the least.
+        """
+        cycle, more = divmod(rounds, self.iterations)
+        if rounds == 0 or more:
             return False
-        if rounds == self.cycles * self.iterations or not findings.backdoored:
-            return True
-        helped, best.earlier = best.gain <= self.cycle_gain * best.earlier, best.gain
-        return best.gain <= self.stop_threshold or not helped
+        ordinary = cycle > 1 and bool(findings.left <= self.stop_threshold)
+        return cycle == self.cycles or not findings.backdoored or ordinary
 
     def found(self, run_state: RunState) -> dict[str, float]:
         """How far the class that stands out most does, against `anomaly_threshold`; which it is; what acts in the end."""
-        anomaly = run_state.part("findings").anomaly.amax(0)
+        findings: Findings = run_state.part("findings")
+        anomaly = findings.anomaly.amax(0)
         return {
             "anomaly_index": float(anomaly.max()),
             "suspected_class": int(anomaly.argmax()),
             "gain": float(run_state.part("best").gain),
+            "left": float(findings.left),
+            "evidence": float(findings.fused.max()),
         }
+
+    def verdict(self, run_state: RunState) -> Verdict:
+        """What a finished run says of itself, by signs that need no data.
+
+        - `damaged`: the cleaned model is another one.
+        - `still answers`: a class that stood out does so in a fresh search of the cleaned model, or statistics accuse one
+          for which no trigger was found, so that nothing could be unlearned.
+        - `erased`: a class stood out, and none does any more.
+        - `nothing found`: none stood out.
+        """
+        findings: Findings = run_state.part("findings")
+        if float(run_state.part("best").agreement) < self.damaged_agreement:
+            return "damaged"
+        if findings.backdoored:
+            return "still answers" if findings.left > self.survey.anomaly_threshold else "erased"
+        return "still answers" if findings.fused.max() >= ACCUSED else "nothing found"
 
     def check(self, shape: Shape) -> None:
         super().check(shape)
@@ -230,8 +269,6 @@ class Best(Plain):
     def __init__(self, student: Classifier) -> None:
         self.weights = _copied(student)
         self.agreement, self.gain, self.lr_scale = NOTHING, 1.0, 1.0
-        self.earlier = 1.0
-        """The gain at the end of the cycle before."""
 
     def judge(self, student: Classifier, agreement: Tensor, bank: TriggerBank, pixels: Tensor) -> None:
         """Keeps this state if it is as good as the best before.
@@ -248,11 +285,11 @@ class Best(Plain):
         if float(agreement) - gain >= self.agreement - self.gain:
             self.agreement, self.gain, self.weights = float(agreement), gain, now
 
-    def restore(self, student: Classifier, learn: SGD) -> None:
-        """Goes back to the best state, without the momentum that led away from it, and slows down."""
+    def restore(self, student: Classifier, learn: SGD, *, slower: bool = False) -> None:
+        """Goes back to the best state, without the momentum that led away from it, and perhaps more slowly from there."""
         student.load_state_dict(self.weights)
         learn.state.clear()
-        self.lr_scale /= 2
+        self.lr_scale /= 1 + slower
 
 
 def _copied(student: Classifier) -> dict[str, Tensor]:

@@ -8,6 +8,8 @@ SIGNS = {
     "flips": "Share of generated images whose class changes under generated triggers.",
     "anomaly_index": "How far the class that stands out most does, in robust standard deviations of all classes.",
     "suspected_class": "That class, from 0.",
+    "evidence": "What the statistics that need no trigger come to, for the class that they point at most. From 1 on they accuse it.",
+    "left": "How far the suspected class still stands out in the cleaned model, searched afresh.",
     "probability": "Of a backdoor, by the index, if half of all models have one.",
     "gain": "How much more of the images the strongest trigger found brings to its class: a soft share.",
     "success_rate": "Share of images that the strongest trigger found leads to that class.",

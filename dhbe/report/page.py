@@ -10,7 +10,7 @@ import jinja2
 from dhbe.records import Box, Measures, Record
 from dhbe.report.charts import boxplot, chart
 from dhbe.report.names import ACTIVATIONS, CURVES, PICTURES, SIGNS, meaning
-from dhbe.report.verdicts import RATES, Rate, searched, strongest_form, verdict
+from dhbe.report.verdicts import RATES, Rate, Verdict, erased, searched, strongest_form, verdict
 from dhbe.report.words import duration, moment, setting
 
 
@@ -28,7 +28,7 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
     rates = [(name, note, [Rate.of(state, field) for state in states]) for field, name, note in RATES]
     return _template().render(
         record=record,
-        verdict=verdict(record.kind, states) if record.verdict is None else searched(record),
+        verdict=_verdict(record, states),
         heads=_heads(states),
         rates=rates,
         measured=any(rate.value is not None for _, _, pair in rates for rate in pair),
@@ -41,6 +41,12 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
         curves=[(name, meaning(CURVES, name, record.families), chart(points)) for name, points in series(record.curve)],
         pictures=[(name, PICTURES.get(name), base64.b64encode(png).decode()) for name, png in pictures.items()],
     )
+
+
+def _verdict(record: Record, states: Sequence[Measures]) -> Verdict:
+    if record.verdict is None:
+        return verdict(record.kind, states)
+    return erased(record) if record.kind == "erase" else searched(record)
 
 
 def _template() -> jinja2.Template:

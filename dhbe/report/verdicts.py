@@ -77,6 +77,31 @@ def strongest_form(battery: Battery) -> str:
     return f"{what} does most to the cleaned model: it leads {percent(worst.after)} of the images to the target."
 
 
+ERASED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str, str]] = {
+    "erased": ("good", "Erased", "the class that stood out does so no longer in a fresh search of the cleaned model"),
+    "nothing found": ("unknown", "Nothing found", "no class stood out, so only little was changed"),
+    "still answers": (
+        "bad", "The cleaned model still answers",
+        "a class stands out in a fresh search of the cleaned model, or is accused and no trigger of it was found",
+    ),
+    "damaged": ("bad", "The cleaned model is damaged", "it answers otherwise than the suspect one on too many images"),
+}  # fmt: skip
+"""Tone, headline and meaning of what a run says of its own result."""
+
+
+def erased(record: Record) -> Verdict:
+    """What a run that judged itself came to: its own verdict where nothing was measured or it is bad, else what was."""
+    assert record.before is not None
+    assert record.after is not None
+    assert record.verdict is not None
+    tone, headline, meaning = ERASED[record.verdict]
+    measured = verdict(record.kind, [record.before, record.after])
+    said = f"By its own signs, without data: {record.verdict}, for {meaning}."
+    if tone != "bad" and measured.tone != "unknown":
+        return Verdict(measured.tone, measured.headline, [*measured.sentences, said], measured.rule)
+    return Verdict(tone, headline, [f"{said[0].upper()}{said[1:]}", *measured.sentences], measured.rule)
+
+
 def verdict(kind: str, states: Sequence[Measures]) -> Verdict:
     """What the numbers say in words, and no more than they say.
 

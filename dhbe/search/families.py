@@ -1,8 +1,8 @@
 """Triggers without data (the maximum over R of eq. 8): what they do to images, and the families in which they are sought.
 
-Five families cover the field: patches at any place, patterns through a mask of a few pixels at their own place (a
-network that flattens its features answers nowhere else), of two sizes, and over the whole image faint patterns and a few
-waves. To add one, write its class, name its bounds in `Bounds`, and list it in `FAMILIES`.
+Six families cover the field: patches at any place, patterns through a mask of a few pixels at their own place (a
+network that flattens its features answers nowhere else), of two sizes, squares cut from images deep inside a class, and
+over the whole image faint patterns and a few waves. To add one, write its class, name its bounds in `Bounds`, and list it in `FAMILIES`.
 """
 
 import math
@@ -88,7 +88,7 @@ class Overlay(Triggers):
 
         return Overlay(roll(self.keep), roll(self.add))
 
-    def under(self, others: Self) -> Self:
+    def under(self, others: Self) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
         return type(self)(others.keep * self.keep, others.keep * self.add + others.add)
 
     @property
@@ -106,6 +106,9 @@ class Bounds:
     ] = 0.025
     least_mask: Annotated[int, Setting("pixels that it may show in the smallest of images", least=1)] = 12
     epsilon: Annotated[float, Setting("largest change of a pixel by a faint pattern, of 1", most=1)] = 16 / 255
+    excerpt: Annotated[
+        int, Setting("side of the squares cut from images deep inside a class, in pixels of a 32 px image", least=1)
+    ] = 5
     wave: Annotated[float, Setting("largest height of one wave over the whole image, of 1", most=1)] = 28 / 255
 
     def mask_pixels(self, shape: Shape) -> float:
@@ -135,6 +138,8 @@ class Family(nn.Module, ABC):
     """What stands out of it accuses a model."""
     compact: ClassVar[bool] = False
     """Its triggers spread over what an attacker may have stamped as a square, so squares are tried in their place."""
+    sought: ClassVar[bool] = True
+    """Its triggers are sought by gradient from the beginning."""
     lr: ClassVar[float]
     """Learning rate of Adam."""
 
@@ -192,6 +197,31 @@ class MaskedHalf(Masked):
     name, summary, share = "masked_half", "fewer pixels at one place", 0.5
 
 
+class Excerpts(Family):
+    """Opaque squares, each at its own place, cut from images deep inside its class (`excerpts.Excerpting.cut`)."""
+
+    name, summary, local, accuses, lr = "excerpts", "a square cut from an image deep inside its class", True, True, 0.1
+    sought = False
+
+    mask: Tensor
+
+    def __init__(self, aims: int, shape: Shape, bounds: Bounds) -> None:
+        super().__init__(aims, shape, bounds)
+        self.side = min(bounds.excerpt * max(1, round(shape[1] / 32)), *shape[1:])
+        self.raw = nn.Parameter(torch.zeros(aims, *shape))
+        self.register_buffer("mask", torch.zeros(aims, 1, *shape[1:]))
+
+    def triggers(self, wanted: Tensor) -> Overlay:
+        mask = self.mask.index_select(0, wanted)
+        return Overlay(1 - mask, mask * torch.sigmoid(2 * self.raw.index_select(0, wanted)))
+
+    @torch.no_grad()
+    def take(self, trigger: Overlay, label: int) -> None:
+        """Takes one square over, as the trigger of a class."""
+        self.mask[label] = 1 - trigger.keep[0]
+        self.raw[label] = trigger.add[0].clamp(0.02, 0.98).logit() / 2
+
+
 class Faint(Family):
     """Patterns over the whole image, added, that change a pixel by so much at the most."""
 
@@ -233,7 +263,7 @@ class Waves(Family):
         return Overlay(torch.ones_like(add[:, :1]), add)
 
 
-FAMILIES: tuple[type[Family], ...] = (Patches, Masked, MaskedHalf, Faint, Waves)
+FAMILIES: tuple[type[Family], ...] = (Patches, Masked, MaskedHalf, Excerpts, Faint, Waves)
 """All that are sought, in this order."""
 
 SENTENCES = {family.name: family.summary for family in FAMILIES}

@@ -32,6 +32,10 @@ class Found:
     """The share of the images of other classes that it leads there [classes]."""
     triggers: Overlay
     """The triggers."""
+    evidence: Tensor
+    """The index of each class by each statistic that needs no trigger [statistics, classes]; NaN: it cannot tell."""
+    fused: Tensor
+    """What these come to [classes]; from `statistics.ACCUSED` on a class is accused."""
     pixels: Tensor
     """Some of the images that they were tried on [n, c, h, w]."""
 
@@ -83,6 +87,8 @@ def _found(teacher: Classifier, survey: Survey, state: SurveyState) -> Found:
         margins=findings.margins.gather(0, best[None])[0],
         success_rates=torch.stack(rates),
         triggers=Overlay.joined(triggers),
+        evidence=findings.evidence,
+        fused=findings.fused,
         pixels=pixels,
     )
 

@@ -16,13 +16,17 @@ from dhbe.data import Shape
 from dhbe.generators import NOISE, PixelGenerator, check_generated
 from dhbe.run_state import Plain, RunState, Stateful
 from dhbe.search.batchnorm import BatchStatistics, imbalance, tracked
-from dhbe.search.families import FAMILIES, Bounds
+from dhbe.search.excerpts import Excerpting
+from dhbe.search.families import FAMILIES, Bounds, Excerpts, Overlay
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
 from dhbe.search.search import Search, Squares, anomalies, baseline_margin
+from dhbe.search.statistics import STATISTICS, evidence, fused
 from dhbe.search.trigger_bank import BankSettings, TriggerBank
 from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, descend, set_lr
+
+EXCERPTS = FAMILIES.index(Excerpts)
 
 AT_ONCE = 2**20
 """Values of the photographs' pieces that are drawn at a time."""
@@ -45,6 +49,10 @@ class Findings(Plain):
         """How far each class stands out of each family [families, classes], in robust standard deviations."""
         self.outliers = torch.zeros(families, classes, dtype=torch.bool)
         """Where that is more than chance [families, classes]."""
+        self.evidence = torch.full((len(STATISTICS), classes), torch.nan)
+        """The index of each class by each statistic, without any trigger [statistics, classes]; NaN: it cannot tell."""
+        self.left = torch.zeros(())
+        """How far the suspected classes still stood out when a student was searched afresh last."""
 
     @property
     def suspected(self) -> Tensor:
@@ -65,6 +73,17 @@ class Findings(Plain):
     def natural(self) -> Tensor:
         """The median margin of each family in the untouched model [families]."""
         return self.margins.quantile(0.5, dim=1)
+
+    def standing(self, margin: Tensor) -> Tensor:
+        """How far the margin of a square stands out of what squares reach in the untouched model for other classes."""
+        others = self.margins[EXCERPTS][~self.suspected] if not self.suspected.all() else self.margins[EXCERPTS]
+        middle = others.quantile(0.5)
+        return (margin - middle) / (1.4826 * (others - middle).abs().quantile(0.5)).clamp_min(1e-6)
+
+    @property
+    def fused(self) -> Tensor:
+        """What the statistics come to for each class [classes]; from `statistics.ACCUSED` on it is accused."""
+        return fused(self.evidence)
 
     @property
     def accusing(self) -> Tensor:
@@ -140,6 +159,7 @@ class Survey:
     probe_images: Annotated[int, Setting("images on which it is measured how often a trigger succeeds", least=1)] = 64
     bounds: Bounds = field(default_factory=Bounds)
     squares: Squares = field(default_factory=Squares)
+    excerpting: Excerpting = field(default_factory=Excerpting)
     bank: BankSettings = field(default_factory=BankSettings)
 
     @property
@@ -216,6 +236,7 @@ class Survey:
         return {
             f"margin_{kind.name}": seek(search, model, number, pool.sample(count)[0])
             for number, kind in enumerate(FAMILIES)
+            if kind.sought
         }
 
     def explore(self, model: Classifier, state: SurveyState, watch: Callable[[Round], None]) -> Search:
@@ -229,12 +250,23 @@ class Survey:
         search = self.search(model, away=True)
         for _ in range(self.warm_up):
             watch(self.step(search, model, state.pool))
+        self.cut(model, search, state.pool)
         return search
+
+    def cut(self, model: Classifier, search: Search, pool: ImagePool) -> None:
+        """Cuts the squares of a search, which is over."""
+        self.excerpting.cut(model, excerpts_of(search), pool)
+
+    def hunt(self, model: Classifier, state: SurveyState, label: int) -> tuple[Overlay, Tensor]:
+        """The strongest triggers of one class that can be found at once, and their mean margins [n]."""
+        return self.excerpting.hunt(model, label, state.pool, excerpts_of(state.search).side)
 
     @torch.no_grad()
     def conclude(self, teacher: Classifier, state: SurveyState) -> None:
         """What the search came to: which classes stand out, and the triggers to begin with."""
         pool, bank, findings = state.pool, state.bank, state.findings
+        findings.evidence = evidence(teacher)
+        self.cut(teacher, state.search, pool)
         findings.margins, findings.anomaly = self.index(teacher, state.search, pool)
         findings.outliers = self.outliers(findings.anomaly)
         if findings.backdoored:
@@ -249,6 +281,9 @@ class Survey:
                     squares, strength = self.squares.tried(teacher, triggers[[place]], label, pixels)
                     bank.take(squares, wanted[place].expand(len(strength)), strength)
                     pool.filter(triggers[[place]], label, teacher)
+        for label in findings.suspected.nonzero().flatten().tolist():
+            triggers, strength = self.hunt(teacher, state, label)
+            bank.take(triggers, torch.full((len(strength),), label), strength)
         bank.settle(teacher, pool.sample(self.bank_images)[0])
 
     @torch.no_grad()
@@ -268,13 +303,17 @@ class Survey:
 
         What answers a patch answers some patterns over the whole image too, which no student can ignore without losing
         that class: those are restricted only where they stand out further than any patch and a share as far as what
-        stands out most, and then all together, for none makes all of what was added there.
+        stands out most, and then all together, for none makes all of what was added there. A square of a faint pattern,
+        made as strong as can be, stands out as well. Excerpts are the surest of the triggers that lie at a place: masks
+        accuse many a clean class beside the true one.
         """
         outliers = anomaly > self.anomaly_threshold
-        local = torch.tensor([family.local for family in FAMILIES])
-        most, whole = anomaly[local].amax(0), anomaly[~local].amax(0)
+        local, sought = (torch.tensor([getattr(kind, each) for kind in FAMILIES]) for each in ("local", "sought"))
+        most, whole = anomaly[local & sought].amax(0), anomaly[~local].amax(0)
         clearly = (whole > most) & (whole > self.whole_image_share * anomaly.max())
         outliers[~local] = outliers[~local].any(0) & clearly
+        if outliers[EXCERPTS].any():
+            outliers[local] &= outliers[EXCERPTS].clone()
         return outliers
 
     @torch.enable_grad()
@@ -298,3 +337,10 @@ def seek(search: Search, model: Classifier, number: int, pixels: Tensor, suspect
         drawn = torch.multinomial(suspected.float(), len(pixels), replacement=True)
         wanted = torch.where(torch.rand(len(pixels)) < 0.75, drawn, wanted)
     return search.step(model, number, pixels, wanted)
+
+
+def excerpts_of(search: Search) -> Excerpts:
+    """The family of a search whose triggers are cut."""
+    family = search.families[EXCERPTS]
+    assert isinstance(family, Excerpts)
+    return family

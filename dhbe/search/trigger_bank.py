@@ -13,7 +13,7 @@ from dhbe.search.search import margin
 from dhbe.settings import Setting
 
 NEVER_ZERO = 1e-6
-"""Keeps a draw possible when no trigger acts any more."""
+"""Keeps a draw possible where no trigger was found at all."""
 
 AT_ONCE = 128
 """Images in one pass when triggers are tried."""
@@ -27,7 +27,11 @@ class BankSettings:
         128
     )
     copies: Annotated[int, Setting("copies that a small trigger may have beside it, as ASR x9 has")] = 8
-    room: Annotated[float, Setting("share of an image that a trigger and its copies may cover", most=1)] = 0.25
+    room: Annotated[float, Setting("share of an image that a trigger and its copies may cover", most=1)] = 0.45
+    rehearsal: Annotated[
+        float, Setting("gain that a trigger counts as having beside its own, so that quiet ones are still shown")
+    ] = 0.02
+    least_gain: Annotated[float, Setting("gain from which a trigger is said to act", most=1)] = 0.01
     moved_triggers: Annotated[
         int, Setting("strongest triggers that are moved, to see whether they act at other places too", least=1)
     ] = 16
@@ -63,12 +67,13 @@ class TriggerBank(nn.Module):
         return int((self.strength > -torch.inf).sum())
 
     def take(self, triggers: Overlay, wanted: Tensor, strength: Tensor) -> None:
-        """Takes triggers in, in place of empty ones and then of weaker ones."""
+        """Takes triggers in, in place of empty ones, then of those that act no longer, and then of weaker ones."""
         for keep, add, label, value in zip(triggers.keep, triggers.add, wanted, strength, strict=True):
-            weakest = self.strength.argmin()
-            if value > self.strength[weakest]:
+            acts = self.gain > self.settings.least_gain
+            weakest = torch.where(acts & ~acts.all(), torch.inf, self.strength).argmin()
+            if value > self.strength[weakest] or not acts[weakest]:
                 self.keep[weakest], self.add[weakest] = keep, add
-                self.wanted[weakest], self.strength[weakest] = label, value
+                self.wanted[weakest], self.strength[weakest], self.gain[weakest] = label, value, 1.0
 
     def triggers(self, index: Tensor) -> Overlay:
         """The triggers at places [n]."""
@@ -79,9 +84,12 @@ class TriggerBank(nn.Module):
 
         Where triggers act at any place, the weaker ones are at other places, and small ones come alone half of the time, else
         with as many copies as there is room for: what one patch no longer does, several may (section 5.3 of the paper,
-        amplified triggers). What hides the image itself teaches nothing. Nothing here waits for the device.
+        amplified triggers). What hides the image itself teaches nothing. Those that are quiet are rehearsed too, or the
+        student learns them again. Nothing here waits for the device.
         """
-        drawn = self.triggers(torch.multinomial(self.gain + NEVER_ZERO, count, replacement=True))
+        known = self.strength > -torch.inf
+        chance = (self.gain + self.settings.rehearsal * known).clamp_min(NEVER_ZERO)
+        drawn = self.triggers(torch.multinomial(chance, count, replacement=True))
         weaker, several = torch.rand(2, count) < 0.5
         opacity = torch.where(weaker, 0.5 + 0.5 * torch.rand(count), 1.0).view(-1, 1, 1, 1)
         laid = drawn.weaker(opacity).moved(self._shifts(count) * (weaker & self.place_invariant)[:, None])

@@ -1,0 +1,200 @@
+"""Images deep inside a class, and what pieces of them do to other images.
+
+An image whose margin for a class is as large as any image's can be holds whatever the network answers most: in a
+backdoored one the trigger, many times over (Wang et al., S&P 2024, accuse by that margin alone). What tells a trigger from
+all else that such an image holds is that a small piece of it, laid on a photograph, still leads to the class. No form of
+trigger is assumed.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam
+
+from dhbe.classifier import Classifier
+from dhbe.data import Shape
+from dhbe.search.families import Excerpts, Overlay
+from dhbe.search.image_pool import ImagePool
+from dhbe.search.search import BETAS, margin
+from dhbe.settings import Setting
+from dhbe.steps import frozen
+
+UNIT = 32
+"""Side of the images for which sides of squares are given, in pixels; larger images have larger ones."""
+
+AT_ONCE = 128
+"""Images in one pass."""
+
+
+@dataclass(frozen=True)
+class Excerpting:
+    """How images deep inside classes are made and cut."""
+
+    deep_images: Annotated[int, Setting("images deep inside each class, made from noise", least=1)] = 8
+    deep_steps: Annotated[int, Setting("steps of Adam that make them", least=1)] = 100
+    deep_lr: Annotated[float, Setting("learning rate of these steps")] = 0.05
+    deep_cut: Annotated[int, Setting("of them, the deepest ones are cut where all classes are compared", least=1)] = 2
+    swept_images: Annotated[int, Setting("images on which every piece is tried", least=1)] = 2
+    tried_images: Annotated[int, Setting("images on which the best pieces are tried again", least=1)] = 32
+    tried_pieces: Annotated[int, Setting("pieces that are tried again where all classes are compared", least=1)] = 4
+    hunt_sides: Annotated[
+        tuple[int, ...], Setting("sides of the squares that are cut for one class, in pixels of a 32 px image", least=1)
+    ] = (3, 5, 7)
+    hunt_pieces: Annotated[int, Setting("squares of each side that are kept", least=1)] = 8
+    scattered_pixels: Annotated[int, Setting("pixels of a scattered trigger, in a 32 px image", least=1)] = 16
+    scattered_steps: Annotated[int, Setting("steps of the search for scattered triggers")] = 40
+    scattered_images: Annotated[int, Setting("images in one of these steps", least=1)] = 64
+
+    @torch.enable_grad()
+    def deepest(self, model: Classifier, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Images with the largest margins for classes [n], from noise: pixels [n, c, h, w] and the margins [n]."""
+        pixels = nn.Parameter(torch.rand(len(labels), *model.shape))
+        ascend = Adam([pixels], self.deep_lr, fused=True)
+        parts = list(torch.arange(len(labels)).split(AT_ONCE))
+        with frozen(model):
+            for _ in range(self.deep_steps):
+                ascend.zero_grad()
+                for part in parts:
+                    (-margin(model(pixels[part]), labels[part]).sum()).backward()
+                ascend.step()
+                pixels.data.clamp_(0, 1)
+            with torch.no_grad():
+                reached = [margin(model(pixels[part]), labels[part]) for part in parts]
+        return pixels.detach(), torch.cat(reached)
+
+    @torch.no_grad()
+    def cut(self, model: Classifier, family: Excerpts, pool: ImagePool) -> None:
+        """Gives the family, for each class, the square with the largest margin on the images of the pool."""
+        labels = torch.arange(model.classes)
+        deep, reached = self.deepest(model, labels.repeat_interleave(self.deep_images))
+        deep, reached = deep.unflatten(0, (model.classes, -1)), reached.view(model.classes, -1)
+        for label in labels.tolist():
+            best = deep[label, reached[label].topk(min(self.deep_cut, self.deep_images)).indices]
+            others = self._others(model, label, pool)
+            triggers, _ = self._best(model, best, label, family.side, others, self.tried_pieces)
+            family.take(triggers[[0]], label)
+
+    @torch.no_grad()
+    def hunt(self, model: Classifier, label: int, pool: ImagePool, side: int) -> tuple[Overlay, Tensor]:
+        """The strongest triggers of one class that can be found at once: squares of several sides, and scattered pixels.
+
+        Args:
+            model: In eval mode.
+            label: The class.
+            pool: Its images are tried on.
+            side: Of squares that are cut in any case, in pixels.
+
+        Returns:
+            The triggers, and their mean margins [n] over images that the model takes for another class.
+        """
+        unit = max(1, round(model.shape[1] / UNIT))
+        others = self._others(model, label, pool)
+        deep, _ = self.deepest(model, torch.full((self.deep_images,), label))
+        sides = sorted({side, *(min(unit * each, *model.shape[1:]) for each in self.hunt_sides)})
+        found = [self._best(model, deep, label, side, others, self.hunt_pieces) for side in sides]
+        found.append(self._scattered(model, deep, label, others, pool))
+        triggers, margins = zip(*found, strict=True)
+        return Overlay.joined(triggers), torch.cat(margins)
+
+    def _others(self, model: Classifier, label: int, pool: ImagePool) -> Tensor:
+        """Images [n, c, h, w] that the model takes for another class than `label`, or any if there are none."""
+        pixels, _ = pool.sample(4 * self.tried_images)
+        others = pixels[model(pixels).argmax(1) != label]
+        return (others if len(others) else pixels)[: self.tried_images]
+
+    def _best(
+        self, model: Classifier, deep: Tensor, label: int, side: int, pixels: Tensor, count: int
+    ) -> tuple[Overlay, Tensor]:
+        """The squares of deep images [k, c, h, w] with the largest margins, the first one largest, and these [count]."""
+        boxes = squares(model.shape, side)
+        reached = self._swept(model, deep, label, boxes, pixels).flatten()
+        best = reached.topk(min(count, len(reached))).indices
+        image, box = best // len(boxes), best % len(boxes)
+        triggers = Overlay(1 - boxes[box], boxes[box] * deep[image])
+        again = _margins(model, triggers, label, pixels)
+        order = again.argsort(descending=True)
+        return triggers[order], again[order]
+
+    def _swept(self, model: Classifier, deep: Tensor, label: int, boxes: Tensor, pixels: Tensor) -> Tensor:
+        """Mean margin of each box [n, 1, h, w] of each deep image [k, c, h, w] on a few images: [k, n]."""
+        few = pixels[: self.swept_images]
+        return torch.stack([_margins(model, Overlay(1 - boxes, boxes * image), label, few) for image in deep])
+
+    @torch.enable_grad()
+    def _scattered(
+        self, model: Classifier, deep: Tensor, label: int, others: Tensor, pool: ImagePool
+    ) -> tuple[Overlay, Tensor]:
+        """Triggers of a few pixels each, sought from deep images [k, c, h, w] on, and their mean margins [k]."""
+        unit = max(1, round(model.shape[1] / UNIT))
+        boxes = squares(model.shape, min(5 * unit, *model.shape[1:]))
+        with torch.no_grad():
+            reached = self._swept(model, deep, label, boxes, others)
+            worth = (reached @ boxes.flatten(1) / boxes.flatten(1).sum(0)).view(-1, 1, *model.shape[1:])
+        family = Scattered(deep, worth, min(self.scattered_pixels * unit**2, deep[0, 0].numel()))
+        seek = Adam(family.parameters(), family.lr, betas=BETAS, fused=True)
+        which = torch.arange(self.scattered_images) % len(deep)
+        labels = torch.full((self.scattered_images,), label)
+        with frozen(model):
+            for _ in range(self.scattered_steps):
+                seek.zero_grad()
+                pixels, _ = pool.sample(self.scattered_images)
+                (-margin(model(family.triggers(which)(pixels)), labels).mean()).backward()
+                seek.step()
+        with torch.no_grad():
+            triggers = family.triggers(torch.arange(len(deep)))
+            return triggers, _margins(model, triggers, label, others)
+
+
+class Scattered(nn.Module):
+    """Patterns through masks that show so many pixels and hide all others, each at its own place; each is another try.
+
+    A mask is hard, and its gradient is that of the soft one (straight through).
+
+    Args:
+        pixels: What they begin as [n, c, h, w] in [0, 1].
+        worth: How much each pixel is worth showing at first [n, 1, h, w], in any unit.
+        shown: Pixels shown.
+    """
+
+    lr = 0.1
+
+    def __init__(self, pixels: Tensor, worth: Tensor, shown: int) -> None:
+        super().__init__()
+        self.shown = shown
+        self.raw = nn.Parameter(pixels.clamp(0.02, 0.98).logit() / 2)
+        worth = worth - worth.mean((2, 3), keepdim=True)
+        self.weights = nn.Parameter(0.1 * worth / worth.std((2, 3), keepdim=True).clamp_min(1e-6))
+
+    def triggers(self, which: Tensor) -> Overlay:
+        """The triggers of tries [n]."""
+        weights = self.weights.index_select(0, which).flatten(1)
+        soft = (self.shown * weights.softmax(1)).clamp(max=1)
+        hard = torch.zeros_like(soft).scatter_(1, weights.topk(self.shown, dim=1).indices, 1.0)
+        mask = (hard - soft.detach() + soft).view(-1, 1, *self.raw.shape[-2:])
+        return Overlay(1 - mask, mask * torch.sigmoid(2 * self.raw.index_select(0, which)))
+
+
+def _margins(model: Classifier, triggers: Overlay, label: int, pixels: Tensor) -> Tensor:
+    """Mean margin for a class under each trigger [n], over images [k, c, h, w]."""
+    found = []
+    for some in torch.arange(len(triggers.keep)).split(max(1, AT_ONCE // len(pixels))):
+        each = some.repeat_interleave(len(pixels))
+        logits = model(triggers[each](pixels.repeat(len(some), 1, 1, 1)))
+        found.append(margin(logits, torch.full((len(each),), label)).view(len(some), -1).mean(1))
+    return torch.cat(found)
+
+
+def squares(shape: Shape, side: int) -> Tensor:
+    """Squares of ones [n, 1, h, w], about every other row and column of a 32 px image, and along all edges."""
+    _, height, width = shape
+    stride = 2 * max(1, round(height / UNIT))
+    rows, columns = (_rails(length, side, stride) for length in (height, width))
+    return (rows[:, None, :, None] * columns[None, :, None, :]).flatten(0, 1)[:, None]
+
+
+def _rails(length: int, side: int, stride: int) -> Tensor:
+    first = torch.tensor(sorted({*range(0, length - side + 1, stride), length - side}))[:, None]
+    place = torch.arange(length)
+    return ((place >= first) & (place < first + side)).float()

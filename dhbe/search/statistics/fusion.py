@@ -1,0 +1,74 @@
+"""From the statistics of each class to one piece of evidence against it."""
+
+import torch
+from torch import Tensor
+
+from dhbe.classifier import Classifier
+from dhbe.search.photographs import pieces
+from dhbe.search.statistics import head, margins
+
+LEAST_CLASSES = 4
+"""Of two classes both lie equally far from their median, and of three the MAD is the smaller of two gaps."""
+
+MOST = 20.0
+"""An index above this says no more: the MAD of a few classes may be tiny by chance."""
+
+HEAD_ALONE = 5.0
+"""Index of the head's signature that accuses by itself: of normal values 2 % would reach it, and warps show nowhere else."""
+
+TOGETHER = 1.15
+"""Mean of log(1 + index) over the statistics that accuses; one threshold serves 4 classes and 100 alike."""
+
+ACCUSED = 1.0
+"""Evidence from which a class is accused."""
+
+
+STATISTICS = {
+    "head": "what each class gains when all pooled features rise alike: the head's weights alone",
+    "margin_noise": "how far images of noise can be led to each class",
+    "margin_images": "how far natural images can be led to each class",
+    "margin_pattern": "how far one faint pattern leads natural images to each class",
+}
+"""What each is, by name, in the order of `evidence`."""
+
+
+@torch.no_grad()
+def evidence(model: Classifier) -> Tensor:
+    """The robust index of every class by each statistic [statistics, classes]; NaN where one cannot tell.
+
+    Args:
+        model: The suspect, in eval mode.
+    """
+    natural = pieces(margins.IMAGES, model.shape).to(model.mean.device)
+    values = (
+        head.signature(model),
+        margins.from_noise(model),
+        margins.from_images(model, natural),
+        margins.by_one_pattern(model, natural),
+    )
+    nothing = torch.full((model.classes,), torch.nan)
+    indices = [None if value is None else robust_index(value) for value in values]
+    return torch.stack([nothing if index is None else index for index in indices])
+
+
+def robust_index(values: Tensor) -> Tensor | None:
+    """How far each class stands above the others: (v - median) / (1.4826 MAD), [classes].
+
+    Returns:
+        None where it cannot tell: fewer than `LEAST_CLASSES` classes, values that are not finite, or no spread.
+    """
+    if len(values) < LEAST_CLASSES or not values.isfinite().all():
+        return None
+    away = values.double() - values.double().quantile(0.5)
+    spread = 1.4826 * away.abs().quantile(0.5)
+    return (away / spread).float() if spread > 0 else None
+
+
+def fused(indices: Tensor) -> Tensor:
+    """Evidence against each class [classes] by all statistics [statistics, classes]; 0 where none can tell.
+
+    Several moderate statistics that name the same class accuse it, and so does the head's signature alone. The logarithm
+    keeps one enormous index from drowning the others.
+    """
+    together = indices.clamp(0, MOST).log1p().nanmean(0) / TOGETHER
+    return torch.maximum(together, indices[0].nan_to_num() / HEAD_ALONE).nan_to_num()
