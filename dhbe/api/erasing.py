@@ -10,7 +10,7 @@ from torch import nn
 from dhbe import networks
 from dhbe.api.running import Erasure, Options, run
 from dhbe.checkpoint import State
-from dhbe.classifier import Classifier, evaluating, last
+from dhbe.classifier import Classifier, evaluating, logits_in
 from dhbe.data import Images, Shape, clean_subset
 from dhbe.defenses import PRESETS, Defense, Eraser, FastDHBE, Known
 from dhbe.errors import Refused
@@ -24,6 +24,7 @@ def erase(
     input_shape: Shape | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
+    output: str | None = None,
     preset: str = "fast",
     defense: Eraser | None = None,
     **options: Unpack[Options],
@@ -35,6 +36,7 @@ def erase(
         input_shape: Image shape (channels, height, width); square, 8 px or more. Not for a `Suspect`, which has its own.
         mean: Mean of each channel that the network's input is normalised with, pixels in [0, 1].
         std: The standard deviation likewise.
+        output: Which of several outputs the logits are, by number or name; None where one alone can be.
         preset: `fast`, `paper` or `official`.
         defense: Hyperparameters; None takes the preset's. One of another form than the preset's stands by itself.
         **options: Seed, device, evidence, folder, ...: see `Options`.
@@ -43,7 +45,7 @@ def erase(
         Refused: The model or the settings cannot be used.
         Failed: The run diverged or could not be written.
     """
-    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
+    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std, output)
     if preset not in PRESETS:
         raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     defense = defense or PRESETS[preset]
@@ -58,6 +60,7 @@ def defend(
     input_shape: Shape | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
+    output: str | None = None,
     clean: Images | None = None,
     source: str = "",
     images: int = 2000,
@@ -72,6 +75,7 @@ def defend(
         input_shape: Image shape, as in `erase`.
         mean: Of each channel, as in `erase`.
         std: The same of the standard deviation.
+        output: As in `erase`.
         clean: Clean images with labels, for a defence that needs them.
         source: Name of the data that `clean` comes from, for the record.
         images: How many of `clean` are lent, chosen by the seed; all if there are fewer.
@@ -82,7 +86,7 @@ def defend(
         Refused: The model, the settings or what is lent cannot be used.
         Failed: The run diverged or could not be written.
     """
-    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std)
+    suspect = model if isinstance(model, Suspect) else _wrapped(model, input_shape, mean, std, output)
     lent: dict[str, Any] = {}
     if clean is None or "clean images" not in defense.needs:
         clean = None
@@ -99,19 +103,24 @@ def defend(
     return run(suspect, defense, Known(clean, target), {"name": defense.name, **lent}, exact=True, **options)
 
 
-def _wrapped(network: nn.Module, shape: Shape | None, mean: Sequence[float], std: Sequence[float]) -> Suspect:
+def _wrapped(
+    network: nn.Module, shape: Shape | None, mean: Sequence[float], std: Sequence[float], output: str | None
+) -> Suspect:
     """A module that the caller holds already."""
     if shape is None:
         raise Refused("give the image shape: erase(model, input_shape=(3, 32, 32), ...)")
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with evaluating(network):
         with torch.no_grad():
-            classes = last(network(torch.zeros(2, *shape, device=device))).shape[1]
-        softmax = networks.probe(network, shape, classes)
-    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax).to(device)
+            classes = logits_in(network(torch.zeros(2, *shape, device=device)), which=output).shape[1]
+        softmax = networks.probe(network, shape, classes, output)
+        contiguous = not networks.takes_channels_last(network, shape)
+    classifier = Classifier(
+        network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax, output=output, contiguous=contiguous
+    ).to(device)
     info = ModelInfo(
         path=None, sha256=_fingerprint(network), arch=type(network).__name__, classes=classes, input=shape,
-        mean=tuple(mean), std=tuple(std), softmax=softmax,
+        mean=tuple(mean), std=tuple(std), softmax=softmax, output=output,
     )  # fmt: skip
     return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
 

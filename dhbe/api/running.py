@@ -18,6 +18,7 @@ from dhbe.defenses import PEERS, Defense, Eraser, Known, RoundInfo, Samples
 from dhbe.defenses.base import LEAST
 from dhbe.errors import Failed, Refused, out_of_memory
 from dhbe.evaluation import measuring
+from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.records import ModelInfo, Record
@@ -117,6 +118,7 @@ def run(
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
         course, warnings = _Course(held, watch), list(suspect.warnings)
+        warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
         while True:
             used = _halved(defense, course.halvings)
             machine.forget_peak(where)
@@ -241,6 +243,7 @@ def _signs(model: Classifier, victim: Classifier, samples: Samples) -> dict[str,
 def _settings(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
     """All that the cleaned weights depend on, but the device."""
     of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
+    of_model |= info.model_dump(include={"weights", "output"}, exclude_none=True)
     unlike = ["asked_batch"]
     if defense["name"] not in PEERS:
         unlike += ["name", "preset"]  # a preset and its settings by hand are one
@@ -264,7 +267,8 @@ def _finished(folder: Path, suspect: Suspect, settings: dict[str, Any], evidence
             f"{record.trigger or 'no trigger'}: use dhbe score {folder / CLEAN}, or choose another --out"
         )
     network = copy.deepcopy(suspect.classifier.network)
-    checkpoint.load_into(network, checkpoint.read(folder / CLEAN))
+    clean = checkpoint.read(folder / CLEAN)
+    checkpoint.load_into(network, replace(clean, where=suspect.state.where), suspect.info.weights)
     return Erasure(network.eval(), record, {})
 
 

@@ -16,6 +16,7 @@ from dhbe.classifier import Classifier
 from dhbe.defenses import PRESETS
 from dhbe.errors import Refused
 from dhbe.evaluation import battery, measuring
+from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.records import ClassFound, Measures, Record
@@ -128,12 +129,13 @@ def verify(
             signs |= {f"untargeted_{name}": share for name, share in state.untargeted.items()}
         if found.drift is not None:
             shown[1]["drift"] = found.drift
-        left = None
+        left, before = None, measured(run.model, evidence, signs=shown[0])
+        if evidence:
+            run.note(*evidence.images.notes, *doubts(run.model, evidence, before))
         if evidence and evidence.trigger:
             left = battery.battery(run.model, after, evidence, seed=run.seed, watch=run.parts)
         return run.end(
-            {}, other=cleaned.info, verdict=found.verdict(run.survey.anomaly_threshold), battery=left,
-            before=measured(run.model, evidence, signs=shown[0]),
+            {}, other=cleaned.info, verdict=found.verdict(run.survey.anomaly_threshold), battery=left, before=before,
             after=measured(after, evidence, run.model, signs=shown[1]),
             data=evidence.name if evidence else None,
             trigger=evidence.trigger.name if evidence and evidence.trigger else None,
@@ -189,6 +191,10 @@ class _Search:
         self._watch(number, round)
         if self._held and self._held.stopping:
             raise KeyboardInterrupt
+
+    def note(self, *lines: str) -> None:
+        """Adds to the warnings of the record."""
+        self._warnings += lines
 
     def end(self, pictures: dict[str, bytes], **found: Any) -> Outcome:
         """The record, and the files of the folder."""
