@@ -65,6 +65,8 @@ _STAND_INS: dict[str, Callable] = dict.fromkeys([
     "numpy.ndarray", "numpy.dtype", *_MULTIARRAY, *_PATHS, "argparse.Namespace", "types.SimpleNamespace", "builtins.frozenset",
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
     *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")),  # factories of defaultdict
+    "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode", "typing.Any",
+    "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
 ], Inert) | {"collections.defaultdict": _no_items, "collections.deque": _no_elements}  # fmt: skip
 _TENSOR = re.compile(
     r"torch\.((cuda|storage)\.)?\w+Storage|torch\.(Size|device)|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
