@@ -23,7 +23,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dhbe import candidates, files, matching
+from dhbe import candidates, containers, files, matching
+from dhbe.containers import Container, TorchFile
 from dhbe.errors import Failed, Refused
 from dhbe.matching import show, some
 from dhbe.networks.external import guarded
@@ -87,6 +88,7 @@ class State:
         notes: What is worth knowing of how they were chosen and matched, a line each.
         names: The network's name of each tensor that it needs, by key; None as long as there is no network, or where both
             are the same.
+        container: Writes new weights in the form in which these came; None if that is a single .safetensors file.
     """
 
     tensors: dict[str, Tensor]
@@ -95,6 +97,7 @@ class State:
     sha256: str
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] | None = None
+    container: Container | None = None
 
     @property
     def plain(self) -> dict[str, Tensor]:
@@ -131,7 +134,7 @@ def read(path: Path, weights: str | None = None) -> State:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            choice = _load(file, status.st_size, weights)
+            choice, outer = _load(file, status.st_size, weights)
             tensors = {key: _plain(key, tensor) for key, tensor in choice.chosen.tensors.items()}
     except Refused as refusal:
         raise Refused(f"{name} {refusal}") from refusal.__cause__
@@ -142,7 +145,8 @@ def read(path: Path, weights: str | None = None) -> State:
             f"{name} is broken, truncated or no checkpoint ({type(error).__name__}: {show(reason)}): {MEND}"
         ) from error
     notes = (choice.note,) if choice.note else ()
-    return State(tensors, matching.majority_prefix(tensors, WRAPPERS), show(choice.chosen.where), digest, notes)
+    where, container = show(choice.chosen.where), _container(path, choice, outer) if outer else None
+    return State(tensors, matching.majority_prefix(tensors, WRAPPERS), where, digest, notes, container=container)
 
 
 def load_into(network: nn.Module, state: State, weights: str | None = None) -> State:
@@ -190,6 +194,23 @@ def save(path: Path, network_state: Mapping[str, Tensor], like: State, metadata:
     files.write(path, safetensors.torch.save(tensors, dict(metadata)))
 
 
+def _container(path: Path, choice: candidates.Choice, outer: dict) -> TorchFile:
+    """Keeps what stands around the weights."""
+    mould, twins = containers.mould(outer, choice)
+    suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix) and path.suffix != ".safetensors" else ".pt"
+    kept = tuple({key: _plain(key, tensor) for key, tensor in twin.tensors.items()} for twin in twins)
+    return TorchFile(f"clean{suffix}", mould, kept, _twin)
+
+
+def _twin(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A twin with the network's values; nothing, if it cannot be told which of them are its."""
+    try:
+        names = matching.match(network, tensors).names
+    except Refused:
+        return {}
+    return changed(network.state_dict(), State(dict(tensors), "", "", "", names=names))
+
+
 def changed(network_state: Mapping[str, Tensor], like: State) -> dict[str, Tensor]:
     """The tensors of `like` with the network's values: the very keys, shapes and dtypes; what it lacks stays as it was.
 
@@ -206,7 +227,8 @@ def changed(network_state: Mapping[str, Tensor], like: State) -> dict[str, Tenso
     return tensors
 
 
-def _load(file: Path, size: int, weights: str | None) -> candidates.Choice:
+def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice, dict | None]:
+    """The state dict that is meant, and what stands around it in a file of `torch.save`."""
     with file.open("rb") as stream:
         head = stream.read(64)
     if not head:
@@ -214,7 +236,7 @@ def _load(file: Path, size: int, weights: str | None) -> candidates.Choice:
     if head.startswith(b"version https://git-lfs"):
         raise Refused("is a Git LFS pointer, not the model: fetch the model with `git lfs pull`")
     if file.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
-        return _find(safetensors.torch.load_file(file), weights)
+        return _find(safetensors.torch.load_file(file), weights), None
     if zipped := head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(file) as archive:
             _refuse_strangers(io.BytesIO(_pickle_of(archive, size)), pickles=1)
@@ -227,7 +249,8 @@ def _load(file: Path, size: int, weights: str | None) -> candidates.Choice:
         total = sum(math.prod(tensor.shape) * tensor.itemsize for tensor in claimed.tensors.values())
         if total > SLACK * size:
             raise Refused(f"has {size} bytes, but its tensors claim {total}: it is refused as a bomb")
-        return _find(torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped), weights)
+        outer = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
+        return _find(outer, weights), outer
 
 
 def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:

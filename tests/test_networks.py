@@ -36,7 +36,9 @@ def test_every_network_of_the_zoo_is_recognised_from_its_own_tensors(arch):
     shape = (1, 64, 64) if arch.endswith("-64") else (1, 32, 32)
     network = build(arch, 7, shape)
     state = network.state_dict()
-    alike = {"resnet18": ("resnet18", "resnet18-64"), "resnet34": ("resnet34", "resnet34-64")}.get(arch.removesuffix("-64"), ())
+    alike = {"resnet18": ("resnet18", "resnet18-64"), "resnet34": ("resnet34", "resnet34-64")}.get(
+        arch.removesuffix("-64"), ()
+    )
     guess = Guess(None if alike else arch, 7, alike)  # pooling leaves no trace in the shapes of weights
     assert infer(state) == guess
     assert infer(dict(sorted(state.items()))) == guess  # safetensors files are sorted by name

@@ -106,10 +106,11 @@ def run(
         measuring.check(evidence, suspect.info)
     if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
         raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
+    container = suspect.state.container
     settings = _settings(suspect.info, {**named, **asdict(defense)}, seed, how)
     with (
         runs.opened(
-            out, {**settings, "device": where.type}, results=[CLEAN],
+            out, {**settings, "device": where.type}, results=[CLEAN, *(container.names if container else ())],
             resume=resume, overwrite=overwrite, every=checkpoint_every,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
@@ -155,6 +156,10 @@ def run(
         cleaned.to("cpu")
         if held:
             suspects.save(held.folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+            if container:
+                tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
+                for name, content in container.content(cleaned.network, tensors).items():
+                    files.write(held.folder / name, content)
             files.write(held.folder / runs.REPORT, report.render(record, pictures))
             records.write(held.folder / runs.RECORD, record)  # last: a folder with a record is a finished run
             held.close()
