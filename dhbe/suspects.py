@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dhbe import checkpoint, look_alikes, networks
+from dhbe import checkpoint, formats, look_alikes, networks
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
@@ -80,11 +80,12 @@ def load(
     """
     label = _label(path)
     weights, output = weights or (label.weights if label else None), output or (label.output if label else None)
-    state = checkpoint.read(path, weights)
+    state = formats.read(path, weights)
+    told = None if label and label.arch in networks.ZOO else formats.described(path)
     warnings: list[str] = []
     guess, asked = networks.infer(state.plain), arch is not None
-    arch = arch or (label.arch if label and label.arch in networks.ZOO else guess.arch)
-    classes = classes or guess.classes or (label.classes if label else None)
+    arch = arch or (told.arch if told else label.arch if label and label.arch in networks.ZOO else guess.arch)
+    classes = classes or guess.classes or (told.classes if told else label.classes if label else None)
     if arch is None and not guess.alike:
         raise Refused(
             f"the tensors of {path} do not tell their architecture: add --arch (a name of the zoo: "
@@ -92,16 +93,20 @@ def load(
         )
     if classes is None:
         raise Refused(f"the tensors of {path} do not tell the number of classes: add --classes N")
-    usual = networks.usual(arch) if arch and not label else None
+    usual = _usual(arch, told) if arch and not label else None
     shape, mean, std = _fed(arch, state, (shape, mean, std), label, usual, warnings)
     for name, values in (("mean", mean), ("std", std)):
         if not all(x == 0 or 1e-6 <= abs(x) <= 1e6 for x in values):  # NaN too; the classifier judges the rest
             raise Refused(f"--{name} {' '.join(f'{x:g}' for x in values)}: pixels in [0, 1] are not normalised by that")
     if arch is None:
         arch = _told_apart(guess, state, shape, classes, mean, std)
-    if not asked and not label:
+    if not asked and not label and not told:
         warnings.insert(0, f"taken for {arch}: {networks.stem(arch)}")
-    network = networks.build(arch, classes, shape)
+    if told and not asked:
+        most = checkpoint.SLACK * sum(tensor.numel() for tensor in state.tensors.values())
+        network = told.build(classes, shape, most)
+    else:
+        network = networks.build(arch, classes, shape)
     state = checkpoint.load_into(network, state, weights)
     softmax = networks.probe(network, shape, classes, output)
     contiguous = arch not in networks.ZOO and not networks.takes_channels_last(network, shape)
@@ -118,14 +123,14 @@ def load(
         warnings.append(f"the vendor's code {code} was run, as --arch asked")
     info = ModelInfo(
         path=str(path), sha256=state.sha256, arch=arch, classes=classes, input=shape, mean=tuple(mean), std=tuple(std),
-        softmax=softmax, code=code, weights=weights, output=output, names=label.names if label else (),
+        softmax=softmax, code=code, weights=weights, output=output, names=label.names if label else told.names if told else (),
     )  # fmt: skip
     return Suspect(classifier, state, info, tuple(warnings))
 
 
 def vendor_code(arch: str) -> str | None:
     """The vendor's code that an architecture names, if it is neither of the zoo nor of a library."""
-    return arch if ":" in arch and not arch.startswith(("torchvision:", "timm:")) else None
+    return arch if ":" in arch and not arch.startswith(("torchvision:", "timm:", "transformers:")) else None
 
 
 def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
@@ -141,6 +146,15 @@ def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
     checkpoint.save(path, network.state_dict(), like, {LABEL: label.model_dump_json()})
 
 
+def _usual(arch: str, told: formats.Described | None) -> networks.Usual | None:
+    """How images are fed, from a folder's own configuration or else from the library."""
+    if told is None:
+        return networks.usual(arch)
+    library = networks.usual(arch)
+    mean, std = told.mean or (library.mean if library else (0.5,)), told.std or (library.std if library else (0.5,))
+    return networks.Usual(told.shape, mean, std, told.source)
+
+
 def _fed(
     arch: str | None,
     state: State,
@@ -153,10 +167,10 @@ def _fed(
     shape, mean, std = given
     if label:
         return shape or label.input, mean or label.mean, std or label.std
-    channels = networks.channels(state.plain) or 3
+    channels = networks.channels(state.plain)
     if shape is None:
         side = 64 if arch and arch.endswith("-64") else SIDE
-        shape = (channels, *usual.shape[1:]) if usual else (channels, side, side)
+        shape = (channels or usual.shape[0], *usual.shape[1:]) if usual else (channels or 3, side, side)
         warnings.append(
             f"no --input given: images of {'x'.join(map(str, shape))}{f', as in {usual.source}' if usual else ''}"
         )

@@ -5,11 +5,12 @@ import importlib.util
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -97,10 +98,13 @@ def usual_of_torchvision(name: str) -> Usual | None:
     return Usual(shape, tuple(images.mean), tuple(images.std), f"torchvision's {name}")
 
 
-def from_timm(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def from_timm(
+    name: str, classes: int, shape: tuple[int, int, int], more: Mapping[str, Any] = MappingProxyType({})
+) -> nn.Module:
     """An untrained classifier of timm, made for images of `shape` (c, h, w) where its size is fixed.
 
-    The tag of pretrained weights behind a name, as in ``resnet18.a1_in1k``, changes nothing of the network.
+    The tag of pretrained weights behind a name, as in ``resnet18.a1_in1k``, changes nothing of the network. With `more` it is
+    built otherwise than its name says.
 
     Raises:
         Refused: timm is missing or has no network of this name. Names that would be fetched from a hub are unknown.
@@ -110,7 +114,7 @@ def from_timm(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module
     usual = timm.get_pretrained_cfg(bare)
     size = {"img_size": shape[1:]} if usual is not None and usual.fixed_input_size else {}
     with guarded(f"building timm:{name}"):
-        return timm.create_model(bare, pretrained=False, num_classes=classes, in_chans=shape[0], **size)
+        return timm.create_model(bare, pretrained=False, num_classes=classes, in_chans=shape[0], **size, **more)
 
 
 def usual_of_timm(name: str) -> Usual | None:
@@ -127,7 +131,7 @@ def usual_of_timm(name: str) -> Usual | None:
 
 def _timm() -> ModuleType:
     import_torchvision()  # timm imports it too, and would fail on missing operators
-    return _import_extra("timm")
+    return import_extra("timm")
 
 
 def from_code(place: str, name: str, classes: int) -> nn.Module:
@@ -184,7 +188,7 @@ def import_torchvision() -> ModuleType:
         Refused: torchvision is not installed or cannot be imported.
     """
     try:
-        return _import_extra("torchvision")
+        return import_extra("torchvision")
     except Refused as refusal:
         if _libraries or _LACKS_OPS not in str(refusal):
             raise
@@ -192,12 +196,17 @@ def import_torchvision() -> ModuleType:
     for name in _MISSING_OPS:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _libraries.append(library)
-    return _import_extra("torchvision")
+    return import_extra("torchvision")
 
 
-def _import_extra(name: str) -> ModuleType:
+def import_extra(name: str, extra: str = "zoo") -> ModuleType:
+    """A library that is not needed by everybody.
+
+    Raises:
+        Refused: It is not installed, with the extra that brings it; or it cannot be imported.
+    """
     if importlib.util.find_spec(name) is None:
-        raise Refused(f"{name} is not installed: pip install 'dhbe[zoo]'")
+        raise Refused(f"{name} is not installed: pip install 'dhbe[{extra}]'")
     with guarded(f"importing {name}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)

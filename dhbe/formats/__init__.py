@@ -1,0 +1,48 @@
+"""Forms in which models travel, beside single files of torch and safetensors."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dhbe import checkpoint
+from dhbe.checkpoint import State
+from dhbe.errors import Refused
+from dhbe.formats import arrays, hub
+from dhbe.formats.hub import Described, described
+
+__all__ = ["Described", "described", "read"]
+
+ELSEWHERE = {
+    b"\x89HDF": "a Keras (HDF5) file: export it with tf2onnx, or copy its weights into a network of torch",
+    b"TFL3": "a TensorFlow Lite file: give the network that it was made from",
+}
+"""How files of other libraries begin, and what can be done."""
+
+
+def read(path: Path, weights: str | None = None) -> State:
+    """Reads the weights of a model in whatever form it comes; for single files see `checkpoint.read`.
+
+    Args:
+        path: A file, or a folder as hubs keep them.
+        weights: Which of several state dicts.
+
+    Raises:
+        Refused: It is no model, or of a form that cannot be read; the message says how to export it.
+    """
+    if _is(Path.is_dir, path):
+        return hub.read(path, weights)
+    if path.suffix.lower() == ".npz":
+        return arrays.read(path)
+    if _is(Path.is_file, path):
+        with path.open("rb") as stream:
+            head = stream.read(8)
+        for start, what in ELSEWHERE.items():
+            if head.startswith(start) or head[4:].startswith(start):
+                raise Refused(f"{path} is {what}")
+    return checkpoint.read(path, weights)
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return kind(path)
+    except (OSError, ValueError):  # a name too long, a folder that may not be entered: reading says so
+        return False
