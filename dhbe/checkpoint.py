@@ -88,7 +88,6 @@ class State:
         notes: What is worth knowing of how they were chosen and matched, a line each.
         names: The network's name of each tensor that it needs, by key; None as long as there is no network, or where both
             are the same.
-        ordered: Whether the tensors have no names of their own, but the order of the network's state dict.
         container: Writes new weights in the form in which these came; None if that is a single .safetensors file.
     """
 
@@ -99,7 +98,6 @@ class State:
     notes: tuple[str, ...] = ()
     names: Mapping[str, str] | None = None
     container: Container | None = None
-    ordered: bool = False
 
     @property
     def plain(self) -> dict[str, Tensor]:
@@ -168,9 +166,8 @@ def load_into(network: nn.Module, state: State, weights: str | None = None) -> S
     """
     if weights in (state.where, state.where.rpartition(".")[2]):
         weights = None
-    found = (
-        matching.in_order(network, state.tensors) if state.ordered else matching.match(network, state.tensors, weights)
-    )
+    matched = state.container.match if state.container else matching.match
+    found = matched(network, state.tensors, weights)
     shapes = {key: value.shape for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     given = {
         name: tensor.reshape(shapes[name]) if tensor.numel() == 1 else tensor

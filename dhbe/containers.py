@@ -1,14 +1,16 @@
 """What stands around the weights in a file of `torch.save`, kept so that the script that wrote it can read a new one."""
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dhbe.candidates import OTHER, Candidate, Choice
+from dhbe.matching import Match, match
 
 LEFT_OUT = object()
 """Stands for what is not plain."""
@@ -17,17 +19,29 @@ DEEPEST = 8
 """Levels of dicts and lists that are kept."""
 
 
-class Container(Protocol):
-    """Writes cleaned weights in the form in which a model came, beside the file of ours."""
+class Container(ABC):
+    """The form in which a model came: how it is matched to a network, and how new weights are written in it."""
 
     @property
+    @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """The files that it writes."""
-        ...
+        """The files that it writes, beside the file of ours."""
 
+    @abstractmethod
     def content(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
         """These files, with the cleaned network's tensors under the names of the file that came."""
-        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """Image shape, if the form tells it."""
+        return None
+
+    def match(self, network: nn.Module, tensors: Mapping[str, Tensor], weights: str | None) -> Match:
+        """Finds the network's names of the tensors, as `matching.match` does."""
+        return match(network, tensors, weights)
+
+    def check(self, network: nn.Module, shape: tuple[int, int, int]) -> None:  # noqa: B027 (most forms check nothing)
+        """Raises `Refused` if the network does not compute what the file does; few forms can tell."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
-class TorchFile:
+class TorchFile(Container):
     """A file of `torch.save`: all of it that is plain, without what belongs to the training."""
 
     name: str

@@ -81,6 +81,7 @@ def load(
     label = _label(path)
     weights, output = weights or (label.weights if label else None), output or (label.output if label else None)
     state = formats.read(path, weights)
+    shape = shape or (state.container.shape if state.container else None)
     told = None if label and label.arch in networks.ZOO else formats.described(path)
     warnings: list[str] = []
     guess, asked = networks.infer(state.plain), arch is not None
@@ -109,6 +110,8 @@ def load(
         network = networks.build(arch, classes, shape)
     state = checkpoint.load_into(network, state, weights)
     softmax = networks.probe(network, shape, classes, output)
+    if state.container:
+        state.container.check(network, shape)
     contiguous = arch not in networks.ZOO and not networks.takes_channels_last(network, shape)
     classifier = Classifier(
         network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax, output=output, contiguous=contiguous

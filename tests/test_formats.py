@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -170,3 +171,118 @@ def test_other_libraries_files_say_how_to_export_them(tmp_path):
     (tmp_path / "model.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(Refused, match="export it with tf2onnx"):
         read(tmp_path / "model.h5")
+
+
+@pytest.fixture
+def trained():
+    """A network of 3 classes whose BatchNorm layers remember something; no two tensors are alike."""
+    torch.manual_seed(0)
+    network = networks.build("resnet8", 3, (3, 16, 16))
+    with torch.no_grad():
+        for name, value in network.state_dict().items():
+            if value.is_floating_point() and value.ndim == 1:
+                value.uniform_(0.5, 1.5) if name.endswith(("weight", "var")) else value.normal_(0, 0.1)
+    return network.eval()
+
+
+def exported(network, path, **options):
+    pytest.importorskip("onnxruntime")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (torch.zeros(1, 3, 16, 16),), path, dynamo=False, **options)
+        return path
+
+
+PRESERVED = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
+
+
+@pytest.mark.parametrize("options", [{}, PRESERVED], ids=["folded", "as it is"])
+def test_an_onnx_file_is_matched_by_graph_order_and_compared(tmp_path, trained, options):
+    file = exported(trained, tmp_path / "model.onnx", **options)
+    suspect = suspects.load(file, arch="resnet8", classes=3)
+    assert suspect.info.input == (3, 16, 16)
+    assert any("BatchNorm was folded" in note for note in suspect.warnings) is not bool(options)
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(suspect.classifier.network(images), trained(images), rtol=1e-3, atol=1e-3)
+    network = suspect.classifier.network
+    with torch.no_grad():
+        network.fc.bias.add_(1)
+    tensors = checkpoint.changed(network.state_dict(), suspect.state)
+    (tmp_path / "clean.onnx").write_bytes(suspect.state.container.content(network, tensors)["clean.onnx"])
+    again = suspects.load(tmp_path / "clean.onnx", arch="resnet8", classes=3).classifier.network
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), trained(images) + 1, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"arch": "resnet20"}, "the ONNX graph has 10 layers with weights, the network 22|is where .* check --arch"),
+        ({"arch": "wrn16-1"}, "does not fit the network: its Conv|layers with weights, the network"),
+        ({"shape": (3, 32, 32)}, "takes images of 3x16x16: give that as --input"),
+    ],
+)
+def test_an_onnx_file_that_does_not_fit_is_refused(tmp_path, trained, options, message):
+    file = exported(trained, tmp_path / "model.onnx")
+    with pytest.raises(Refused, match=message):
+        suspects.load(file, **{"arch": "resnet8", "classes": 3} | options)
+
+
+def test_an_onnx_graph_that_computes_something_else_is_refused(tmp_path, trained):
+    file = exported(trained, tmp_path / "model.onnx")
+    (tmp_path / "v.py").write_text(
+        "from dhbe.networks.resnet import ResNet\nclass Net(ResNet):\n"
+        "    def forward(self, x):\n        return super().forward(x.flip(1))\n"
+        "net = lambda classes: Net((1, 1, 1), 16, classes)\n"
+    )
+    with pytest.raises(Refused, match="computes something else than the network"):
+        suspects.load(file, arch=f"{tmp_path}/v.py:net", classes=3)
+
+
+def test_onnx_graphs_run_nothing_but_plain_layers_and_read_no_other_file(tmp_path, trained):
+    onnx = pytest.importorskip("onnx")
+    whole = onnx.load(exported(trained, tmp_path / "model.onnx"))
+
+    def changed(change):
+        model = onnx.ModelProto()
+        model.CopyFrom(whole)
+        change(model.graph)
+        (tmp_path / "evil.onnx").write_bytes(model.SerializeToString())
+        return tmp_path / "evil.onnx"
+
+    def elsewhere(graph):
+        each = graph.initializer[0]
+        each.ClearField("raw_data")
+        each.data_location = each.EXTERNAL
+        each.external_data.add(key="location", value="/etc/passwd")
+
+    def growing(graph):
+        name = graph.node[0].output[0]
+        for step in range(40):
+            graph.node.append(onnx.helper.make_node("Concat", [name, name], [f"more{step}"], axis=1))
+            name = f"more{step}"
+
+    hostile = {
+        "operators that are not read .Loop": lambda graph: graph.node.append(onnx.helper.make_node("Loop", [], ["z"])),
+        "only evil.onnx.data is read": elsewhere,
+        "too large": growing,
+    }
+    for message, change in hostile.items():
+        with pytest.raises(Refused, match=message):
+            read(changed(change))
+    (tmp_path / "evil.onnx").write_bytes(b"noise")
+    with pytest.raises(Refused, match="evil.onnx"):
+        read(tmp_path / "evil.onnx")
+
+
+def test_a_cleaned_model_is_written_as_onnx_too(here, dhbe):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    code, _, err = dhbe(f"erase model.pt --input 3x16x16 {TINY} --out out --also onnx --quiet")
+    assert code == 0, err
+    session = onnxruntime.InferenceSession("out/clean.onnx")
+    images = torch.randn(5, 3, 16, 16)
+    network = suspects.load(here / "out/clean.safetensors").classifier.network
+    with torch.no_grad():
+        ours = network(images).numpy()
+    np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], ours, rtol=1e-3, atol=1e-3)

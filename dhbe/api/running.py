@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import nn
 
-from dhbe import checkpoint, files, records, report, runs, suspects
+from dhbe import checkpoint, files, formats, records, report, runs, suspects
 from dhbe.api import machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, Known, RoundInfo, Samples
@@ -28,7 +28,7 @@ from dhbe.suspects import Suspect
 
 Watch = Callable[[RoundInfo], None]
 
-CLEAN = "clean.safetensors"
+CLEAN, ONNX = "clean.safetensors", "clean.onnx"
 
 HALVINGS = 3
 """Of the batch at the most, where memory does not suffice."""
@@ -54,6 +54,8 @@ class Options(TypedDict, total=False):
     """Go on with the interrupted run in `out`."""
     overwrite: bool
     """Begin anew over what `out` holds."""
+    also: Literal["onnx"] | None
+    """A further form in which the cleaned model is written (default: none)."""
     checkpoint_every: float
     """Seconds between two checkpoints (default: 30)."""
     watch: Watch
@@ -86,6 +88,7 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    also: Literal["onnx"] | None = None,
     checkpoint_every: float = 30.0,
     watch: Watch = lambda round_info: None,
 ) -> Erasure:
@@ -110,7 +113,7 @@ def run(
     settings = _settings(suspect.info, {**named, **asdict(defense)}, seed, how)
     with (
         runs.opened(
-            out, {**settings, "device": where.type}, results=[CLEAN, *(container.names if container else ())],
+            out, {**settings, "device": where.type}, results=[CLEAN, ONNX, *(container.names if container else ())],
             resume=resume, overwrite=overwrite, every=checkpoint_every,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
@@ -160,6 +163,8 @@ def run(
                 tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
                 for name, content in container.content(cleaned.network, tensors).items():
                     files.write(held.folder / name, content)
+            if also == "onnx":
+                files.write(held.folder / ONNX, formats.export(cleaned.network, suspect.info.input))
             files.write(held.folder / runs.REPORT, report.render(record, pictures))
             records.write(held.folder / runs.RECORD, record)  # last: a folder with a record is a finished run
             held.close()
@@ -273,7 +278,9 @@ def _finished(folder: Path, suspect: Suspect, settings: dict[str, Any], evidence
         )
     network = copy.deepcopy(suspect.classifier.network)
     clean = checkpoint.read(folder / CLEAN)
-    checkpoint.load_into(network, replace(clean, where=suspect.state.where), suspect.info.weights)
+    checkpoint.load_into(
+        network, replace(clean, where=suspect.state.where, container=suspect.state.container), suspect.info.weights
+    )
     return Erasure(network.eval(), record, {})
 
 

@@ -56,6 +56,7 @@ def add_machine(parser: Parser) -> None:
 def add_run(parser: Parser) -> None:
     """Where a defence runs and what becomes of it."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
+    parser.add_argument("--also", choices=["onnx"], help="write the cleaned model in this form too")
     add_machine(parser)
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
@@ -148,7 +149,7 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
     """What `add_run` was told, for one run of a defence."""
     return Options(
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
-        overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
+        overwrite=args.overwrite, also=args.also, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
     )  # fmt: skip
 
 

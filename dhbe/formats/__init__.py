@@ -6,10 +6,11 @@ from pathlib import Path
 from dhbe import checkpoint
 from dhbe.checkpoint import State
 from dhbe.errors import Refused
-from dhbe.formats import arrays, hub
+from dhbe.formats import arrays, graph, hub
+from dhbe.formats.graph import export
 from dhbe.formats.hub import Described, described
 
-__all__ = ["Described", "described", "read"]
+__all__ = ["Described", "described", "export", "read"]
 
 ELSEWHERE = {
     b"\x89HDF": "a Keras (HDF5) file: export it with tf2onnx, or copy its weights into a network of torch",
@@ -32,6 +33,8 @@ def read(path: Path, weights: str | None = None) -> State:
         return hub.read(path, weights)
     if path.suffix.lower() == ".npz":
         return arrays.read(path)
+    if path.suffix.lower() == ".onnx":
+        return graph.read(path)
     if _is(Path.is_file, path):
         with path.open("rb") as stream:
             head = stream.read(8)

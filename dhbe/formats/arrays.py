@@ -4,7 +4,6 @@ import io
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +12,10 @@ from torch import Tensor, nn
 
 from dhbe import files
 from dhbe.checkpoint import DTYPES, State
+from dhbe.containers import Container
 from dhbe.data import read_pack
 from dhbe.errors import Refused
+from dhbe.matching import Match, in_order
 
 NAME = re.compile(r"arr_(\d+)(\.npy)?")
 """What NumPy calls arrays that are saved without names."""
@@ -23,17 +24,20 @@ MOST = 100_000
 """Arrays that a file may hold."""
 
 
-@dataclass(frozen=True)
-class Arrays:
+class Arrays(Container):
     """Writes an .npz file with the arrays in their order."""
 
-    names: tuple[str, ...] = ("clean.npz",)
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("clean.npz",)
+
+    def match(self, network: nn.Module, tensors: Mapping[str, Tensor], weights: str | None) -> Match:
+        return in_order(network, tensors)
 
     def content(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """The file."""
         stream = io.BytesIO()
         np.savez(stream, *(tensor.numpy() for tensor in tensors.values()))
-        return {self.names[0]: stream.getvalue()}
+        return {"clean.npz": stream.getvalue()}
 
 
 def read(path: Path) -> State:
@@ -62,4 +66,4 @@ def read(path: Path) -> State:
         if tensor.dtype not in DTYPES or not tensor.float().isfinite().all():
             raise Refused(f"{path}: {key} ({array.dtype}) holds no plain, finite numbers")
         tensors[key] = tensor
-    return State(tensors, "", "", files.sha256(path), container=Arrays(), ordered=True)
+    return State(tensors, "", "", files.sha256(path), container=Arrays())

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dhbe import checkpoint, networks
 from dhbe.checkpoint import State
+from dhbe.containers import Container
 from dhbe.data import Shape
 from dhbe.errors import Refused
 from dhbe.networks.external import guarded, import_extra, import_torchvision
@@ -71,7 +72,7 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Folder:
+class Folder(Container):
     """Writes weights and configuration, so that the library that wrote the folder reads it."""
 
     copies: Mapping[str, bytes]
@@ -100,10 +101,8 @@ def read(folder: Path, weights: str | None = None) -> State:
     shards = next((group for group in groups if group), [])
     if not shards:
         others = [name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".keras", ".pb"))]
-        what = f"only {others[0]}, of another library" if others else "no model.safetensors"
-        raise Refused(
-            f"{folder} is a folder with {what}: name the checkpoint file itself, or a folder as hubs keep them"
-        )
+        mend = f"{others[0]} is of another library" if others else "or a folder with config.json and model.safetensors"
+        raise Refused(f"{folder} is a folder: name the checkpoint file itself; {mend}")
     states = [checkpoint.read(folder / name, weights) for name in shards]
     tensors = {key: tensor for state in states for key, tensor in state.tensors.items()}
     if len(tensors) < sum(len(state.tensors) for state in states):
