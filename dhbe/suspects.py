@@ -177,6 +177,8 @@ def _fed(
         warnings.append(
             f"no --input given: images of {'x'.join(map(str, shape))}{f', as in {usual.source}' if usual else ''}"
         )
+    if mean and usual and "transform_input" in usual.source:
+        warnings.append(f"the network does not normalise by itself; {usual.source}")
     names = " or ".join(f"--{name}" for name, values in (("mean", mean), ("std", std)) if values is None)
     if usual and names:
         wide = [

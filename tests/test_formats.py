@@ -272,7 +272,7 @@ def test_onnx_graphs_run_nothing_but_plain_layers_and_read_no_other_file(tmp_pat
         with pytest.raises(Refused, match=message):
             read(changed(change))
     (tmp_path / "evil.onnx").write_bytes(b"noise")
-    with pytest.raises(Refused, match="evil.onnx"):
+    with pytest.raises(Refused, match="broken or no ONNX file"):
         read(tmp_path / "evil.onnx")
 
 

@@ -19,10 +19,11 @@ from conftest import TINY
 from PIL import Image
 from torch import nn
 
-from dhbe import networks
+from dhbe import networks, suspects
 from dhbe.classifier import Classifier
 from dhbe.cli import main
-from dhbe.data import load
+from dhbe.data import NORMALISATION, load
+from dhbe.networks.external import import_torchvision
 from dhbe.training import Fit
 
 FED = "--input 3x16x16 --mean .5 --std .25"
@@ -201,6 +202,9 @@ SITUATIONS = {
     "numbers from 1": Situation(folders(lambda n: str(n + 1)), D, right=False, said=("labels up to 10, the model 10 classes",)),
     "larger images": Situation(folders(str, side=48), D, said=("120 of 120 images were shrunk from 48x48",)),
     "smaller images": Situation(folders(str, side=8), D, right=None, said=("120 of 120 images were enlarged from 8x8",)),
+    "images that are not square": Situation(
+        folders(str), D.replace("3x16x16", "3x16x24"), right=None, said=("120 of 120 images were enlarged from 16x16 .* to 24x16",)
+    ),
     "a folder called as a data set": Situation(
         lambda bench: (bare(bench), (bench.folder / "digits16").mkdir()), said=(r"for what lies here .* give \./digits16",)
     ),
@@ -378,6 +382,27 @@ def test_what_people_bring_is_read_right_or_refused_for_the_right_reason(name, b
     assert {f"note: {line}" for line in found["warnings"]} == set(err.splitlines())
     if situation.right:
         assert found["acc"] >= GOOD, err
+
+
+def test_torchvisions_pretrained_variants_are_read(bench):
+    """Auxiliary heads and a normalisation inside, as its pretrained GoogLeNet has."""
+    models = import_torchvision().models
+    network = models.googlenet(
+        weights=None, num_classes=10, aux_logits=True, transform_input=True, init_weights=False
+    ).eval()
+    bench.pt(network.state_dict())
+    suspect = suspects.load(Path("model.pt"), arch="torchvision:googlenet")
+    assert suspect.info.input == (3, 224, 224)
+    assert any("carried through as they are: aux1" in note for note in suspect.warnings)
+    pixels = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in NORMALISATION["imagenet"])
+    with torch.no_grad():
+        torch.testing.assert_close(suspect.classifier(pixels), network((pixels - mean) / std), rtol=1e-3, atol=1e-4)
+
+
+def test_a_librarys_network_for_grey_images_is_told_by_its_first_kernel(bench):
+    bench.pt(networks.build("torchvision:mobilenet_v2", 10, (1, 64, 64)).state_dict())
+    assert suspects.load(Path("model.pt"), arch="torchvision:mobilenet_v2").info.input == (1, 224, 224)
 
 
 VIEWS = {
