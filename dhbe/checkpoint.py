@@ -259,7 +259,10 @@ def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:
     members = archive.infolist()
     names = [member.filename.partition("/")[2].lower() for member in members]  # torch does not mind the case
     if "constants.pkl" in names:
-        raise Refused(f"is a TorchScript archive, which is a program: {MEND}")
+        raise Refused(
+            "is a TorchScript archive, which is a program: where it is trusted, "
+            "torch.save(torch.jit.load(path).state_dict(), 'model.pt') takes the weights out"
+        )
     if names.count("data.pkl") != 1:
         raise Refused(f"is a zip archive, but not of torch.save (it needs one data.pkl): {MEND}")
     unpacked = sum(member.file_size for member in members)

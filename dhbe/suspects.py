@@ -15,6 +15,7 @@ from dhbe.checkpoint import State
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.errors import Refused
+from dhbe.matching import show
 from dhbe.networks import Guess
 from dhbe.records import ModelInfo
 
@@ -126,7 +127,7 @@ def load(
         warnings.append(f"the vendor's code {code} was run, as --arch asked")
     info = ModelInfo(
         path=str(path), sha256=state.sha256, arch=arch, classes=classes, input=shape, mean=tuple(mean), std=tuple(std),
-        softmax=softmax, code=code, weights=weights, output=output, names=label.names if label else told.names if told else (),
+        softmax=softmax, code=code, weights=weights, output=output, names=tuple(show(name) for name in (label or told).names) if label or told else (),
     )  # fmt: skip
     return Suspect(classifier, state, info, tuple(warnings))
 

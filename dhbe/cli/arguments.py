@@ -26,7 +26,10 @@ ARCH_HELP = "name of the zoo, torchvision:NAME, timm:NAME, file.py:function or p
 def add_model(parser: Parser) -> None:
     """Which model, and how it is built and fed."""
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help=".safetensors, or .pt/.pth/.th/.tar that holds tensors"
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help=".safetensors, .pt/.pth/.ckpt/... that holds tensors, a Hugging Face folder, .onnx, or .npz (docs/models.md)",
     )
     parser.add_argument("--arch", help=ARCH_HELP + "; default: as the tensors tell")
     parser.add_argument(

@@ -12,11 +12,10 @@ from dhbe.formats.hub import Described, described
 
 __all__ = ["Described", "described", "export", "read"]
 
-ELSEWHERE = {
-    b"\x89HDF": "a Keras (HDF5) file: export it with tf2onnx, or copy its weights into a network of torch",
-    b"TFL3": "a TensorFlow Lite file: give the network that it was made from",
-}
-"""How files of other libraries begin, and what can be done."""
+KERAS = "a Keras file: export it with tf2onnx, or copy its weights into a network of torch"
+TENSORFLOW = "a TensorFlow file: export the network that it was made from with tf2onnx"
+ELSEWHERE = {".h5": KERAS, ".hdf5": KERAS, ".keras": KERAS, ".pb": TENSORFLOW, ".tflite": TENSORFLOW}
+"""Files of other libraries by what their names end in, and what can be done."""
 
 
 def read(path: Path, weights: str | None = None) -> State:
@@ -35,12 +34,8 @@ def read(path: Path, weights: str | None = None) -> State:
         return arrays.read(path)
     if path.suffix.lower() == ".onnx":
         return graph.read(path)
-    if _is(Path.is_file, path):
-        with path.open("rb") as stream:
-            head = stream.read(8)
-        for start, what in ELSEWHERE.items():
-            if head.startswith(start) or head[4:].startswith(start):
-                raise Refused(f"{path} is {what}")
+    if path.suffix.lower() in ELSEWHERE and _is(Path.is_file, path):
+        raise Refused(f"{path} is {ELSEWHERE[path.suffix.lower()]}")
     return checkpoint.read(path, weights)
 
 

@@ -23,6 +23,7 @@ from dhbe.checkpoint import State
 from dhbe.containers import Container
 from dhbe.data import Shape
 from dhbe.errors import Refused
+from dhbe.matching import show
 from dhbe.networks.external import guarded, import_extra, import_torchvision
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -226,12 +227,12 @@ def _check(config: dict[str, Any]) -> None:
     """Refuses a configuration that loads more than itself, or asks for more than any network has."""
     for key, value in config.items():
         if "backbone" in key and value:
-            raise Refused(f"{CONFIG}: {key} names another model, which is not fetched")
+            raise Refused(f"{CONFIG}: {show(key)} names another model, which is not fetched")
         numbers = value if isinstance(value, list) else [value]
         layers = re.search(r"layer|depth|block|stage|repeat", key)
         counts = [x for x in numbers if isinstance(x, int)]
         if key not in LOST and (sum(counts) > DEEPEST if layers else max(counts, default=0) > WIDEST):
-            raise Refused(f"{CONFIG}: {key} {value} is more than any network has")
+            raise Refused(f"{CONFIG}: {show(key)} {str(counts)[:100]} is more than any network has")
 
 
 def _json(path: Path) -> dict[str, Any] | None:
