@@ -125,9 +125,10 @@ def load(
     code = vendor_code(arch)
     if code:
         warnings.append(f"the vendor's code {code} was run, as --arch asked")
+    names = tuple(map(show, label.names if label else told.names if told else ()))
     info = ModelInfo(
         path=str(path), sha256=state.sha256, arch=arch, classes=classes, input=shape, mean=tuple(mean), std=tuple(std),
-        softmax=softmax, code=code, weights=weights, output=output, names=tuple(show(name) for name in (label or told).names) if label or told else (),
+        softmax=softmax, code=code, weights=weights, output=output, names=names,
     )  # fmt: skip
     return Suspect(classifier, state, info, tuple(warnings))
 
