@@ -17,7 +17,7 @@ KNOWN = "--data data.npz --trigger badnets:3 --target 2"
 def test_the_folder_holds_what_an_erasure_leaves(here, dhbe):
     code, said, _ = dhbe(f"defend finetuning {MODEL} {KNOWN} {TUNED} --out out --images 30 --json")
     assert code == 0
-    assert sorted(listing("out")) == ["clean.safetensors", "record.json", "report.html"]
+    assert sorted(listing("out")) == ["clean.pt", "clean.safetensors", "record.json", "report.html"]
     record = records.read(here / "out" / "record.json")
     assert json.loads(said)["after"]["acc"] == record.after.acc
     settings = record.defense

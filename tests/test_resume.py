@@ -140,7 +140,7 @@ def test_a_finished_run_is_recognised_and_not_repeated(whole):
         assert ended[0] == code, ended
         assert message in ended[1]
     assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert sorted(listing(out)) == ["clean.safetensors", "record.json", "report.html"]
+    assert sorted(listing(out)) == ["clean.pt", "clean.safetensors", "record.json", "report.html"]
 
 
 def test_overwriting_begins_anew(whole, here):
