@@ -89,7 +89,7 @@ def numbered(folders: Sequence[str], order: Sequence[str] = (), classes: int | N
         Refused: A folder is of no known class, or which class it is cannot be told.
 
     >>> numbered(["10", "02"]).labels
-    {'10': 10, '02': 2}
+    {'02': 2, '10': 10}
     >>> numbered(["dog", "cat"], classes=2).labels
     {'cat': 0, 'dog': 1}
     >>> numbered(["dog"], order=["cat", "dog"]).labels
