@@ -14,32 +14,32 @@ import stat
 import sys
 import warnings
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dhbe import files
+from dhbe import candidates, containers, files, matching
+from dhbe.containers import Container, TorchFile
 from dhbe.errors import Failed, Refused
+from dhbe.matching import show, some
 from dhbe.networks.external import guarded
 
-PLACES = ("state_dict", "model", "net", "model_state_dict")  # where training scripts put the state dict
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and the like
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 DTYPES |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 SLACK = 4  # tied weights are stored once and counted at each name; more than so many times the file is a bomb
-COUNTER = "num_batches_tracked"  # of BatchNorm; it has no part in what a network computes
 MEND = "ask for a .safetensors file, or for what torch.save(model.state_dict(), path) writes"
 
 
-class NumpyValue:
-    """Stands for a number or array of numpy beside the weights, as the best accuracy: made of anything, keeps nothing.
+class Inert:
+    """Stands for an object beside the weights, as the settings of a training script: made of anything, keeps nothing.
 
-    The real ones must not be restored: the state that a pickle gives to a dtype changes it for the whole process.
+    The real ones must not be restored: the state that a pickle gives to a dtype of numpy changes it for the whole process.
     """
 
     def __init__(self, *_: object) -> None: ...
@@ -47,13 +47,33 @@ class NumpyValue:
     def __setstate__(self, _: object) -> None: ...
 
 
+def _no_items(*_: object) -> dict:
+    return {}  # the restricted loader fills plain dicts and lists only
+
+
+def _no_elements(*_: object) -> list:
+    return []
+
+
 _MULTIARRAY = [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
-_NUMPY = ["numpy.ndarray", "numpy.dtype", *_MULTIARRAY]
+_PATHS = [
+    f"{module}.{pure}{system}Path"
+    for module in ("pathlib", "pathlib._local")
+    for pure in ("", "Pure")
+    for system in ("Posix", "Windows")
+]
+_STAND_INS: dict[str, Callable] = dict.fromkeys([
+    "numpy.ndarray", "numpy.dtype", *_MULTIARRAY, *_PATHS, "argparse.Namespace", "types.SimpleNamespace", "builtins.frozenset",
+    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
+    *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")),  # factories of defaultdict
+    "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode", "typing.Any",
+    "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+], Inert) | {"collections.defaultdict": _no_items, "collections.deque": _no_elements}  # fmt: skip
 _TENSOR = re.compile(
     r"torch\.((cuda|storage)\.)?\w+Storage|torch\.(Size|device)|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
 )
 _HARMLESS = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}  # the last spells bytes in protocol 2
-_HARMLESS |= {*_NUMPY, *map(str, DTYPES)}
+_HARMLESS |= {*_STAND_INS, "builtins.set", *map(str, DTYPES)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,23 +85,36 @@ class State:
         prefix: What wrappers (DataParallel, torch.compile, ...) put before every key, or "".
         where: The key under which the file keeps the state dict, or "" if it is bare.
         sha256: Of the file, 64 hexadecimal digits.
+        notes: What is worth knowing of how they were chosen and matched, a line each.
+        names: The network's name of each tensor that it needs, by key; None as long as there is no network, or where both
+            are the same.
+        container: Writes new weights in the form in which these came; None if that is a single .safetensors file.
     """
 
     tensors: dict[str, Tensor]
     prefix: str
     where: str
     sha256: str
+    notes: tuple[str, ...] = ()
+    names: Mapping[str, str] | None = None
+    container: Container | None = None
 
     @property
     def plain(self) -> dict[str, Tensor]:
-        """The tensors under keys without the prefix."""
-        return {key.removeprefix(self.prefix): tensor for key, tensor in self.tensors.items()}
+        """The tensors under keys without what wrappers put before or into them; others are left out."""
+        kept = {key.removeprefix(self.prefix): x for key, x in self.tensors.items() if key.startswith(self.prefix)}
+        bare = {matching.canonical(key): x for key, x in kept.items()}
+        return bare if len(bare) == len(kept) else kept
 
 
-def read(path: Path) -> State:
+def read(path: Path, weights: str | None = None) -> State:
     """Reads the weights in a .safetensors file or in one written by ``torch.save``, without running anything in it.
 
     A link to a regular file is followed, because caches of downloaded models consist of them.
+
+    Args:
+        path: The file.
+        weights: Which of several state dicts, or what the names of its tensors begin with; see `candidates.choose`.
 
     Raises:
         Refused: No readable file; broken, truncated or bomb-like content; a pickle that names any other class or
@@ -101,43 +134,49 @@ def read(path: Path) -> State:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            where, found = _load(file, status.st_size)
-            tensors = {key: _plain(key, tensor) for key, tensor in found.items()}
+            choice, outer = _load(file, status.st_size, weights)
+            tensors = {key: _plain(key, tensor) for key, tensor in choice.chosen.tensors.items()}
     except Refused as refusal:
         raise Refused(f"{name} {refusal}") from refusal.__cause__
     except Exception as error:  # whatever a parser thinks of hostile bytes, the answer is the same
         # The first sentence of the reason; what follows in torch's text advises to switch the protection off.
         reason = re.split(r"\n|\. ", str(error).rpartition("WeightsUnpickler error: ")[2].strip())[0]
         raise Refused(
-            f"{name} is broken, truncated or no checkpoint ({type(error).__name__}: {_show(reason)}): {MEND}"
+            f"{name} is broken, truncated or no checkpoint ({type(error).__name__}: {show(reason)}): {MEND}"
         ) from error
-    return State(tensors, _prefix(tensors), where, digest)
+    notes = (choice.note,) if choice.note else ()
+    where, container = show(choice.chosen.where), _container(path, choice, outer) if outer else None
+    return State(tensors, matching.majority_prefix(tensors, WRAPPERS), where, digest, notes, container=container)
 
 
-def load_into(network: nn.Module, state: State) -> None:
-    """Gives `network` the weights of `state`, in float32; names match with or without the wrappers' prefix.
+def load_into(network: nn.Module, state: State, weights: str | None = None) -> State:
+    """Gives `network` the weights of `state`, in float32, under whatever names `matching` finds them.
+
+    Args:
+        network: Untrained.
+        state: What `read` returned.
+        weights: Which of several networks in the state dict; what was `read`'s choice already is no longer asked.
+
+    Returns:
+        The state, which now knows the network's names.
 
     Raises:
-        Refused: Tensors are missing, left over or of another shape, or code of the vendor's class raises. BatchNorm's
-            batch counters may be missing.
+        Refused: Tensors are missing, left over or of another shape, or code of the vendor's class raises. What has no
+            part in the answer may be missing or left over.
     """
-    wanted = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
-    cut = _cut(state, wanted)
-    given = {key.removeprefix(cut): tensor for key, tensor in state.tensors.items()}
-    faults = {
-        "missing": [key for key in wanted if key not in given and not key.endswith(COUNTER)],
-        "unexpected": [key for key in given if key not in wanted],
-        "wrong shape": [key for key in given if key in wanted and given[key].shape != wanted[key].shape],
+    if weights in (state.where, state.where.rpartition(".")[2]):
+        weights = None
+    matched = state.container.match if state.container else matching.match
+    found = matched(network, state.tensors, weights)
+    shapes = {key: value.shape for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    given = {
+        name: tensor.reshape(shapes[name]) if tensor.numel() == 1 else tensor
+        for name, tensor in ((name, state.tensors[key]) for key, name in found.names.items())
+        if tensor.numel() == 1 or tensor.shape == shapes[name]
     }
-
-    def told(key: str) -> str:
-        return f"{_show(key)} " + " for ".join(str(list(side[key].shape)) for side in (given, wanted) if key in side)
-
-    if any(faults.values()):
-        listed = "; ".join(f"{fault}: {_some(map(told, keys))}" for fault, keys in faults.items() if keys)
-        raise Refused(f"the checkpoint does not fit the network ({listed}): check --arch and --classes")
     with guarded("loading the weights into the network"):  # a vendor's class may have its own way
         network.float().load_state_dict(given, strict=False)
+    return replace(state, names=found.names, notes=(*state.notes, *found.notes))
 
 
 def save(path: Path, network_state: Mapping[str, Tensor], like: State, metadata: Mapping[str, str]) -> None:
@@ -152,16 +191,45 @@ def save(path: Path, network_state: Mapping[str, Tensor], like: State, metadata:
     Raises:
         Failed: A weight is not finite in the dtype of `like`, or the file cannot be written.
     """
-    cut, tensors = _cut(like, network_state), {}
-    for key, old in like.tensors.items():
-        new = network_state[key.removeprefix(cut)].detach().to("cpu", old.dtype)
-        if not new.isfinite().all():
-            raise Failed(f"{key} is not finite in {old.dtype}: {path} is not written")
-        tensors[key] = new.clone(memory_format=torch.contiguous_format)  # a copy: safetensors refuses shared memory
+    tensors = changed(network_state, like)
     files.write(path, safetensors.torch.save(tensors, dict(metadata)))
 
 
-def _load(file: Path, size: int) -> tuple[str, Mapping[str, Tensor]]:
+def _container(path: Path, choice: candidates.Choice, outer: dict) -> TorchFile:
+    """Keeps what stands around the weights."""
+    mould, twins = containers.mould(outer, choice)
+    suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix) and path.suffix != ".safetensors" else ".pt"
+    kept = tuple({key: _plain(key, tensor) for key, tensor in twin.tensors.items()} for twin in twins)
+    return TorchFile(f"clean{suffix}", mould, kept, _twin)
+
+
+def _twin(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A twin with the network's values; nothing, if it cannot be told which of them are its."""
+    try:
+        names = matching.match(network, tensors).names
+    except Refused:
+        return {}
+    return changed(network.state_dict(), State(dict(tensors), "", "", "", names=names))
+
+
+def changed(network_state: Mapping[str, Tensor], like: State) -> dict[str, Tensor]:
+    """The tensors of `like` with the network's values: the very keys, shapes and dtypes; what it lacks stays as it was.
+
+    Raises:
+        Failed: A value is not finite in the dtype of `like`.
+    """
+    tensors = {}
+    for key, old in like.tensors.items():
+        name = key if like.names is None else like.names.get(key)
+        new = old if name is None else network_state[name].detach().to("cpu", old.dtype).reshape(old.shape)
+        if not new.isfinite().all():
+            raise Failed(f"{key} is not finite in {old.dtype}: it is not written")
+        tensors[key] = new.clone(memory_format=torch.contiguous_format)  # a copy: safetensors refuses shared memory
+    return tensors
+
+
+def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice, dict | None]:
+    """The state dict that is meant, and what stands around it in a file of `torch.save`."""
     with file.open("rb") as stream:
         head = stream.read(64)
     if not head:
@@ -169,20 +237,21 @@ def _load(file: Path, size: int) -> tuple[str, Mapping[str, Tensor]]:
     if head.startswith(b"version https://git-lfs"):
         raise Refused("is a Git LFS pointer, not the model: fetch the model with `git lfs pull`")
     if file.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
-        return _find(safetensors.torch.load_file(file))
+        return _find(safetensors.torch.load_file(file), weights), None
     if zipped := head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(file) as archive:
             _refuse_strangers(io.BytesIO(_pickle_of(archive, size)), pickles=1)
     else:
         with file.open("rb") as stream:
             _refuse_strangers(stream, pickles=5)  # the format before zips: five in a row, then bytes
-    with torch.serialization.safe_globals([(NumpyValue, name) for name in _NUMPY]):
+    with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]):
         with torch.serialization.skip_data():  # a rehearsal without memory: sizes are believed only after it
-            _, claimed = _find(torch.load(str(file), map_location="meta", weights_only=True))
-        total = sum(math.prod(tensor.shape) * tensor.itemsize for tensor in claimed.values())
+            claimed = _find(torch.load(str(file), map_location="meta", weights_only=True), weights).chosen
+        total = sum(math.prod(tensor.shape) * tensor.itemsize for tensor in claimed.tensors.values())
         if total > SLACK * size:
             raise Refused(f"has {size} bytes, but its tensors claim {total}: it is refused as a bomb")
-        return _find(torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped))
+        outer = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
+        return _find(outer, weights), outer
 
 
 def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:
@@ -190,7 +259,10 @@ def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:
     members = archive.infolist()
     names = [member.filename.partition("/")[2].lower() for member in members]  # torch does not mind the case
     if "constants.pkl" in names:
-        raise Refused(f"is a TorchScript archive, which is a program: {MEND}")
+        raise Refused(
+            "is a TorchScript archive, which is a program: where it is trusted, "
+            "torch.save(torch.jit.load(path).state_dict(), 'model.pt') takes the weights out"
+        )
     if names.count("data.pkl") != 1:
         raise Refused(f"is a zip archive, but not of torch.save (it needs one data.pkl): {MEND}")
     unpacked = sum(member.file_size for member in members)
@@ -210,16 +282,16 @@ def _refuse_strangers(stream: IO[bytes], pickles: int) -> None:
     try:
         for name in _imports(stream, pickles):
             if name not in _HARMLESS and not _TENSOR.fullmatch(name):
-                strangers[_show(name)] = None  # a set in order
+                strangers[show(name)] = None  # a set in order
     except Exception as error:  # it may have asked for enough before
         broken = error
     if any(name.startswith("torch.nn.modules.") for name in strangers):
         own_first = sorted(strangers, key=lambda name: name.startswith(("torch.", "__builtin__.")))
-        raise Refused(f"is a whole pickled network, which is a program, and was not run ({_some(own_first)}): {MEND}")
+        raise Refused(f"is a whole pickled network, which is a program, and was not run ({some(own_first)}): {MEND}")
     if strangers and all(name.startswith("torch.") for name in strangers):
-        raise Refused(f"holds sparse, quantised or other special tensors ({_some(strangers)}): save plain dense ones")
+        raise Refused(f"holds sparse, quantised or other special tensors ({some(strangers)}): save plain dense ones")
     if strangers:
-        raise Refused(f"asks to import {_some(strangers)}; nothing was run: {MEND}")
+        raise Refused(f"asks to import {some(strangers)}; nothing was run: {MEND}")
     if broken:
         raise broken
 
@@ -230,7 +302,7 @@ def _imports(stream: IO[bytes], pickles: int) -> Iterator[str]:
     for _ in range(pickles):
         for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name in ("GLOBAL", "INST"):
-                yield str(argument).replace(" ", ".")
+                yield re.sub("^__builtin__\\.", "builtins.", str(argument).replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
                 yield ".".join(texts[-2:])
             elif opcode.name == "MEMOIZE" or opcode.name.endswith("PUT"):
@@ -241,61 +313,27 @@ def _imports(stream: IO[bytes], pickles: int) -> Iterator[str]:
                 texts.append(argument)
 
 
-def _find(outer: object) -> tuple[str, Mapping[str, Tensor]]:
-    """The state dict in what a file holds, and the key under which it was: one of `PLACES`, or the only candidate."""
+def _find(outer: Any, weights: str | None) -> candidates.Choice:
+    """The state dict in what a file holds."""
     if not isinstance(outer, dict):
         raise Refused(f"holds a {type(outer).__name__} instead of a state dict: {MEND}")
-    places = [place for place in PLACES if isinstance(outer.get(place), dict)] or [
-        place
-        for place, inner in outer.items()
-        if isinstance(inner, dict) and inner and all(isinstance(value, Tensor) for value in inner.values())
-    ]
-    if len(places) > 1 and places[0] not in PLACES:
-        raise Refused(f"holds several state dicts ({_some(map(_show, places))}): save the one you mean")
-    inner = outer[places[0]] if places else outer
-    if not any(isinstance(value, Tensor) for value in inner.values()):
-        raise Refused(f"holds no tensors in a state dict (keys: {_some(map(_show, outer)) or 'none'}): {MEND}")
+    found = candidates.candidates(outer)
+    if not found:
+        raise Refused(f"holds no tensors in a state dict (keys: {some(map(show, outer)) or 'none'}): {MEND}")
+    inside = len(found) == 1 and weights is not None and any(f".{weights}." in f".{key}" for key in found[0].tensors)
+    choice = candidates.choose(found, None if inside else weights)
     others = [
-        f"{_show(key)} ({value.dtype if isinstance(value, Tensor) else type(value).__name__})"
-        for key, value in inner.items()
+        f"{show(key)} ({value.dtype if isinstance(value, Tensor) else type(value).__name__})"
+        for key, value in choice.chosen.tensors.items()
         if not (isinstance(key, str) and isinstance(value, Tensor) and value.dtype in DTYPES)
     ]
     if others:
-        raise Refused(f"has a state dict with entries that are no plain tensors: {_some(others)}: {MEND}")
-    return _show(places[0]) if places else "", inner
+        raise Refused(f"has a state dict with entries that are no plain tensors: {some(others)}: {MEND}")
+    return choice
 
 
 def _plain(key: str, tensor: Tensor) -> Tensor:
     """A copy in memory of its own, of a tensor that may be a view of the mapped file, or a parameter."""
     if not tensor.float().isfinite().all():
-        raise Refused(f"has NaN or infinite weights in {_show(key)}: the model cannot work, fetch it again")
+        raise Refused(f"has NaN or infinite weights in {show(key)}: the model cannot work, fetch it again")
     return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-
-def _prefix(keys: Collection[str]) -> str:
-    """The wrappers' names that begin every key."""
-    prefix = ""
-    while step := next((name for name in WRAPPERS if all(key.startswith(prefix + name) for key in keys)), None):
-        prefix += step
-    return prefix
-
-
-def _cut(state: State, wanted: Collection[str]) -> str:
-    """As much of the prefix as must go for the keys to fit `wanted`: a vendor's class may own a ``self.model``."""
-    parts = state.prefix.split(".")
-    cuts = [".".join([*parts[:count], ""]) for count in range(len(parts) - 1, 0, -1)] + [""]
-    return max(cuts, key=lambda cut: sum(key.removeprefix(cut) in wanted for key in state.tensors))
-
-
-def _show(text: object) -> str:
-    """A name out of a hostile file, safe to print."""
-    if not isinstance(text, str):
-        return f"<{type(text).__name__}>"
-    shown = text if text.isprintable() else ascii(text)
-    return shown if len(shown) <= 100 else f"{shown[:97]}..."
-
-
-def _some(names: Iterable[str], most: int = 6) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more

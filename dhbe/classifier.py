@@ -14,8 +14,8 @@ SMALLEST_PROBABILITY = 1e-12  # log of a softmax output that underflowed to 0 st
 class Classifier(nn.Module):
     """A network behind one door: pixels in [0, 1] in, logits out; normalisation happens inside.
 
-    The network may return logits, a tuple or list (its last item), a dict with the key ``logits`` or an object with
-    that attribute. A network that ends in softmax gives its log-probabilities, which are logits up to a constant.
+    The network may return logits, alone or among other tensors: see `logits_in`. A network that ends in softmax gives its
+    log-probabilities, which are logits up to a constant.
 
     Args:
         network: The vendor's module; it takes normalised images [n, c, h, w]. It is used, not copied.
@@ -24,6 +24,8 @@ class Classifier(nn.Module):
         mean: Mean of each channel over pixels in [0, 1], or one number for all.
         std: Standard deviation of each channel in the same unit, or one number for all; positive.
         softmax: Whether the network returns probabilities instead of logits.
+        output: Which of several outputs the logits are, by number or name; None where one alone can be.
+        contiguous: Whether the network's code takes nothing but images and weights in the usual memory order.
 
     Raises:
         Refused: A shape, mean or std that makes no sense.
@@ -41,12 +43,16 @@ class Classifier(nn.Module):
         mean: Sequence[float] = (0.0,),
         std: Sequence[float] = (1.0,),
         softmax: bool = False,
+        output: str | None = None,
+        contiguous: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.shape = shape
         self.classes = classes
         self.softmax = softmax
+        self.output = output
+        self.contiguous = contiguous
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, shape[0]):
                 raise Refused(
@@ -54,6 +60,12 @@ class Classifier(nn.Module):
                 )
         if min(std) <= 0:
             raise Refused(f"--std must be positive, not {min(std):g}")
+        if max(*mean, *std) > 1:
+            asked, meant = (
+                " ".join(f"--{name} {' '.join(f'{x / unit:.4g}' for x in values)}" for name, values in (("mean", mean), ("std", std)))
+                for unit in (1, 255)
+            )  # fmt: skip
+            raise Refused(f"{asked} is in units of 0..255, and pixels are in [0, 1] here: give {meant}")
         # Not persistent: a state dict holds the vendor's tensors and nothing of ours.
         for name, values in (("mean", mean), ("std", std)):
             column = torch.tensor(values, dtype=torch.float32).expand(shape[0]).reshape(1, -1, 1, 1).clone()
@@ -65,7 +77,8 @@ class Classifier(nn.Module):
 
     def logits(self, normalised: Tensor) -> Tensor:
         """Logits [n, classes] (float32) of images that are normalised already."""
-        output = last(self.network(normalised)).float()
+        shown = normalised.contiguous() if self.contiguous else normalised
+        output = logits_in(self.network(shown), self.classes, self.output).float()
         return output.clamp_min(SMALLEST_PROBABILITY).log() if self.softmax else output
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -77,24 +90,56 @@ class Classifier(nn.Module):
         return images * self.std + self.mean
 
 
-def last(output: object) -> Tensor:
-    """The logits inside whatever a network returns.
+def logits_in(output: object, classes: int | None = None, which: str | None = None) -> Tensor:
+    """The logits inside whatever a network returns: a tensor, or a tuple, a list, a dict or an object with tensors.
+
+    What is called ``logits`` is taken, else the only tensor [n, classes].
+
+    Args:
+        output: What the network returned.
+        classes: Number of classes; None if it is not known yet.
+        which: Number or name of the logits among several outputs; None where one alone can be.
 
     Raises:
-        Refused: No tensor [n, classes] is found there.
+        Refused: No tensor [n, classes] is found there, or several are.
     """
-    if isinstance(output, dict):
-        output = output.get("logits")
-    elif isinstance(output, tuple | list) and not hasattr(output, "logits"):
-        output = output[-1] if output else None
-    elif not isinstance(output, Tensor):
-        output = getattr(output, "logits", None)
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        found = f"a tensor of shape {list(output.shape)}" if isinstance(output, Tensor) else "no tensor of logits"
-        raise Refused(
-            f"the network returns {found}; it must return logits [n, classes], alone, last in a tuple, or as .logits"
-        )
-    return output
+    if isinstance(output, Tensor) and output.ndim == 2:
+        return output
+    parts = _parts(output)
+    if which is not None:
+        chosen = {**dict(zip(map(str, range(len(parts))), parts.values(), strict=True)), **parts}.get(which)
+        if chosen is None:
+            raise Refused(
+                f"the network has no output {which!r}: give one of {', '.join(parts)[:200] or 'none'} to --output"
+            )
+        return chosen
+    if "logits" in parts and parts["logits"].ndim == 2:
+        return parts["logits"]
+    matrices = {name: part for name, part in parts.items() if part.ndim == 2}
+    fitting = {name: part for name, part in matrices.items() if part.shape[1] == classes} or matrices
+    if len(fitting) == 1:
+        return next(iter(fitting.values()))
+    shapes = ", ".join(f"{name}: {list(part.shape)}" for name, part in list(parts.items())[:8])
+    if not fitting:
+        found = f"tensors of shape {shapes}" if parts else "no tensor of logits"
+        raise Refused(f"the network returns {found}; it must return logits [n, classes], alone or among others")
+    raise Refused(
+        f"the network returns several outputs that may be the logits ({shapes}): add --output with the right one"
+    )
+
+
+def _parts(output: object) -> dict[str, Tensor]:
+    """The tensors in what a network returns, by name or number."""
+    if isinstance(output, Tensor):
+        named: dict[str, object] = {"0": output}
+    elif isinstance(output, dict):
+        named = {str(key): value for key, value in output.items()}
+    elif isinstance(output, tuple | list):
+        fields = getattr(output, "_fields", range(len(output)))
+        named = {str(name): value for name, value in zip(fields, output, strict=False)}
+    else:
+        named = {"logits": getattr(output, "logits", None)}
+    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
 @contextmanager

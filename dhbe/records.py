@@ -79,6 +79,12 @@ class ModelInfo(_Part):
     """The network returns probabilities; their logarithms were used as logits."""
     code: Text | None = None
     """The vendor's code that the user chose to run, `file.py:function`; None if none was."""
+    weights: Text | None = None
+    """Which of several state dicts in the file was read; None where nobody had to choose."""
+    output: Text | None = None
+    """Which of several outputs the logits are; None where nobody had to choose."""
+    names: tuple[Text, ...] = ()
+    """Names of the classes by their numbers, as far as the file or the user told them."""
 
 
 class Measures(_Part):

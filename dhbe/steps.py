@@ -94,8 +94,13 @@ def frozen_copy(model: Classifier) -> Classifier:
 
 
 def channels_last(*networks: nn.Module) -> None:
-    """Lays convolutions' weights out as the quicker kernels want them; no number changes."""
+    """Lays convolutions' weights out as the quicker kernels want them; no number changes.
+
+    A classifier whose network can do with nothing but the usual order stays as it is.
+    """
     for network in networks:
+        if isinstance(network, Classifier) and network.contiguous:
+            continue
         for parameter in network.parameters():
             if parameter.ndim == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

@@ -12,19 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dhbe import checkpoint, networks
+from dhbe import checkpoint, formats, look_alikes, networks
 from dhbe.checkpoint import State
-from dhbe.classifier import Classifier, evaluating, last
+from dhbe.classifier import Classifier, evaluating, logits_in
 from dhbe.data import Shape
 from dhbe.errors import Refused
+from dhbe.matching import show
+from dhbe.networks import Guess
 from dhbe.records import ModelInfo
 
 LABEL = "dhbe"
 """Key of our own lines in the header of a safetensors file."""
 
-SHAPE: Shape = (3, 32, 32)
-"""Image shape where neither the user nor the file says it."""
-
+SIDE = 32
+"""Side of the images in pixels where nobody says it."""
 
 Side = Annotated[int, Field(ge=1, le=1024)]
 
@@ -39,6 +40,9 @@ class Label(BaseModel):
     input: tuple[Side, Side, Side]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    names: tuple[str, ...] = ()
+    weights: str | None = None
+    output: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,60 +63,81 @@ def load(
     shape: Shape | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    weights: str | None = None,
+    output: str | None = None,
 ) -> Suspect:
-    """Loads a suspect model; nothing in its file is executed.
+    """Loads a suspect model; nothing in its file is executed. What is assumed because nobody says it is a warning.
 
     Args:
         path: .safetensors, or a file of `torch.save` that holds tensors only.
         arch: Architecture (see `networks.build`); None takes it from the tensors, where they leave no doubt.
         classes: Number of classes; None likewise.
-        shape: Image shape (channels, height, width); None takes the file's label, or 3x32x32.
-        mean: Mean that the network's input is normalised with; None takes the file's label, or 0.
-        std: The standard deviation likewise, or 1.
+        shape: Image shape (channels, height, width); None takes the file's label, or what is usual for the architecture.
+        mean: Mean that the network's input is normalised with; None likewise.
+        std: The standard deviation likewise.
+        weights: Which of several state dicts in the file; None takes the only one, or an average (EMA) of it.
+        output: Which of several outputs the logits are; None takes the only one that can be.
 
     Raises:
         Refused: The file, the architecture or the numbers do not fit together.
     """
-    state = checkpoint.read(path)
     label = _label(path)
-    warnings = []
-    shape = shape or (label.input if label else SHAPE)
-    guess = networks.infer(state.plain, shape)
-    arch = arch or (label.arch if label and label.arch in networks.ZOO else guess.arch)
-    classes = classes or guess.classes or (label.classes if label else None)
-    if arch is None:
+    weights, output = weights or (label.weights if label else None), output or (label.output if label else None)
+    state = formats.read(path, weights)
+    shape = shape or (state.container.shape if state.container else None)
+    told = None if label and label.arch in networks.ZOO else formats.described(path)
+    warnings: list[str] = []
+    guess, asked = networks.infer(state.plain), arch is not None
+    arch = arch or (told.arch if told else label.arch if label and label.arch in networks.ZOO else guess.arch)
+    classes = classes or guess.classes or (told.classes if told else label.classes if label else None)
+    if arch is None and not guess.alike:
         raise Refused(
             f"the tensors of {path} do not tell their architecture: add --arch (a name of the zoo: "
             f"{', '.join(networks.ZOO)}; torchvision:NAME, timm:NAME, or the vendor's file.py:function)"
         )
     if classes is None:
         raise Refused(f"the tensors of {path} do not tell the number of classes: add --classes N")
-    if (mean is None or std is None) and label is None:
-        warnings.append("no --mean or --std given: the network is taken to expect pixels in [0, 1] as they are")
-    mean = mean or (label.mean if label else (0.0,))
-    std = std or (label.std if label else (1.0,))
+    usual = _usual(arch, told) if arch and not label else None
+    shape, mean, std = _fed(arch, state, (shape, mean, std), label, usual, warnings)
     for name, values in (("mean", mean), ("std", std)):
         if not all(x == 0 or 1e-6 <= abs(x) <= 1e6 for x in values):  # NaN too; the classifier judges the rest
             raise Refused(f"--{name} {' '.join(f'{x:g}' for x in values)}: pixels in [0, 1] are not normalised by that")
-    network = networks.build(arch, classes, shape)
-    checkpoint.load_into(network, state)
-    softmax = networks.probe(network, shape, classes)
-    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax).eval()
+    if arch is None:
+        arch = _told_apart(guess, state, shape, classes, mean, std)
+    if not asked and not label and not told:
+        warnings.insert(0, f"taken for {arch}: {networks.stem(arch)}")
+    if told and not asked:
+        most = checkpoint.SLACK * sum(tensor.numel() for tensor in state.tensors.values())
+        network = told.build(classes, shape, most)
+    else:
+        network = networks.build(arch, classes, shape)
+    state = checkpoint.load_into(network, state, weights)
+    softmax = networks.probe(network, shape, classes, output)
+    if state.container:
+        state.container.check(network, shape)
+    contiguous = arch not in networks.ZOO and not networks.takes_channels_last(network, shape)
+    classifier = Classifier(
+        network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax, output=output, contiguous=contiguous
+    ).eval()
+    warnings[:0] = state.notes
     if softmax:
         warnings.append("the network returns probabilities; their logarithms are used as logits")
+    if contiguous:
+        warnings.append("the network's code takes contiguous tensors only, which are somewhat slower")
     code = vendor_code(arch)
     if code:
         warnings.append(f"the vendor's code {code} was run, as --arch asked")
+    names = tuple(map(show, label.names if label else told.names if told else ()))
     info = ModelInfo(
-        path=str(path), sha256=state.sha256, arch=arch, classes=classes, input=shape,
-        mean=tuple(mean), std=tuple(std), softmax=softmax, code=code,
+        path=str(path), sha256=state.sha256, arch=arch, classes=classes, input=shape, mean=tuple(mean), std=tuple(std),
+        softmax=softmax, code=code, weights=weights, output=output, names=names,
     )  # fmt: skip
     return Suspect(classifier, state, info, tuple(warnings))
 
 
 def vendor_code(arch: str) -> str | None:
     """The vendor's code that an architecture names, if it is neither of the zoo nor of a library."""
-    return arch if ":" in arch and not arch.startswith(("torchvision:", "timm:")) else None
+    return arch if ":" in arch and not arch.startswith(("torchvision:", "timm:", "transformers:")) else None
 
 
 def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
@@ -121,12 +146,19 @@ def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
     Raises:
         Failed: A weight is not finite, or the file cannot be written.
     """
-    label = Label.model_validate(info.model_dump())
+    told = info.model_dump()
+    if not any(f".{info.weights}." in f".{key}" for key in like.tensors):
+        told["weights"] = None  # the others are not in this file
+    label = Label.model_validate(told)
     checkpoint.save(path, network.state_dict(), like, {LABEL: label.model_dump_json()})
 
 
 def of(
-    network: nn.Module | Suspect, shape: Shape | None, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+    network: nn.Module | Suspect,
+    shape: Shape | None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+    output: str | None = None,
 ) -> Suspect:
     """A module that the caller holds already; a suspect stays what it is.
 
@@ -135,6 +167,7 @@ def of(
         shape: Of the images (channels, height, width).
         mean: Mean of each channel that its input is normalised with, pixels in [0, 1].
         std: The standard deviation likewise.
+        output: Which of several outputs are the logits, where the network has more than one.
 
     Raises:
         Refused: The shape is missing, or the module is no classifier of such images.
@@ -146,12 +179,15 @@ def of(
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with evaluating(network):
         with torch.no_grad():
-            classes = last(network(torch.zeros(2, *shape, device=device))).shape[1]
-        softmax = networks.probe(network, shape, classes)
-    classifier = Classifier(network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax).to(device)
+            classes = logits_in(network(torch.zeros(2, *shape, device=device)), which=output).shape[1]
+        softmax = networks.probe(network, shape, classes, output)
+        contiguous = not networks.takes_channels_last(network, shape)
+    classifier = Classifier(
+        network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax, output=output, contiguous=contiguous
+    ).to(device)
     info = ModelInfo(
         path=None, sha256=_fingerprint(network), arch=type(network).__name__, classes=classes, input=shape,
-        mean=tuple(mean), std=tuple(std), softmax=softmax,
+        mean=tuple(mean), std=tuple(std), softmax=softmax, output=output,
     )  # fmt: skip
     return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
 
@@ -163,6 +199,65 @@ def _fingerprint(network: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _usual(arch: str, told: formats.Described | None) -> networks.Usual | None:
+    """How images are fed, from a folder's own configuration or else from the library."""
+    if told is None:
+        return networks.usual(arch)
+    library = networks.usual(arch)
+    mean, std = told.mean or (library.mean if library else (0.5,)), told.std or (library.std if library else (0.5,))
+    return networks.Usual(told.shape, mean, std, told.source)
+
+
+def _fed(
+    arch: str | None,
+    state: State,
+    given: tuple[Shape | None, Sequence[float] | None, Sequence[float] | None],
+    label: Label | None,
+    usual: networks.Usual | None,
+    warnings: list[str],
+) -> tuple[Shape, Sequence[float], Sequence[float]]:
+    """Shape, mean and standard deviation of the images; what is assumed goes to `warnings`."""
+    shape, mean, std = given
+    if label:
+        return shape or label.input, mean or label.mean, std or label.std
+    channels = networks.channels(state.plain)
+    if shape is None:
+        side = 64 if arch and arch.endswith("-64") else SIDE
+        shape = (channels or usual.shape[0], *usual.shape[1:]) if usual else (channels or 3, side, side)
+        warnings.append(
+            f"no --input given: images of {'x'.join(map(str, shape))}{f', as in {usual.source}' if usual else ''}"
+        )
+    if mean and usual and "transform_input" in usual.source:
+        warnings.append(f"the network does not normalise by itself; {usual.source}")
+    names = " or ".join(f"--{name}" for name, values in (("mean", mean), ("std", std)) if values is None)
+    if usual and names:
+        wide = [
+            values if len(values) == shape[0] else (sum(values) / len(values),) for values in (usual.mean, usual.std)
+        ]
+        mean, std = mean or wide[0], std or wide[1]
+        numbers = "; ".join(" ".join(f"{x:.3g}" for x in values) for values in (mean, std))
+        warnings.append(f"no {names} given: normalised by {numbers}, as in {usual.source}")
+    elif mean is None and std is None:
+        warnings.append("no --mean or --std given: the network is taken to expect pixels in [0, 1] as they are")
+    elif std is None:
+        warnings.append("--mean without --std: the mean is taken off, and nothing is divided")
+    elif mean is None:
+        warnings.append("--std without --mean: pixels in [0, 1] are divided, and nothing is taken off")
+    return shape, mean or (0.0,), std or (1.0,)
+
+
+def _told_apart(
+    guess: Guess, state: State, shape: Shape, classes: int, mean: Sequence[float], std: Sequence[float]
+) -> str:
+    """One of several architectures with the same tensors, where BatchNorm's memory tells it."""
+    found = look_alikes.distances(guess.alike, state, shape, classes, mean, std)
+    arch = look_alikes.told(found)
+    if arch is None:
+        offered = " or ".join(f"--arch {each} ({networks.stem(each)})" for each in guess.alike)
+        raise Refused(f"the tensors do not tell one architecture from another: add {offered}")
+    return arch
 
 
 def _label(path: Path) -> Label | None:

@@ -14,6 +14,7 @@ from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images
 from dhbe.errors import Failed, Refused
 from dhbe.settings import Setting
+from dhbe.steps import channels_last
 
 Schedule = Literal["one-cycle", "steps"]
 Watch = Callable[[dict[str, float]], None]
@@ -81,7 +82,7 @@ class Fit:
         self._check(classifier, images)
         device = classifier.mean.device
         images = images.to(device)
-        classifier.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (missing in torch's stub)
+        channels_last(classifier)
         trained = [classifier] if tuned is None else tuned
         parameters = [parameter for part in trained for parameter in part.parameters()]
         optimizer = torch.optim.SGD(
@@ -103,7 +104,7 @@ class Fit:
                     )
                 lr = optimizer.param_groups[0]["lr"]
                 watch({"epoch": epoch + 1, "epochs": self.epochs, "loss": loss, "acc": right / seen, "lr": lr})
-        classifier.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] (as above)
+        classifier.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] (missing in torch's stub)
         return classifier.eval()
 
     def rate(self, share: float) -> float:

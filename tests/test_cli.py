@@ -14,6 +14,11 @@ from dhbe import cli, networks, records
 from dhbe.attacks import ALL as ATTACKS
 
 
+def without_notes(err):
+    """Notes are no progress: `--quiet` leaves them."""
+    return [line for line in err.splitlines() if not line.startswith("note: ")]
+
+
 def test_help_is_quick_and_shows_examples(dhbe, capsys):
     code, out, err = dhbe("--help")
     assert (code, err) == (0, "")
@@ -57,7 +62,7 @@ def test_a_story(here, dhbe):
 
     erase = f"erase practice/backdoored.safetensors {TINY} --out cleaned {planted} --json --quiet"
     code, out, err = dhbe(erase)
-    assert (code, err) == (0, "")
+    assert (code, without_notes(err)) == (0, [])
     record = records.read(here / "cleaned/record.json")
     assert json.loads(out) == record.model_dump(mode="json", exclude={"curve"})
     assert record.before.acc == before["acc"]
@@ -146,24 +151,25 @@ def test_a_trigger_without_amplified_forms_gives_null(here, dhbe):
 def test_images_of_other_sizes_are_fitted_to_the_model(here, dhbe):
     folder(a=16, b=8, c=40)(here / "d")
     code, out, err = dhbe(f"{SCORE} --data d --json --quiet")
-    assert (code, err, json.loads(out)["n"]) == (0, "", 3)
+    assert (code, without_notes(err), json.loads(out)["n"]) == (0, [], 3)
 
 
 def test_gates_decide_the_exit_code(here, dhbe):
     code, out, err = dhbe(f"{ERASE} {KNOWN} --min-acc 1 --json --quiet")
     assert code == 1
-    assert re.fullmatch(r"dhbe: gate failed: ACC 0\.\d+ is below --min-acc 1\n", err)
+    (line,) = without_notes(err)
+    assert re.fullmatch(r"dhbe: gate failed: ACC 0\.\d+ is below --min-acc 1", line)
     record = json.loads(out)
     assert record["after"]["acc"] < 1
     code, _, err = dhbe(f"{ERASE} {KNOWN} --min-acc 0 --resume --quiet")
-    assert (code, err) == (0, "")
+    assert (code, without_notes(err)) == (0, [])
 
 
 def test_the_cleaned_file_has_the_form_of_the_given_one(here, dhbe):
     given = {f"module.{key}": x.half() if x.is_floating_point() else x for key, x in small_state().items()}
     torch.save({"epoch": 7, "state_dict": given}, here / "model.pt")
     code, _, err = dhbe(f"{ERASE} --quiet")
-    assert (code, err) == (0, "")
+    assert (code, without_notes(err)) == (0, [])
     clean = safetensors.torch.load_file(here / "out/clean.safetensors")
     assert {key: (x.shape, x.dtype) for key, x in clean.items()} == {
         key: (x.shape, x.dtype) for key, x in given.items()

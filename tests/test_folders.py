@@ -64,9 +64,37 @@ def test_folders_with_their_own_splits(folder, tmp_path):
     assert [len(load(str(root), split)) for split in ("train", "test", "all")] == [6, 2, 8]
     (root / "val" / "ant" / "x.png").unlink()
     (root / "val" / "ant").rmdir()
-    for split in ("train", "test", "all"):  # cat would be class 1 in one part and 0 in the other
-        with pytest.raises(Refused, match="differ in their classes"):
-            load(str(root), split)
+    test = load(str(root), "test")  # cat is class 1, though it is alone in this part
+    assert (test.names, test.labels.tolist()) == (("ant", "cat"), [1])
+
+
+def test_folders_called_by_numbers_are_these_classes(tmp_path):
+    for name in ("2", "10", "007"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(random_pixels(4, 5, 3)).save(tmp_path / name / "x.png")
+    (tmp_path / "classes.txt").write_text("hello")
+    images = load(str(tmp_path), classes=12)
+    assert images.labels.tolist() == [7, 10, 2]
+    assert (images.classes, images.notes) == (12, ())
+    (tmp_path / "7").mkdir()
+    with pytest.raises(Refused, match="are no class numbers"):
+        load(str(tmp_path))
+
+
+def test_which_folder_is_which_class_is_said_or_asked(folder):
+    assert load(str(folder), classes=2).notes == (f"classes of {folder}: 0=ant, 1=cat",)
+    assert load(str(folder), order=["cat", "bee", "ant"]).labels.tolist() == [2, 2, 2, 0, 0, 0]
+    (folder / "dog").mkdir()
+    assert load(str(folder), classes=3).names == ("ant", "cat", "dog")
+    with pytest.raises(
+        Refused, match=r"there are 3 class folders \(ant, cat, dog\), and the model has 4 classes: which"
+    ):
+        load(str(folder), classes=4)
+
+
+def test_what_is_resized_is_said(folder):
+    (note,) = load(str(folder), shape=(3, 2, 2)).notes[1:]
+    assert note == "6 of 6 images were shrunk from 5x4 (or other sizes) to 2x2"
 
 
 def spoil(folder, what):
@@ -75,12 +103,9 @@ def spoil(folder, what):
         case "text":
             (folder / "cat" / "notes.txt").write_text("hello")
         case "stray":
-            (folder / "README").write_text("hello")
+            place.rename(folder / "1.png")
         case "nested":
             (folder / "cat" / "kitten").mkdir()
-        case "empty class":
-            (folder / "dog").mkdir()
-            (folder / "dog" / ".DS_Store").write_bytes(b"")
         case "truncated":
             place.write_bytes(place.read_bytes()[:-40])
         case "empty file":
@@ -101,9 +126,8 @@ def spoil(folder, what):
     ("what", "message"),
     {
         "text": "notes.txt is no image",
-        "stray": "README lies beside the class folders",
+        "stray": "1.png lies beside the class folders",
         "nested": "kitten is no image",
-        "empty class": "dog is empty",
         "truncated": "1.png is broken",
         "empty file": "1.png is no image",
         "16 bits": "1.png has more than 8 bits",

@@ -17,7 +17,7 @@ KNOWN = "--data data.npz --trigger badnets:3 --target 2"
 def test_the_folder_holds_what_an_erasure_leaves(here, dhbe):
     code, said, _ = dhbe(f"defend finetuning {MODEL} {KNOWN} {TUNED} --out out --images 30 --json")
     assert code == 0
-    assert sorted(listing("out")) == ["clean.safetensors", "record.json", "report.html"]
+    assert sorted(listing("out")) == ["clean.pt", "clean.safetensors", "record.json", "report.html"]
     record = records.read(here / "out" / "record.json")
     assert json.loads(said)["after"]["acc"] == record.after.acc
     settings = record.defense
@@ -95,7 +95,7 @@ def test_a_defence_that_needs_nothing_runs_without_data(here, dhbe):
 def test_misuse_is_one_line(here, dhbe, command, said):
     code, shown, errors = dhbe(f"{command} --quiet")
     assert (code, shown) == (2, "")
-    assert errors.count("\n") == 1
+    assert sum(not line.startswith("note: ") for line in errors.splitlines()) == 1
     assert said in errors
     assert not (here / "out").exists()
 

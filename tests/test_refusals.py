@@ -30,7 +30,7 @@ class Touches:
 
 
 def text_among_images(path):
-    folder(a=16, b=16)(path)
+    folder(a=16, b=16, c=16)(path)
     (path / "a" / "readme.txt").write_text("not an image")
 
 
@@ -85,7 +85,7 @@ REFUSED = {
     "picture": ({"model.pt": b"\x89PNG\r\n\x1a\n"}, ERASE, "broken, truncated or no checkpoint"),
     "nan": ({"model.pt": saved(BROKEN)}, ERASE, "NaN or infinite weights in fc.bias"),
     # What it is taken for
-    "wrong architecture": ({}, f"{ERASE} --arch wrn16-1", "does not fit the network .*check --arch"),
+    "wrong architecture": ({}, f"{ERASE} --arch wrn16-1", "does not fit the network.*check --arch"),
     "unknown architecture": ({}, f"{ERASE} --arch resnet9000", "unknown architecture 'resnet9000': give one of"),
     "untold architecture": ({"model.pt": saved({"w": torch.ones(3, 3)})}, ERASE, "add --arch"),
     "wrong classes": ({}, f"{ERASE} --classes 4", r"wrong shape: fc.weight \[3, 64\] for \[4, 64\]"),
@@ -112,7 +112,15 @@ REFUSED = {
     "no such data": ({}, f"{SCORE} --data nowhere", "no data called 'nowhere'"),
     "no data": ({}, SCORE, "required: --data"),
     "text among images": ({"d": text_among_images}, f"{SCORE} --data d", "readme.txt is no image"),
-    "empty class": ({"d": folder(a=16, b=0)}, f"{SCORE} --data d", "b is empty"),
+    "empty classes": ({"d": folder(a=0, b=0, c=0)}, f"{SCORE} --data d", "class folders of d are empty"),
+    "missing class": ({"d": folder(a=16, b=16)}, f"{SCORE} --data d", "2 class folders .a, b., .* 3 classes: which is which"),
+    "too many classes": ({"d": folder(**{str(n): 16 for n in range(4)})}, f"{SCORE} --data d", "labels up to 3, the model 3"),
+    "classes of other names": (
+        {"d": folder(a=16, b=16), "n": b"a\nc\nd\n"}, f"{SCORE} --data d --class-names n", "folder b is none of the classes .a, c, d",
+    ),
+    "class names twice": ({"n": b"a\na\n"}, f"{SCORE} --data data.npz --class-names n", "n must list all classes, each once"),
+    "no class names": ({}, f"{SCORE} --data data.npz --class-names nowhere", "cannot read the class names in nowhere"),
+    "mean of bytes": ({}, f"{ERASE} --mean 125 --std 63", "units of 0..255.*: give --mean 0.4902 --std 0.2471"),
     "file beside the classes": ({"d": folder(a=16), "d/x.png": image()}, f"{SCORE} --data d", "lies beside the class"),
     "mixed sizes": ({"d": folder(a=16, b=8, c=9)}, ATTACK + " --data d", "mixed sizes: .* resize, or give --input"),
     "objects": (

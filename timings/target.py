@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dhbe import api, data
 from dhbe.api.machine import keep_memory, precision
-from dhbe.classifier import Classifier, evaluating, last
+from dhbe.classifier import Classifier, evaluating, logits_in
 from dhbe.defenses import PRESETS, RoundInfo
 from dhbe.suspects import Suspect
 from experiments import pages, victims
@@ -101,7 +101,7 @@ class Logits(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return last(self.network(x))
+        return logits_in(self.network(x))
 
 
 def theirs(suspect: Suspect, evidence: api.Evidence, acc: float, seed: int, limit: float) -> Reached:

@@ -87,6 +87,9 @@ def attack(
         "clean": clean.info.sha256 if clean else None, "fine_tune": fine_tune,
     }  # fmt: skip
     mean, std = (clean.info.mean, clean.info.std) if clean else _constants(train, data)
+    contiguous = arch not in networks.ZOO and not networks.takes_channels_last(
+        networks.build(arch, train.classes, train.shape), train.shape
+    )
     with runs.opened(out, settings, results=[BACKDOORED, TRIGGER], overwrite=overwrite) as run, torch.random.fork_rng():
         torch.manual_seed(seed)
         epochs, start = 0, copy.deepcopy(clean.classifier).to(where) if clean else None
@@ -95,7 +98,9 @@ def attack(
             if start and fine_tune:
                 return copy.deepcopy(start)
             network = networks.build(arch, train.classes, train.shape)
-            return Classifier(network, shape=train.shape, classes=train.classes, mean=mean, std=std).to(where)
+            return Classifier(
+                network, shape=train.shape, classes=train.classes, mean=mean, std=std, contiguous=contiguous
+            ).to(where)
 
         def look(epoch: dict[str, float]) -> None:
             nonlocal epochs
@@ -113,7 +118,14 @@ def attack(
             raise missed
         made.classifier.to("cpu")
         info = ModelInfo(
-            path=BACKDOORED, sha256=None, arch=arch, classes=train.classes, input=train.shape, mean=mean, std=std
+            path=BACKDOORED,
+            sha256=None,
+            arch=arch,
+            classes=train.classes,
+            input=train.shape,
+            mean=mean,
+            std=std,
+            names=train.names,
         )
         network = made.classifier.network
         suspects.save(out / BACKDOORED, network, State(dict(network.state_dict()), "", "", ""), info)
@@ -125,7 +137,8 @@ def attack(
                     "clean": settings["clean"], "fine_tune": fine_tune}, data=data,
             trigger=made.trigger.name if made.trigger else None, target=evidence.one_target, before=after,
             seconds=time.monotonic() - began, iterations=epochs, device=machine.device_name(where), precision="fp32",
-            versions=machine.versions(), seed=seed, warnings=[str(missed)] if missed else [], finished=machine.now(),
+            versions=machine.versions(), seed=seed, warnings=[*train.notes, *([str(missed)] if missed else [])],
+            finished=machine.now(),
         )  # fmt: skip
         files.write(out / runs.REPORT, report.render(record, _shown(made, test)))
         records.write(out / runs.RECORD, record)

@@ -20,6 +20,7 @@ def erase(
     input_shape: Shape | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
+    output: str | None = None,
     preset: str = "fast",
     defense: Eraser | None = None,
     **options: Unpack[Options],
@@ -31,6 +32,7 @@ def erase(
         input_shape: Image shape (channels, height, width); square, 8 px or more. Not for a `Suspect`, which has its own.
         mean: Mean of each channel that the network's input is normalised with, pixels in [0, 1].
         std: The standard deviation likewise.
+        output: Which of several outputs the logits are, by number or name; None where one alone can be.
         preset: `fast`, `paper` or `official`.
         defense: Hyperparameters; None takes the preset's. One of another form than the preset's stands by itself.
         **options: Seed, device, evidence, folder, ...: see `Options`.
@@ -39,7 +41,7 @@ def erase(
         Refused: The model or the settings cannot be used.
         Failed: The run diverged or could not be written.
     """
-    suspect = suspects.of(model, input_shape, mean, std)
+    suspect = suspects.of(model, input_shape, mean, std, output)
     if preset not in PRESETS:
         raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
     defense = defense or PRESETS[preset]
@@ -54,6 +56,7 @@ def defend(
     input_shape: Shape | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
+    output: str | None = None,
     clean: Images | None = None,
     source: str = "",
     images: int = 2000,
@@ -68,6 +71,7 @@ def defend(
         input_shape: Image shape, as in `erase`.
         mean: Of each channel, as in `erase`.
         std: The same of the standard deviation.
+        output: As in `erase`.
         clean: Clean images with labels, for a defence that needs them.
         source: Name of the data that `clean` comes from, for the record.
         images: How many of `clean` are lent, chosen by the seed; all if there are fewer.
@@ -78,7 +82,7 @@ def defend(
         Refused: The model, the settings or what is lent cannot be used.
         Failed: The run diverged or could not be written.
     """
-    suspect = suspects.of(model, input_shape, mean, std)
+    suspect = suspects.of(model, input_shape, mean, std, output)
     lent: dict[str, Any] = {}
     if clean is None or "clean images" not in defense.needs:
         clean = None

@@ -4,19 +4,20 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import nn
 
-from dhbe import checkpoint, files, records, report, runs, settings, suspects
+from dhbe import checkpoint, files, formats, records, report, runs, settings, suspects
 from dhbe.api import machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
 from dhbe.errors import Failed, Refused, out_of_memory
 from dhbe.evaluation import measuring
+from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.records import ModelInfo, Record
@@ -26,7 +27,7 @@ from dhbe.suspects import Suspect
 
 Watch = Callable[[RoundInfo], None]
 
-CLEAN = "clean.safetensors"
+CLEAN, ONNX = "clean.safetensors", "clean.onnx"
 
 HALVINGS = 3
 """Of the batch at the most, where memory does not suffice."""
@@ -55,6 +56,8 @@ class Options(TypedDict, total=False):
     """Go on with the interrupted run in `out`."""
     overwrite: bool
     """Begin anew over what `out` holds."""
+    also: Literal["onnx"] | None
+    """A further form in which the cleaned model is written (default: none)."""
     checkpoint_every: float
     """Seconds between two checkpoints (default: 30)."""
     watch: Watch
@@ -87,6 +90,7 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    also: Literal["onnx"] | None = None,
     checkpoint_every: float = 30.0,
     watch: Watch = lambda round_info: None,
 ) -> Erasure:
@@ -107,10 +111,11 @@ def run(
         measuring.check(evidence, suspect.info)
     if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
         raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
+    container = suspect.state.container
     asked = _asked(suspect.info, {**named, **settings.flat(defense)}, seed, how)
     with (
         runs.opened(
-            out, {**asked, "device": where.type}, results=[CLEAN],
+            out, {**asked, "device": where.type}, results=[CLEAN, ONNX, *(container.names if container else ())],
             resume=resume, overwrite=overwrite, every=checkpoint_every,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
@@ -119,6 +124,7 @@ def run(
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
         course, warnings = _Course(held, watch), list(suspect.warnings)
+        warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
         while True:
             used = _halved(defense, course.halvings)
             machine.forget_peak(where)
@@ -156,6 +162,12 @@ def run(
         cleaned.to("cpu")
         if held:
             suspects.save(held.folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+            if container:
+                tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
+                for name, content in container.content(cleaned.network, tensors).items():
+                    files.write(held.folder / name, content)
+            if also == "onnx":
+                files.write(held.folder / ONNX, formats.export(cleaned.network, suspect.info.input))
             files.write(held.folder / runs.REPORT, report.render(record, pictures))
             records.write(held.folder / runs.RECORD, record)  # last: a folder with a record is a finished run
             held.close()
@@ -249,6 +261,7 @@ def _signs(model: Classifier, victim: Classifier, samples: Samples) -> dict[str,
 def _asked(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
     """All that the cleaned weights depend on, but the device."""
     of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
+    of_model |= info.model_dump(include={"weights", "output"}, exclude_none=True)
     halved = {name.removeprefix("asked_"): value for name, value in defense.items() if name.startswith("asked_")}
     unlike = ["name", "preset"] if defense["name"] not in PEERS else []  # a preset and its settings by hand are one
     of_defense = {
@@ -271,7 +284,10 @@ def _finished(folder: Path, suspect: Suspect, asked: dict[str, Any], evidence: E
             f"{record.trigger or 'no trigger'}: use dhbe score {folder / CLEAN}, or choose another --out"
         )
     network = copy.deepcopy(suspect.classifier.network)
-    checkpoint.load_into(network, checkpoint.read(folder / CLEAN))
+    clean = checkpoint.read(folder / CLEAN)
+    checkpoint.load_into(
+        network, replace(clean, where=suspect.state.where, container=suspect.state.container), suspect.info.weights
+    )
     return Erasure(network.eval(), record, {})
 
 

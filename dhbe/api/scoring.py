@@ -8,6 +8,7 @@ from torch import nn
 from dhbe import suspects
 from dhbe.api import machine
 from dhbe.data import Shape
+from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import check, measured
 from dhbe.records import Measures
@@ -36,7 +37,17 @@ def score(
     Raises:
         Refused: The data, the trigger or the target do not fit the model.
     """
-    suspect = suspects.of(model, input_shape, mean, std)
+    return score_with_doubts(suspects.of(model, input_shape, mean, std), evidence, device=device)[0]
+
+
+def score_with_doubts(suspect: Suspect, evidence: Evidence, *, device: str = "auto") -> tuple[Measures, list[str]]:
+    """The same, and what is likely wrong where the accuracy is that of guessing.
+
+    Raises:
+        Refused: As `score`.
+    """
     check(evidence, suspect.info)
-    found = measured(copy.deepcopy(suspect.classifier).to(machine.device(device)), evidence)
-    return found.model_copy(update={"asr_victim": None})  # who the victim was is not known here
+    classifier = copy.deepcopy(suspect.classifier).to(machine.device(device))
+    found = measured(classifier, evidence)
+    said = doubts(classifier, evidence, found)
+    return found.model_copy(update={"asr_victim": None}), said  # who the victim was is not known here

@@ -17,6 +17,7 @@ from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.errors import Refused
 from dhbe.evaluation import battery, measuring
+from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.records import ClassFound, Measures, Record
@@ -94,7 +95,7 @@ def scan(
         accused, most = int(found.fused.argmax()), float(found.fused.max())
         unsure = chance > UNLIKELY or most >= ACCUSED
         if most >= ACCUSED and (not backdoored or accused != label):
-            run.warn(
+            run.note(
                 f"the statistics that need no trigger accuse class {accused} (evidence {most:.2f}, 1 accuses), and no trigger "
                 f"was found that explains it"
             )
@@ -178,12 +179,13 @@ def verify(
             signs |= {f"untargeted_{name}": share for name, share in state.untargeted.items()}
         if found.drift is not None:
             shown[1]["drift"] = found.drift
-        left = None
+        left, was = None, measured(run.model, evidence, signs=shown[0])
+        if evidence:
+            run.note(*evidence.images.notes, *doubts(run.model, evidence, was))
         if evidence and evidence.trigger:
             left = battery.battery(run.model, model_after, evidence, seed=run.seed, watch=run.parts)
         return run.end(
-            {}, other=cleaned.info, verdict=found.verdict(run.survey.anomaly_threshold), battery=left,
-            before=measured(run.model, evidence, signs=shown[0]),
+            {}, other=cleaned.info, verdict=found.verdict(run.survey.anomaly_threshold), battery=left, before=was,
             after=measured(model_after, evidence, run.model, signs=shown[1]),
             data=evidence.name if evidence else None,
             trigger=evidence.trigger.name if evidence and evidence.trigger else None,
@@ -238,9 +240,9 @@ class _Search:
         if self._held and self._held.stopping:
             raise KeyboardInterrupt
 
-    def warn(self, line: str) -> None:
-        """Notes what is worth knowing about the model."""
-        self._warnings.append(line)
+    def note(self, *lines: str) -> None:
+        """Adds to the warnings of the record."""
+        self._warnings += lines
 
     def end(self, pictures: dict[str, bytes], **found: Any) -> Outcome:
         """The record, and the files of the folder."""

@@ -6,9 +6,9 @@ from pathlib import Path
 from dhbe import suspects
 from dhbe.api import Evidence, Options, Searching
 from dhbe.attacks.triggers import parse
-from dhbe.cli import values
+from dhbe.cli import shown, values
 from dhbe.cli.parser import Parser
-from dhbe.data import load, part_to_measure
+from dhbe.data import Images, Split, class_names, load, part_to_measure
 from dhbe.errors import Refused
 from dhbe.progress import Progress
 from dhbe.search.survey import Survey
@@ -25,19 +25,27 @@ ARCH_HELP = "name of the zoo, torchvision:NAME, timm:NAME, file.py:function or p
 def add_model(parser: Parser) -> None:
     """Which model, and how it is built and fed."""
     parser.add_argument(
-        "model", type=Path, metavar="MODEL", help=".safetensors, or .pt/.pth/.th/.tar that holds tensors"
+        "model",
+        type=Path,
+        metavar="MODEL",
+        help=".safetensors, .pt/.pth/.ckpt/... that holds tensors, a Hugging Face folder, .onnx, or .npz (docs/models.md)",
     )
     parser.add_argument("--arch", help=ARCH_HELP + "; default: as the tensors tell")
     parser.add_argument(
         "--classes", type=values.whole, metavar="N", help="number of classes; default: as the tensors tell"
     )
-    parser.add_argument("--input", type=values.shape, metavar="CxHxW", help="shape of the images (default: 3x32x32)")
+    parser.add_argument(
+        "--input", type=values.shape, metavar="CxHxW",
+        help="shape of the images (default: as the file or the library of --arch says, else 3x32x32)",
+    )  # fmt: skip
     for name, neutral in (("mean", 0), ("std", 1)):
         parser.add_argument(
             f"--{name}", type=values.constants(name), nargs="+", metavar="X",
             help=f"{name} that inputs are normalised with, pixels in 0..1: one number, one a channel, or the name of a "
-            f"data set, as cifar10 (default: {neutral})",
+            f"data set, as imagenet or cifar10 (default: as the file or the library of --arch says, else {neutral})",
         )  # fmt: skip
+    parser.add_argument("--weights", metavar="KEY", help="which of several state dicts in the file, as model_ema")
+    parser.add_argument("--output", metavar="N", help="which of several outputs the logits are, by number or name")
 
 
 def add_machine(parser: Parser) -> None:
@@ -50,6 +58,7 @@ def add_machine(parser: Parser) -> None:
 def add_run(parser: Parser) -> None:
     """Where a defence runs and what becomes of it."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
+    parser.add_argument("--also", choices=["onnx"], help="write the cleaned model in this form too")
     add_machine(parser)
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
@@ -80,6 +89,7 @@ def add_evidence(parser: Parser, *, needed: bool) -> None:
         default="auto",
         help="part of the data (default: test where the data has one)",
     )
+    add_class_names(group)
     group.add_argument("--trigger", help=TRIGGER_HELP)
     group.add_argument(
         "--target",
@@ -90,16 +100,35 @@ def add_evidence(parser: Parser, *, needed: bool) -> None:
     group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
 
 
+def add_class_names(group: argparse._ActionsContainer) -> None:
+    """Which folder is which class."""
+    group.add_argument(
+        "--class-names", type=Path, metavar="FILE",
+        help="names of the model's classes in their order, one a line; image folders are matched to them",
+    )  # fmt: skip
+
+
 def add_output(parser: Parser) -> None:
     """What is said, and where."""
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument("--quiet", action="store_true", help="no progress; notes stay")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
 
 
 def suspect(args: argparse.Namespace) -> Suspect:
     """The model that was named, loaded."""
     mean, std = ([x for part in given for x in part] if given else None for given in (args.mean, args.std))
-    return suspects.load(args.model, arch=args.arch, classes=args.classes, shape=args.input, mean=mean, std=std)
+    return suspects.load(
+        args.model, arch=args.arch, classes=args.classes, shape=args.input, mean=mean, std=std, weights=args.weights,
+        output=args.output,
+    )  # fmt: skip
+
+
+def images(args: argparse.Namespace, source: str, split: Split, suspect: Suspect) -> Images:
+    """Data for a model, its classes numbered as the model's are; what is worth knowing of it is said."""
+    order = class_names(args.class_names) if args.class_names else suspect.info.names
+    found = load(source, split, suspect.info.input, classes=suspect.info.classes, order=order)
+    shown.notes(args, found.notes)
+    return found
 
 
 def evidence(args: argparse.Namespace, suspect: Suspect) -> Evidence | None:
@@ -113,16 +142,16 @@ def evidence(args: argparse.Namespace, suspect: Suspect) -> Evidence | None:
     if (args.trigger is None) != (args.target is None):
         raise Refused("give both --trigger and --target, or neither")
     split = part_to_measure(args.data) if args.split == "auto" else args.split
-    images = load(args.data, split, suspect.info.input)
+    measured = images(args, args.data, split, suspect)
     trigger = parse(args.trigger, suspect.info.input) if args.trigger else None
-    return Evidence(images, args.data, trigger, args.target, args.source)
+    return Evidence(measured, args.data, trigger, args.target, args.source)
 
 
 def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, progress: Progress) -> Options:
     """What `add_run` was told, for one run of a defence."""
     return Options(
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
-        overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
+        overwrite=args.overwrite, also=args.also, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
     )  # fmt: skip
 
 

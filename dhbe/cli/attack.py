@@ -9,7 +9,7 @@ from dhbe.attacks.triggers import MAKERS, summary, usage
 from dhbe.cli import arguments, settings, shown, values, vendor
 from dhbe.cli.codes import DONE
 from dhbe.cli.parser import Parser
-from dhbe.data import load
+from dhbe.data import class_names, load
 from dhbe.errors import Refused
 from dhbe.progress import Progress
 from dhbe.training import Fit
@@ -24,7 +24,9 @@ def run(argv: Sequence[str]) -> int:
         raise Refused(f"no attack {argv[0]!r}; there are {', '.join(ALL)} (see dhbe attack --help)")
     kind = ALL[argv[0]]
     args = _parser(kind).parse_args(argv[1:])
-    train, test = (load(args.data, part, args.input) for part in ("train", "test"))
+    order = class_names(args.class_names) if args.class_names else ()
+    train, test = (load(args.data, part, args.input, order=order) for part in ("train", "test"))
+    shown.notes(args, train.notes)
     how, fit = settings.changed(kind(), args), settings.changed(Fit(epochs=30), args)
     clean = suspects.load(args.clean, shape=train.shape) if args.clean else None
     running = vendor.running(suspects.vendor_code(args.arch))
@@ -73,6 +75,7 @@ def _parser(kind: type[Attack]) -> Parser:
     parser.add_argument("--arch", required=True, help=arguments.ARCH_HELP)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for model, trigger and record")
     parser.add_argument("--input", type=values.shape, metavar="CxHxW", help="size that image files are converted to")
+    arguments.add_class_names(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
     parser.add_argument(

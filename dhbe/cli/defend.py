@@ -8,10 +8,11 @@ from dhbe import api
 from dhbe.cli import arguments, gates, settings, shown, values, vendor
 from dhbe.cli.codes import DONE
 from dhbe.cli.parser import Parser
-from dhbe.data import Images, Shape, load, part_to_measure
+from dhbe.data import Images, part_to_measure
 from dhbe.defenses import PEERS, Defense
 from dhbe.errors import Refused
 from dhbe.progress import Progress
+from dhbe.suspects import Suspect
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
         raise Refused(f"{kind.name} needs one target class, not all of them: give --target NUMBER")
     if args.trigger is None:
         args.target = None  # then it is what the defender knows, and nothing is measured with it
-    clean = _lent(args, kind, suspect.info.input) if "clean images" in kind.needs else None
+    clean = _lent(args, kind, suspect) if "clean images" in kind.needs else None
     evidence = arguments.evidence(args, suspect)
     gates.check(args, evidence)
     out = args.out or Path("runs") / f"{args.model.stem}-{kind.name}"
@@ -44,18 +45,18 @@ def run(argv: Sequence[str]) -> int:
             suspect, defense, clean=clean, source=args.clean or args.data or "", images=args.images,
             target=None if target == "next" else target, **arguments.options(args, evidence, out, progress),
         ).record  # fmt: skip
-    shown.notes(args, record.warnings[len(suspect.warnings) :])
+    shown.notes(args, record.warnings)
     shown.erased(args, record, out)
     return gates.passed(args, record)
 
 
-def _lent(args: argparse.Namespace, kind: type[Defense], shape: Shape) -> Images:
+def _lent(args: argparse.Namespace, kind: type[Defense], suspect: Suspect) -> Images:
     """The clean images that a defence may look at."""
     source = args.clean or args.data
     if source is None:
         raise Refused(f"{kind.name} needs clean images: give --data, or --clean")
     whole = args.clean and part_to_measure(source) == "all"
-    return load(source, "all" if whole else "train", shape)
+    return arguments.images(args, source, "all" if whole else "train", suspect)
 
 
 def _needs(kind: type[Defense]) -> str:
@@ -89,6 +90,7 @@ def _parser(kind: type[Defense]) -> Parser:
     group.add_argument(
         "--images", type=values.whole, default=2000, metavar="N", help="how many are lent (default: 2000)"
     )
+    arguments.add_class_names(group)
     group.add_argument("--trigger", help=arguments.TRIGGER_HELP)
     group.add_argument("--target", type=values.target, metavar="T", help="class that the trigger leads to, or next")
     group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")

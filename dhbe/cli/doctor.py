@@ -36,7 +36,7 @@ def _found() -> dict[str, str | int]:
     found["bf16"] = (
         "yes" if machine.precision("auto", machine.device("auto"), exact=False) == "bf16" else "no (slow here)"
     )
-    for extra in ("torchvision", "timm", "tensorboard"):
+    for extra in ("torchvision", "timm", "transformers", "onnxruntime", "tensorboard"):
         found[extra] = "yes" if importlib.util.find_spec(extra) else "no"
     network = networks.build("resnet8", 2, (3, 16, 16))  # of two classes none stands out, so the search is short
     began = time.monotonic()

@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress, running:
         options = arguments.options(args, evidence, out, progress)
         record = api.erase(suspect, preset=args.preset, defense=defense, **options).record
-    shown.notes(args, record.warnings[len(suspect.warnings) :])
+    shown.notes(args, record.warnings)
     shown.erased(args, record, out)
     return gates.passed(args, record)
 

@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
     ):
         options = arguments.searching(args, survey, out, progress)
         record = api.scan(suspect, **options).record
-    shown.notes(args, record.warnings[len(suspect.warnings) :])
+    shown.notes(args, record.warnings)
     shown.show(args, _content(record), lambda: _text(record, out))
     return GATE if record.backdoored else DONE
 
@@ -51,6 +51,7 @@ def _content(record: Record) -> dict[str, object]:
         "probability": signs["probability"],
         "verdict": record.verdict,
         "classes": [found.model_dump(mode="json") for found in record.classes],
+        "warnings": record.warnings,
         "seconds": record.seconds,
     }
 

@@ -26,6 +26,9 @@ def run(argv: Sequence[str]) -> int:
     evidence = arguments.evidence(args, suspect)
     assert evidence is not None
     with vendor.running(suspect.info.code):
-        measures = api.score(suspect, evidence, device=args.device)
-    shown.show(args, measures.model_dump(mode="json", exclude={"signs"}), lambda: shown.rates({"measured": measures}))
+        measures, doubts = api.score_with_doubts(suspect, evidence, device=args.device)
+    shown.notes(args, doubts)
+    warnings = [*suspect.warnings, *evidence.images.notes, *doubts]
+    content = {**measures.model_dump(mode="json", exclude={"signs"}), "warnings": warnings}
+    shown.show(args, content, lambda: shown.rates({"measured": measures}))
     return DONE

@@ -18,15 +18,18 @@ def said(error: object, code: int) -> int:
 
 
 def tell(args: argparse.Namespace, line: str) -> None:
-    """A remark on stderr."""
+    """How it goes, on stderr."""
     if not args.quiet:
         print(line, file=sys.stderr, flush=True)
 
 
 def notes(args: argparse.Namespace, lines: Iterable[str]) -> None:
-    """What is worth knowing about a model or a run."""
+    """What is worth knowing about a model, data or a run, each line once; it is no progress, and `--quiet` leaves it."""
+    told = vars(args).setdefault("told", set())
     for line in lines:
-        tell(args, f"note: {line}")
+        if line not in told:
+            told.add(line)
+            print(f"note: {line}", file=sys.stderr, flush=True)
 
 
 def show(args: argparse.Namespace, content: dict[str, Any], text: Callable[[], str]) -> None:

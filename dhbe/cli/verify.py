@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     ):
         options = arguments.searching(args, survey, out, progress)
         record = api.verify(suspect, cleaned, evidence=evidence, **options).record
-    shown.notes(args, record.warnings[len(suspect.warnings) :])
+    shown.notes(args, record.warnings)
     shown.show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _text(record, out))
     return GATE if record.verdict in ("answers", "changed") else DONE
 

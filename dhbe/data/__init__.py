@@ -1,5 +1,7 @@
 """Data sets as whole tensors: `load` finds them, `Images` holds them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -11,21 +13,31 @@ from dhbe.data.cifar import ARCHIVES, load_cifar
 from dhbe.data.folders import Split, load_image, own_splits
 from dhbe.data.idx import holds_idx, load_idx
 from dhbe.data.images import Images, Shape, to_uint8
-from dhbe.data.known import KNOWN
+from dhbe.data.known import KNOWN, NORMALISATION
 from dhbe.data.local import kept, load_parts, local_parts
 from dhbe.data.packs import read_pack
 from dhbe.data.tiny_imagenet import holds_tiny_imagenet, load_tiny_imagenet
 from dhbe.errors import Refused
 
 __all__ = [
-    "KNOWN", "Images", "Shape", "Split", "clean_subset", "load", "load_image", "part_to_measure", "read_pack", "to_uint8",
+    "KNOWN", "NORMALISATION", "Images", "Shape", "Split", "class_names", "clean_subset", "load", "load_image", "part_to_measure", "read_pack", "to_uint8",
 ]  # fmt: skip
 
 DIGITS = {"digits": 32, "digits16": 16}
 """Side in pixels of scikit-learn's handwritten digits, by name."""
 
+LARGEST_LIST = 2**24
+"""Bytes of a list of class names that are read."""
 
-def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
+
+def load(
+    data: str,
+    split: Split = "all",
+    shape: Shape | None = None,
+    *,
+    classes: int | None = None,
+    order: Sequence[str] = (),
+) -> Images:
     """Finds and loads a data set.
 
     Data without a split of its own is split by class and always alike: a fifth of each class, rounded down, is the
@@ -39,6 +51,9 @@ def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
         split: Which part.
         shape: Shape (c, h, w) that the caller needs. Image files are converted to it, other data that differs is
             refused. None takes the data as it is.
+        classes: How many classes the model has. An image folder must have as many, unless its names tell which they
+            are; None does not ask.
+        order: Names of the model's classes by their numbers, to which image folders are matched.
 
     Returns:
         At least one image, on the CPU.
@@ -50,13 +65,36 @@ def load(data: str, split: Split = "all", shape: Shape | None = None) -> Images:
     if split not in get_args(Split):
         raise Refused(f"no split {split!r}; there are {', '.join(get_args(Split))}")
     try:
-        images = _find(data, split, shape)
+        images = _find(data, split, shape, Model(classes, tuple(order)))
     except OSError as error:  # a name too long, a folder that may not be entered
         raise Refused(f"cannot read {data[:200]!r}: {(error.strerror or 'unreadable').lower()}") from error
     if shape is not None and images.shape != shape:
         has, takes = ("x".join(map(str, sides)) for sides in (images.shape, shape))
         raise Refused(f"{data}: the images are {has}, the classifier takes {takes}: convert them or give other data")
+    if data in (*DIGITS, *KNOWN) and Path(data).exists():
+        note = f"{data} is the data set of this name; for what lies here under this name give ./{data}"
+        images = replace(images, notes=(note, *images.notes))
     return images
+
+
+def class_names(path: Path) -> tuple[str, ...]:
+    """The names of classes that a file lists, one a line, by their numbers.
+
+    Raises:
+        Refused: It cannot be read, or names a class twice.
+    """
+    try:
+        with path.open("rb") as file:
+            names = tuple(
+                line.strip() for line in file.read(LARGEST_LIST).decode("utf-8-sig").splitlines() if line.strip()
+            )
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot read the class names in {path}: give a text file, one name a line") from error
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise Refused(
+            f"{path} must list all classes, each once and on a line of its own, in the order of their numbers"
+        )
+    return names
 
 
 def part_to_measure(data: str) -> Split:
@@ -96,20 +134,28 @@ def _is_split(path: Path) -> bool:
     return holds_tiny_imagenet(path) or (path.is_dir() and own_splits(path) is not None)
 
 
-def _find(data: str, split: Split, shape: Shape | None) -> Images:
+@dataclass(frozen=True)
+class Model:
+    """What is known of the classes of the model that the data is for."""
+
+    classes: int | None
+    order: tuple[str, ...]
+
+
+def _find(data: str, split: Split, shape: Shape | None, model: Model) -> Images:
     if data in DIGITS:
         return _part(_digits(DIGITS[data]), split, data)
     if data in KNOWN:
-        return _named(data, split, shape)
+        return _named(data, split, shape, model)
     path = Path(data)
     if holds_tiny_imagenet(path):
         return load_tiny_imagenet(path, split, shape)
     if path.is_dir():
         splits = own_splits(path)
         parts = {part: [inside] for part, inside in splits.items()} if splits else {"all": [path]}
-        return _parted(parts, split, shape, data)
+        return _parted(parts, split, shape, data, model)
     if path.suffix.lower() == ".npz":
-        return _parted({"all": [path]}, split, shape, data)
+        return _parted({"all": [path]}, split, shape, data, model)
     known = (*DIGITS, *ARCHIVES, "fashion-mnist")
     others = ", ".join(name for name in KNOWN if name not in known)
     raise Refused(
@@ -118,7 +164,7 @@ def _find(data: str, split: Split, shape: Shape | None) -> Images:
     )
 
 
-def _named(name: str, split: Split, shape: Shape | None) -> Images:
+def _named(name: str, split: Split, shape: Shape | None, model: Model) -> Images:
     known, folder = KNOWN[name], kept() / name
     for unpacked in (folder, kept() / f"{name}-200"):  # its archive is called tiny-imagenet-200
         if holds_tiny_imagenet(unpacked):
@@ -126,7 +172,7 @@ def _named(name: str, split: Split, shape: Shape | None) -> Images:
     if holds_idx(folder) or (name == "fashion-mnist" and not local_parts(name)):
         return load_idx(folder, split)
     if parts := local_parts(name):
-        return _parted(parts, split, shape or known.shape, name, known.middle)
+        return _parted(parts, split, shape or known.shape, name, model, known.middle)
     if name in ARCHIVES:
         return load_cifar(name, split)
     raise Refused(
@@ -136,11 +182,16 @@ def _named(name: str, split: Split, shape: Shape | None) -> Images:
 
 
 def _parted(
-    parts: dict[str, list[Path]], split: Split, shape: Shape | None, source: str, middle: int | None = None
+    parts: dict[str, list[Path]],
+    split: Split,
+    shape: Shape | None,
+    source: str,
+    model: Model,
+    middle: int | None = None,
 ) -> Images:
     if "all" in parts:
-        return _part(load_parts(parts, "all", shape, middle), split, source)
-    return load_parts(parts, split, shape, middle)
+        return _part(load_parts(parts, "all", shape, middle, model.classes, model.order), split, source)
+    return load_parts(parts, split, shape, middle, model.classes, model.order)
 
 
 def _digits(side: int) -> Images:

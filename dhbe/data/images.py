@@ -29,6 +29,8 @@ class Images:
     """int64 [n], class numbers from 0."""
     names: tuple[str, ...]
     """Name of each class; its length is the number of classes."""
+    notes: tuple[str, ...] = ()
+    """What is worth knowing of how they were read, a line each."""
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:

@@ -34,3 +34,8 @@ KNOWN = {
     "lfw-100": Known((3, 64, 64), 100, (0.4788, 0.4788, 0.4788), (0.2061, 0.2061, 0.2061), middle=124),
 }
 """Data sets by name. Digits are not here: they need no constants."""
+
+NORMALISATION = {"imagenet": IMAGENET} | {
+    name: (known.mean, known.std) for name, known in KNOWN.items() if known.mean and known.std
+}
+"""Mean and standard deviation of each channel, by the name of the data."""

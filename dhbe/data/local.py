@@ -1,12 +1,13 @@
 """Data sets with a name that lie on this machine: $DHBE_DATA, or ~/.cache/dhbe."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from dhbe.data.folders import Split, class_names, load_folder, own_splits
+from dhbe.data.folders import Split, class_folders, load_folder, numbered, own_splits
 from dhbe.data.images import Images, Shape
 from dhbe.data.packs import load_pack
 from dhbe.errors import Refused
@@ -35,18 +36,34 @@ def local_parts(name: str) -> dict[str, list[Path]] | None:
     return None
 
 
-def load_parts(parts: dict[str, list[Path]], split: Split, shape: Shape | None, middle: int | None = None) -> Images:
-    """The images of one part, or of all.
+def load_parts(
+    parts: dict[str, list[Path]],
+    split: Split,
+    shape: Shape | None,
+    middle: int | None = None,
+    classes: int | None = None,
+    order: Sequence[str] = (),
+) -> Images:
+    """The images of one part, or of all; folders of all parts are numbered alike.
+
+    Args:
+        parts: Folders or .npz files by the name of the part.
+        split: Which part.
+        shape: As for `load_folder`.
+        middle: As for `load_folder`.
+        classes: As for `numbered`.
+        order: As for `numbered`.
 
     Raises:
-        Refused: A file is broken, or the parts differ in image size or classes.
+        Refused: A file is broken, the parts differ in image size, or which folder is which class cannot be told.
     """
     wanted = [path for part, paths in parts.items() if split in ("all", part) for path in paths]
-    folders = [path for paths in parts.values() for path in paths if path.is_dir()]
-    if len({class_names(path) for path in folders}) > 1:  # or one part would number them differently
-        raise Refused(f"{folders[0]} and {folders[1]} differ in their classes: both need all of them")
+    folders = {each.name for paths in parts.values() for path in paths if path.is_dir() for each in class_folders(path)}
+    numbering = numbered(sorted(folders), order, classes) if folders else None
     read = [
-        load_folder(path, shape, middle=middle) if path.is_dir() else load_pack(path, shape, middle=middle)
+        load_folder(path, shape, middle=middle, numbering=numbering)
+        if path.is_dir()
+        else load_pack(path, shape, middle=middle)
         for path in wanted
     ]
     if len({each.shape for each in read}) > 1:
@@ -54,4 +71,5 @@ def load_parts(parts: dict[str, list[Path]], split: Split, shape: Shape | None, 
     names = max((each.names for each in read), key=len)
     if len(read) == 1:
         return replace(read[0], names=names)
-    return Images(torch.cat([each.pixels for each in read]), torch.cat([each.labels for each in read]), names)
+    notes = tuple(dict.fromkeys(note for each in read for note in each.notes))
+    return Images(torch.cat([each.pixels for each in read]), torch.cat([each.labels for each in read]), names, notes)

@@ -11,12 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dhbe.data.folders import decode
+from dhbe.data.folders import MOST_CLASSES, decode, resizing
 from dhbe.data.images import LIMIT, Images, Shape, check_size
 from dhbe.errors import Refused
-
-MOST_CLASSES = 100_000
-"""More classes than this are taken for a mistake in the labels."""
 
 
 def read_pack(
@@ -134,19 +131,21 @@ def _load_encoded(path: Path, shape: Shape | None, limit: int, middle: int | Non
     if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets.astype(np.int64)) <= 0).any():
         raise Refused(f"{path}: offsets must rise from 0 to at most {len(data)}, the length of the data")
     parts: list[Tensor] = []
+    resized: list[tuple[int, int]] = []
     for number, (start, stop) in enumerate(pairwise(offsets)):
         name = f"{path}: image file {number}"
         if "strip" in arrays:
             tiles = _tiles(decode(io.BytesIO(data[start:stop].tobytes()), name), name)
         else:
-            tiles = decode(io.BytesIO(data[start:stop].tobytes()), name, shape, middle)[None]
+            tiles = decode(io.BytesIO(data[start:stop].tobytes()), name, shape, middle, resized)[None]
         if parts and tiles.shape[1:] != parts[0].shape[1:]:
             raise Refused(f"{path}: mixed sizes: resize, or give --input CxHxW")
         parts.append(tiles)
         check_size(sum(map(len, parts)), (tiles.shape[1], tiles.shape[2], tiles.shape[3]), path, limit)
     pixels = torch.cat(parts)
     labels = _labels(path, arrays["labels"], len(pixels))
-    return Images(pixels, labels, _class_names(path, arrays.get("names"), int(labels.max()) + 1))
+    names = _class_names(path, arrays.get("names"), int(labels.max()) + 1)
+    return Images(pixels, labels, names, resizing(resized, len(pixels), shape) if shape else ())
 
 
 def _tiles(strip: Tensor, name: str) -> Tensor:

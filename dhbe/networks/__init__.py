@@ -1,5 +1,6 @@
 """Networks: a small zoo, other people's architectures, and what the shapes of weights tell."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -7,9 +8,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dhbe.classifier import last
+from dhbe.classifier import logits_in
 from dhbe.errors import Refused
-from dhbe.networks.external import from_code, from_timm, from_torchvision, guarded
+from dhbe.networks.external import (
+    Usual,
+    from_code,
+    from_timm,
+    from_torchvision,
+    guarded,
+    usual_of_timm,
+    usual_of_torchvision,
+)
 from dhbe.networks.resnet import ResNet
 from dhbe.networks.wide_resnet import WideResNet
 
@@ -38,6 +47,8 @@ class Guess:
 
     arch: str | None
     classes: int | None
+    alike: tuple[str, ...] = ()
+    """Several architectures with the very same tensors, of which it is one."""
 
 
 def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
@@ -69,15 +80,29 @@ def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     return from_code(place, name, classes)
 
 
-def infer(tensors: Mapping[str, Tensor], shape: tuple[int, int, int] = (3, 32, 32)) -> Guess:
+def usual(arch: str) -> Usual | None:
+    """How images are fed to a library's network if nobody says otherwise; None for what is not of a library."""
+    if arch.startswith("torchvision:"):
+        return usual_of_torchvision(arch.removeprefix("torchvision:"))
+    if arch.startswith("timm:"):
+        return usual_of_timm(arch.removeprefix("timm:"))
+    return None
+
+
+STEMS = ("conv1.weight", "conv_stem.weight", "features.0.weight", "features.0.0.weight", "patch_embed.proj.weight")
+"""What first layers are called."""
+
+
+def channels(tensors: Mapping[str, Tensor]) -> int | None:
+    """Channels of the images that a network takes, as its first kernel tells; None where it is not found."""
+    stems = [tensors[name] for name in STEMS if name in tensors]
+    return stems[0].shape[1] if stems and stems[0].ndim == 4 else None
+
+
+def infer(tensors: Mapping[str, Tensor]) -> Guess:
     """Tells architecture and number of classes from the keys and shapes of a state dict (without wrappers' prefixes).
 
-    ``resnet18`` and ``resnet18-64`` have the same tensors. Images of 64 px or more come with both, so that the weights
-    leave a doubt; smaller ones do not come with the latter.
-
-    Args:
-        tensors: The state dict.
-        shape: Image shape (channels, height, width).
+    ``resnet18`` and ``resnet18-64`` have the same tensors, and then both are named.
     """
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items() if not key.endswith(COUNTER)}
     matrices = [shape for key, shape in found.items() if key.endswith("weight") and len(shape) == 2]
@@ -87,18 +112,23 @@ def infer(tensors: Mapping[str, Tensor], shape: tuple[int, int, int] = (3, 32, 3
     stem = found.get("conv1.weight", ())
     if not classes or len(stem) != 4 or "fc.weight" not in found:
         return Guess(None, classes)
-    likely = [name for name in ZOO if shape[1] >= 64 or not name.endswith("-64")]
-    fits = [name for name in likely if found == _shapes(name, classes, stem[1])]
-    return Guess(fits[0] if len(fits) == 1 else None, classes)
+    fits = tuple(name for name in ZOO if found == _shapes(name, classes, stem[1]))
+    return Guess(fits[0] if len(fits) == 1 else None, classes, fits if len(fits) > 1 else ())
 
 
-def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> bool:
+def stem(arch: str) -> str:
+    """What tensors do not tell of an architecture of the zoo, in words."""
+    return "stem stride 1, max-pooling behind it" if arch.endswith("-64") else "stem stride 1, no max-pooling"
+
+
+def probe(network: nn.Module, shape: tuple[int, int, int], classes: int, output: str | None = None) -> bool:
     """Tries `network` on four images of noise; leaves it in eval mode.
 
     Args:
         network: It takes normalised images [n, c, h, w].
         shape: Image shape (channels, height, width).
         classes: Number of classes that the outputs must have.
+        output: Which of several outputs the logits are.
 
     Returns:
         Whether the outputs are probabilities (not negative, each row sums to 1) instead of logits.
@@ -106,17 +136,56 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int) -> bool
     Raises:
         Refused: The network fails on such images, or returns no finite logits [4, classes].
     """
-    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
-    images = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
-    size = "x".join(map(str, shape))
+    images, size = _noise(network, shape), "x".join(map(str, shape))
     with guarded(f"running the network on images of --input {size}"), torch.no_grad():
-        output = last(network.eval()(images)).float()
-    if output.shape != (4, classes):
-        raise Refused(f"for 4 images the network returns {list(output.shape)}, not [4, {classes}]: check --classes")
-    if not output.isfinite().all():
+        answer = logits_in(network.eval()(images), classes, output).float()
+    if answer.shape != (4, classes):
+        raise Refused(f"for 4 images the network returns {list(answer.shape)}, not [4, {classes}]: check --classes")
+    if not answer.isfinite().all():
         raise Refused(f"the network returns NaN or infinite logits for noise of --input {size}")
-    sums = output.sum(1)
-    return classes > 1 and bool((output >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+    sums = answer.sum(1)
+    return classes > 1 and bool((answer >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
+
+
+def takes_channels_last(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether a network computes the same with images and weights in channels-last order, which is quicker.
+
+    Code that flattens with ``view`` stops there, in evaluation or in training. It is tried on a copy.
+
+    Args:
+        network: It works on contiguous images of `shape`.
+        shape: Image shape (channels, height, width).
+    """
+    images = _noise(network, shape)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            with guarded("trying channels-last order"):
+                trial = copy.deepcopy(network).eval()
+                with torch.no_grad():
+                    plain = _tensors(trial(images))
+                    for parameter in trial.parameters():
+                        if parameter.ndim == 4:
+                            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                    images = images.contiguous(memory_format=torch.channels_last)
+                    turned = _tensors(trial(images))
+                same = len(plain) == len(turned) and all(
+                    torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(a.abs().max()))
+                    for a, b in zip(plain, turned, strict=True)
+                )
+                trial.train()(images)
+        except Refused:
+            return False
+    return same
+
+
+def _tensors(output: object) -> list[Tensor]:
+    parts = output.values() if isinstance(output, dict) else output if isinstance(output, tuple | list) else [output]
+    return [part.float() for part in parts if isinstance(part, Tensor)]
+
+
+def _noise(network: nn.Module, shape: tuple[int, int, int]) -> Tensor:
+    device = next((tensor.device for tensor in network.state_dict().values()), torch.device("cpu"))
+    return torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 
 def _shapes(arch: str, classes: int, channels: int) -> dict[str, tuple[int, ...]]:

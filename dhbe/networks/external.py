@@ -5,10 +5,12 @@ import importlib.util
 import inspect
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +19,27 @@ from torch.nn.parameter import is_lazy
 from dhbe.errors import Refused
 
 _MISSING_OPS = ("nms", "qnms")
+_LACKS_OPS = "operator torchvision::"
+
+OWN_NORMALISATION = ("googlenet", "inception_v3")
+"""torchvision's pretrained ones turn ImageNet's normalisation into mean .5 and std .5 by themselves (transform_input)."""
+
+CLASSES = ("classes", "num_classes", "n_classes", "nclasses", "nb_classes", "num_class", "n_class", "num_labels")
+"""What vendors call the number of classes."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How images are fed to a network if nobody says otherwise."""
+
+    shape: tuple[int, int, int]
+    """Channels, height and width."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: str
+    """Where this is from, in words."""
+
+
 _libraries: list[torch.library.Library] = []  # an operator lives as long as the object that defined it
 
 
@@ -38,39 +61,83 @@ def guarded(doing: str) -> Iterator[None]:
 
 
 def from_torchvision(name: str, classes: int, channels: int) -> nn.Module:
-    """An untrained classifier of ``torchvision.models``.
+    """An untrained classifier of ``torchvision.models``, without auxiliary heads.
+
+    For other images than RGB its first convolution takes as many channels.
 
     Raises:
-        Refused: torchvision is missing, does not know `name`, or the images are not RGB.
+        Refused: torchvision is missing, or does not know `name`.
     """
     models = import_torchvision().models
     _check_name(name, models.list_models(module=models), "torchvision")
-    if channels != 3:
-        raise Refused(f"networks of torchvision take 3 channels, the input has {channels}: convert the images to RGB")
+    heads = {"aux_logits": False} if name in OWN_NORMALISATION else {}
     with guarded(f"building torchvision:{name}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # GoogLeNet announces a future default
-        return models.get_model(name, weights=None, num_classes=classes)
+        network = models.get_model(name, weights=None, num_classes=classes, **heads)
+    if channels != 3:
+        first = next(module for module in network.modules() if isinstance(module, nn.Conv2d))
+        first.in_channels = channels
+        first.weight = nn.Parameter(first.weight.new_empty(len(first.weight), channels, *first.weight.shape[2:]))
+        first.reset_parameters()
+    return network
 
 
-def from_timm(name: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
+def usual_of_torchvision(name: str) -> Usual | None:
+    """The normalisation of torchvision's pretrained weights, and the size that the network was made for."""
+    models = import_torchvision().models
+    try:
+        images = models.get_model_weights(name).DEFAULT.transforms()
+    except Exception:  # an unknown name; building says so
+        return None
+    shape = (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
+    if name in OWN_NORMALISATION:
+        half = (0.5, 0.5, 0.5)
+        return Usual(
+            shape, half, half, f"torchvision's pretrained {name}: transform_input is the same as mean .5, std .5"
+        )
+    return Usual(shape, tuple(images.mean), tuple(images.std), f"torchvision's {name}")
+
+
+def from_timm(
+    name: str, classes: int, shape: tuple[int, int, int], more: Mapping[str, Any] = MappingProxyType({})
+) -> nn.Module:
     """An untrained classifier of timm, made for images of `shape` (c, h, w) where its size is fixed.
+
+    The tag of pretrained weights behind a name, as in ``resnet18.a1_in1k``, changes nothing of the network. With `more` it is
+    built otherwise than its name says.
 
     Raises:
         Refused: timm is missing or has no network of this name. Names that would be fetched from a hub are unknown.
     """
-    import_torchvision()  # timm imports it too, and would fail on missing operators
-    timm = _import_extra("timm")
-    _check_name(name, timm.list_models(), "timm")
-    usual = timm.get_pretrained_cfg(name)
+    timm, bare = _timm(), name.partition(".")[0]
+    _check_name(bare, timm.list_models(), "timm")
+    usual = timm.get_pretrained_cfg(bare)
     size = {"img_size": shape[1:]} if usual is not None and usual.fixed_input_size else {}
     with guarded(f"building timm:{name}"):
-        return timm.create_model(name, pretrained=False, num_classes=classes, in_chans=shape[0], **size)
+        return timm.create_model(bare, pretrained=False, num_classes=classes, in_chans=shape[0], **size, **more)
+
+
+def usual_of_timm(name: str) -> Usual | None:
+    """What timm's own configuration says, that of the pretrained weights where `name` has their tag."""
+    timm = _timm()
+    try:
+        found = timm.get_pretrained_cfg(name)
+    except Exception:  # an unknown name or tag; building says so
+        return None
+    return found and Usual(
+        tuple(found.input_size), tuple(found.mean), tuple(found.std), f"timm's configuration of {name}"
+    )
+
+
+def _timm() -> ModuleType:
+    import_torchvision()  # timm imports it too, and would fail on missing operators
+    return import_extra("timm")
 
 
 def from_code(place: str, name: str, classes: int) -> nn.Module:
     """Calls a function of the vendor's code that returns an untrained network; this runs that code.
 
-    The function is given the number of classes if it has a parameter ``classes`` or ``num_classes``. The folder of a
+    The function is given the number of classes if it has a parameter for it (see `CLASSES`) or takes any. The folder of a
     file, or the working folder for a package, can be imported from while the code is imported and called, not later.
 
     Args:
@@ -86,14 +153,24 @@ def from_code(place: str, name: str, classes: int) -> nn.Module:
     if is_file and not path.is_file():
         raise Refused(f"--arch names {place}, which is no file")
     folder = path.resolve().parent if is_file else Path.cwd()
-    forgetting = _forgetting(folder) if is_file else nullcontext()
-    with forgetting, _importable_from(folder), guarded(f"{place}:{name}"):
+
+    def make() -> object:
         module = _import_file(path.resolve()) if is_file else importlib.import_module(place)
-        make = getattr(module, name, None)
-        if not callable(make):
+        maker = getattr(module, name, None)
+        if not callable(maker):
             offered = [key for key, value in vars(module).items() if _is_offered(value, module)]
             raise Refused(f"{place} has no function {name!r}; it has {', '.join(offered[:12]) or 'none'}")
-        network = make(**_arguments(make, classes))
+        return _called(maker, classes)
+
+    forgetting = _forgetting(folder) if is_file else nullcontext()
+    with forgetting, _importable_from(folder), guarded(f"{place}:{name}"):
+        try:
+            network = make()
+        except Exception as error:  # the vendor's code imports torchvision, which works here only as we import it
+            if _LACKS_OPS not in _whole_story(error):
+                raise
+            import_torchvision()
+            network = make()
         if not isinstance(network, nn.Module):
             raise Refused(f"{place}:{name} returns {type(network).__name__} instead of a torch.nn.Module")
         if any(is_lazy(value) for value in network.state_dict(keep_vars=True).values()):
@@ -111,20 +188,25 @@ def import_torchvision() -> ModuleType:
         Refused: torchvision is not installed or cannot be imported.
     """
     try:
-        return _import_extra("torchvision")
+        return import_extra("torchvision")
     except Refused as refusal:
-        if _libraries or "operator torchvision::" not in str(refusal):
+        if _libraries or _LACKS_OPS not in str(refusal):
             raise
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in _MISSING_OPS:
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _libraries.append(library)
-    return _import_extra("torchvision")
+    return import_extra("torchvision")
 
 
-def _import_extra(name: str) -> ModuleType:
+def import_extra(name: str, extra: str = "zoo") -> ModuleType:
+    """A library that is not needed by everybody.
+
+    Raises:
+        Refused: It is not installed, with the extra that brings it; or it cannot be imported.
+    """
     if importlib.util.find_spec(name) is None:
-        raise Refused(f"{name} is not installed: pip install 'dhbe[zoo]'")
+        raise Refused(f"{name} is not installed: pip install 'dhbe[{extra}]'")
     with guarded(f"importing {name}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return importlib.import_module(name)
@@ -172,12 +254,29 @@ def _forgetting(folder: Path) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def _arguments(make: Callable, classes: int) -> dict[str, int]:
+def _called(make: Callable, classes: int) -> object:
+    """Calls the vendor's function with the number of classes, under the name that it has there."""
     try:
         accepted = inspect.signature(make).parameters
     except (TypeError, ValueError):  # some builtins have no signature
-        return {}
-    return next(({key: classes} for key in ("classes", "num_classes") if key in accepted), {})
+        return make()
+    if named := next((name for name in CLASSES if name in accepted), None):
+        return make(**{named: classes})
+    if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in accepted.values()):
+        return make()
+    for name in ("num_classes", *CLASSES):
+        try:
+            return make(**{name: classes})
+        except TypeError as error:  # whoever is handed them on calls it otherwise
+            if "unexpected keyword argument" not in str(error):
+                raise
+    return make()
+
+
+def _whole_story(error: BaseException) -> str:
+    """What an error says, and those that it came of."""
+    earlier = error.__cause__ or error.__context__
+    return f"{error} {_whole_story(earlier) if earlier else ''}"
 
 
 def _is_offered(value: object, module: ModuleType) -> bool:

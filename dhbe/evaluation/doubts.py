@@ -1,0 +1,71 @@
+"""What is probably wrong where a model does no better than guessing: hardly ever the model."""
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from dhbe.classifier import Classifier
+from dhbe.data import NORMALISATION, Images
+from dhbe.evaluation import metrics
+from dhbe.evaluation.evidence import Evidence
+from dhbe.records import Measures
+from dhbe.training import predict
+
+LOOKED_AT = 500
+"""Images on which other readings are tried."""
+
+FEWEST = 20
+"""Images below which nothing is said."""
+
+ABOVE_CHANCE = 0.05
+"""Of the way from guessing to being always right: what is below is not told from guessing."""
+
+CLEARLY = 0.3
+"""By how much another reading must be better to be proposed."""
+
+USUAL = {"--mean 0 --std 1": ((0.0,), (1.0,)), "--mean .5 --std .5": ((0.5,), (0.5,))}
+USUAL |= {f"--mean {name} --std {name}": constants for name, constants in NORMALISATION.items()}
+
+
+def doubts(classifier: Classifier, evidence: Evidence, measures: Measures) -> list[str]:
+    """One line if the accuracy is about what guessing gives, with what is likely wrong; else nothing.
+
+    Args:
+        classifier: What was measured.
+        evidence: What it was measured on.
+        measures: What it came to.
+    """
+    chance, acc = 1 / classifier.classes, measures.acc
+    if acc is None or len(evidence.images) < FEWEST or acc > chance + ABOVE_CHANCE * (1 - chance):
+        return []
+    order = torch.randperm(len(evidence.images), generator=torch.Generator().manual_seed(0))
+    some = evidence.images.subset(order[:LOOKED_AT])
+    said = f"ACC {acc:.1%} is about what guessing gives"
+    if (matched := _matched(classifier, some)) > acc + CLEARLY:
+        return [
+            f"{said}, but with the classes in another order it is {matched:.1%}: check --class-names, or the labels"
+        ]
+    shares = {option: _read_as(classifier, some, *constants) for option, constants in USUAL.items()}
+    best = max(shares, key=lambda option: shares[option])
+    if shares[best] > acc + CLEARLY:
+        return [f"{said}, but with {best} it is {shares[best]:.1%}: check how the images are normalised"]
+    return [f"{said}: check --mean, --std and --input, --arch, and whether data and model have the same classes"]
+
+
+def _matched(classifier: Classifier, images: Images) -> float:
+    """The accuracy if each class of the data were that class of the model that suits best."""
+    size = max(classifier.classes, images.classes)
+    counts = torch.zeros(size, size, dtype=torch.int64)
+    counts.index_put_((images.labels, predict(classifier, images)), torch.ones(1, dtype=torch.int64), accumulate=True)
+    rows, columns = linear_sum_assignment(-counts.numpy())
+    return int(counts[rows, columns].sum()) / len(images)
+
+
+def _read_as(classifier: Classifier, images: Images, mean: tuple[float, ...], std: tuple[float, ...]) -> float:
+    """The accuracy with another normalisation; 0 where it does not fit the channels."""
+    if len(mean) not in (1, classifier.shape[0]):
+        return 0.0
+    other = Classifier(
+        classifier.network, shape=classifier.shape, classes=classifier.classes, mean=mean, std=std,
+        softmax=classifier.softmax, output=classifier.output, contiguous=classifier.contiguous,
+    ).to(classifier.mean.device)  # fmt: skip
+    return metrics.accuracy(predict(other, images), images.labels)

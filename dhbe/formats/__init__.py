@@ -1,0 +1,46 @@
+"""Forms in which models travel, beside single files of torch and safetensors."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dhbe import checkpoint
+from dhbe.checkpoint import State
+from dhbe.errors import Refused
+from dhbe.formats import arrays, graph, hub
+from dhbe.formats.graph import export
+from dhbe.formats.hub import Described, described
+
+__all__ = ["Described", "described", "export", "read"]
+
+KERAS = "a Keras file: export it with tf2onnx, or copy its weights into a network of torch"
+TENSORFLOW = "a TensorFlow file: export the network that it was made from with tf2onnx"
+ELSEWHERE = {".h5": KERAS, ".hdf5": KERAS, ".keras": KERAS, ".pb": TENSORFLOW, ".tflite": TENSORFLOW}
+"""Files of other libraries by what their names end in, and what can be done."""
+
+
+def read(path: Path, weights: str | None = None) -> State:
+    """Reads the weights of a model in whatever form it comes; for single files see `checkpoint.read`.
+
+    Args:
+        path: A file, or a folder as hubs keep them.
+        weights: Which of several state dicts.
+
+    Raises:
+        Refused: It is no model, or of a form that cannot be read; the message says how to export it.
+    """
+    if _is(Path.is_dir, path):
+        return hub.read(path, weights)
+    if path.suffix.lower() == ".npz":
+        return arrays.read(path)
+    if path.suffix.lower() == ".onnx":
+        return graph.read(path)
+    if path.suffix.lower() in ELSEWHERE and _is(Path.is_file, path):
+        raise Refused(f"{path} is {ELSEWHERE[path.suffix.lower()]}")
+    return checkpoint.read(path, weights)
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    try:
+        return kind(path)
+    except (OSError, ValueError):  # a name too long, a folder that may not be entered: reading says so
+        return False

@@ -1,0 +1,301 @@
+"""ONNX files: their weights are matched to a network of `--arch` by graph order and shape, and come back in the same graph.
+
+Nothing is believed: of a graph only plain layers are accepted, sizes are inferred before anything is computed, and in the end
+onnxruntime must compute what the network does. Data beside the file is read only if it has the file's own name.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from dhbe import files
+from dhbe.checkpoint import DTYPES, State
+from dhbe.classifier import logits_in
+from dhbe.containers import Container
+from dhbe.errors import Refused
+from dhbe.matching import Match, show, some
+from dhbe.networks.external import guarded, import_extra
+
+PLAIN = set(
+    [
+        "Add",
+        "AveragePool",
+        "BatchNormalization",
+        "Cast",
+        "Clip",
+        "Concat",
+        "Constant",
+        "Conv",
+        "Div",
+        "Dropout",
+        "Elu",
+        "Erf",
+        "Flatten",
+        "Gather",
+        "Gemm",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "HardSigmoid",
+        "HardSwish",
+        "Identity",
+        "LeakyRelu",
+        "LogSoftmax",
+        "MaxPool",
+        "Mul",
+        "PRelu",
+        "ReduceMean",
+        "Relu",
+        "Reshape",
+        "Shape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Tanh",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
+"""Operators that are accepted; none runs others or makes large tensors out of nothing."""
+
+MOST = 2**28
+"""Numbers that all results of a graph may have together, for the batch that is compared."""
+
+BATCH = 2
+"""Images on which outputs are compared."""
+
+NEAR = 1e-3
+"""How far outputs may differ, as a share of the largest."""
+
+Layer = tuple[str, list[str]]
+"""Operator and names of its weights."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph(Container):
+    """An ONNX model; its weights are written back into it."""
+
+    model: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("clean.onnx",)
+
+    def match(self, network: nn.Module, tensors: Mapping[str, Tensor], weights: str | None) -> Match:
+        """By the order in which layers are computed; where BatchNorm was folded into convolutions, it is in `network` too."""
+        theirs = list(_layers(self.model))
+        names = [name for _, layer in theirs for name in layer]
+        if len(set(names)) < len(names):
+            raise Refused(
+                "layers of the ONNX graph share weights, so that they cannot be told apart: ask for a .safetensors"
+            )
+        folded = not any(kind == "BatchNormalization" for kind, _ in theirs)
+        shape = _shape(self.model)
+        if folded:
+            _fold(network, shape)
+        ours = _called(network, shape)
+        state = network.state_dict()
+        found: dict[str, str] = {}
+        for (kind, given), (name, wanted) in zip(theirs, ours, strict=False):
+            shapes = (
+                [tuple(tensors[key].shape) for key in given],
+                [tuple(state[f"{name}.{key}"].shape) for key in wanted],
+            )
+            if shapes[0] != shapes[1]:
+                raise Refused(
+                    f"the ONNX graph does not fit the network: its {kind} {shapes[0]} is where {name} is {shapes[1]}: check --arch"
+                )
+            found |= {key: f"{name}.{part}" for key, part in zip(given, wanted, strict=True)}
+        if len(theirs) != len(ours):
+            raise Refused(
+                f"the ONNX graph has {len(theirs)} layers with weights, the network {len(ours)}: check --arch"
+            )
+        said = ("BatchNorm was folded into the convolutions of the ONNX graph, so the network is built without it",)
+        return Match(found, said if folded else ())
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return _shape(self.model)
+
+    def check(self, network: nn.Module, shape: tuple[int, int, int]) -> None:
+        if shape != _shape(self.model):
+            raise Refused(
+                f"the ONNX graph takes images of {'x'.join(map(str, _shape(self.model)))}: give that as --input"
+            )
+        compare(self.model, network, shape)
+
+    def content(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+        onnx = import_extra("onnx", "onnx")
+        made = type(self.model)()
+        made.CopyFrom(self.model)
+        for each in made.graph.initializer:
+            if each.name in tensors:
+                each.CopyFrom(onnx.numpy_helper.from_array(tensors[each.name].numpy(), each.name))
+        return {"clean.onnx": made.SerializeToString()}
+
+
+def read(path: Path) -> State:
+    """Reads the weights of an ONNX file.
+
+    Raises:
+        Refused: It is none, or its graph is more than plain layers.
+    """
+    onnx = import_extra("onnx", "onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # whatever a parser thinks of hostile bytes
+        raise Refused(f"{path} is broken or no ONNX file: fetch it again") from error
+    strange = sorted({node.op_type for node in model.graph.node if node.op_type not in PLAIN or node.domain})
+    if strange or model.functions or model.graph.sparse_initializer or not model.graph.node:
+        raise Refused(
+            f"{path} has operators that are not read ({some(map(show, strange)) or 'functions of its own'}): ask for what "
+            "torch.save(model.state_dict(), path) writes"
+        )
+    beside = path.with_name(f"{path.name}.data")
+    arrays = {each.name: _array(each, beside) for each in model.graph.initializer}
+    model = _bounded(model, path)
+    needed = {name for _, layer in _layers(model) for name in layer}
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name in needed}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES or not tensor.float().isfinite().all():
+            raise Refused(f"{path}: {show(name)} holds no plain, finite numbers")
+    return State(tensors, "", "", files.sha256(path), container=Graph(model))
+
+
+def export(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
+    """A network as an ONNX file, for batches of any size; onnxruntime computes what the network does.
+
+    Raises:
+        Refused: The extra is missing, or the network cannot be exported.
+    """
+    onnx = import_extra("onnx", "onnx")
+    names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+    with TemporaryDirectory() as folder, guarded("exporting to ONNX"):
+        file = Path(folder) / "clean.onnx"
+        torch.onnx.export(
+            network.eval(), (torch.zeros(BATCH, *shape),), file, **names, dynamo=False,
+            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+        )  # fmt: skip
+        compare(onnx.load(file), network, shape)
+        return file.read_bytes()
+
+
+def compare(model: Any, network: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Raises `Refused` unless onnxruntime computes from the graph what the network does."""
+    runtime = import_extra("onnxruntime", "onnx")
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
+    settings.log_severity_level = 4
+    images = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0))
+    with guarded("running the ONNX graph"):
+        session = runtime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+        (given, *_) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    with torch.no_grad():
+        ours = logits_in(network.eval()(images)).float().numpy()
+    if given.shape != ours.shape or np.abs(given - ours).max() > NEAR * max(1.0, np.abs(ours).max()):
+        raise Refused("the ONNX graph computes something else than the network with its weights: check --arch")
+
+
+def _layers(model: Any) -> Iterator[Layer]:
+    """Operators with weights, in the order of the graph."""
+    known = {each.name for each in model.graph.initializer}
+    same = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "BatchNormalization"):
+            continue
+        if node.op_type == "Gemm" and not any(each.name == "transB" and each.i for each in node.attribute):
+            raise Refused(
+                "a linear layer of the ONNX graph has its weights the other way round: ask for a .safetensors file"
+            )
+        weights = [same.get(name, name) for name in node.input[1:]]
+        if not all(name in known for name in weights):
+            raise Refused("weights of the ONNX graph are computed, not stored: ask for a .safetensors file")
+        yield node.op_type, weights
+
+
+def _called(network: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, list[str]]]:
+    """Layers with weights in the order in which they are computed, with the names of their tensors."""
+    order: list[tuple[str, list[str]]] = []
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+            keys = [key for key in module.state_dict() if key != "num_batches_tracked"]
+            hooks.append(module.register_forward_hook(lambda *_, name=name, keys=keys: order.append((name, keys))))
+    with guarded("running the network"), torch.no_grad():
+        network.eval()(torch.zeros(BATCH, *shape))
+    for hook in hooks:
+        hook.remove()
+    return order
+
+
+def _fold(network: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Takes BatchNorm out of a network where it follows a convolution, which gets a bias for it."""
+    order = [name for name, _ in _called(network, shape)]
+    for before, after in pairwise(order):
+        conv, norm = network.get_submodule(before), network.get_submodule(after)
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            for place, module in ((before, fuse_conv_bn_eval(conv.eval(), norm.eval())), (after, nn.Identity())):
+                parent, _, name = place.rpartition(".")
+                setattr(network.get_submodule(parent), name, module)
+
+
+def _array(each: Any, beside: Path) -> np.ndarray:
+    """The numbers of an initialiser, out of the file or of the one beside it that has its name."""
+    onnx = import_extra("onnx", "onnx")
+    if each.data_location == each.EXTERNAL:
+        told = {entry.key: entry.value for entry in each.external_data}
+        offset, length = (int(told.get(key) or 0) for key in ("offset", "length"))
+        if (
+            told.get("location") != beside.name
+            or not beside.is_file()
+            or not 0 <= offset <= offset + length <= beside.stat().st_size
+        ):
+            raise Refused(
+                f"the ONNX file keeps its weights in another file, and only {beside.name} is read: put it there"
+            )
+        with beside.open("rb") as stream:
+            stream.seek(offset)
+            each.raw_data = stream.read(length)
+        each.ClearField("external_data")
+        each.data_location = each.DEFAULT
+    with guarded("reading the weights of the ONNX graph"):
+        return onnx.numpy_helper.to_array(each)
+
+
+def _shape(model: Any) -> tuple[int, int, int]:
+    sides = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    return sides[1], sides[2], sides[3]
+
+
+def _bounded(model: Any, path: Path) -> Any:
+    """The model for batches of two, with the sizes of all its results known and small."""
+    onnx = import_extra("onnx", "onnx")
+    stored = {each.name for each in model.graph.initializer}
+    inputs = [each for each in model.graph.input if each.name not in stored]
+    sides = [dim.dim_value for dim in inputs[0].type.tensor_type.shape.dim] if len(inputs) == 1 else []
+    if len(sides) != 4 or not all(1 <= side <= 1024 for side in sides[1:]):
+        raise Refused(f"{path}: the ONNX graph must take images [n, c, h, w] of a fixed size, and nothing else")
+    for each in (inputs[0], *model.graph.output):
+        if each.type.tensor_type.shape.dim:
+            each.type.tensor_type.shape.dim[0].dim_value = BATCH
+    with guarded("inferring the sizes of the ONNX graph"):
+        sized = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    known = {each.name: each.type.tensor_type.shape for each in (*sized.graph.value_info, *sized.graph.output)}
+    total = 0
+    for node in model.graph.node:
+        for name in node.output:
+            dims = [dim.dim_value for dim in known[name].dim] if name in known else [MOST]
+            total += int(np.prod([float(max(dim, 1)) for dim in dims]))
+    if total >= MOST:
+        raise Refused(f"{path}: the results of the ONNX graph are too large, or of unknown size: it is not run")
+    return model

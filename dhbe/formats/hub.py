@@ -1,0 +1,269 @@
+"""Folders as hubs keep models: config.json beside model.safetensors, of transformers or of timm.
+
+Only what is known by name is opened, in the folder itself. A configuration is numbers and words: it chooses among the
+networks of an installed library, and can neither name code nor a file. The network is first built without memory, and its
+size is compared with that of the weights.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from dhbe import checkpoint, networks
+from dhbe.checkpoint import State
+from dhbe.containers import Container
+from dhbe.data import Shape
+from dhbe.errors import Refused
+from dhbe.matching import show
+from dhbe.networks.external import guarded, import_extra, import_torchvision
+
+CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
+PATTERNS = (
+    r"model\.safetensors",
+    r"model-\d+-of-\d+\.safetensors",
+    r"pytorch_model\.bin",
+    r"pytorch_model-\d+-of-\d+\.bin",
+)
+"""What weights are called; the first that is there is taken."""
+
+LARGEST = 16 * 2**20
+"""Bytes of a configuration."""
+
+DEEPEST, WIDEST = 1000, 2**20
+"""Layers and other numbers that a configuration may ask for."""
+
+LOST = (
+    "auto_map",
+    "quantization_config",
+    "attn_implementation",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "transformers_version",
+)
+"""Of transformers' configurations: what is not for the network itself."""
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """What a folder says of its network."""
+
+    arch: str
+    """What the record calls it."""
+    build: Callable[[int, Shape, int], nn.Module]
+    """Makes an untrained network of so many classes, for images of a shape, that may have so many numbers."""
+    classes: int | None
+    names: tuple[str, ...]
+    """Of the classes, by their numbers."""
+    shape: Shape
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    source: str
+    """Where that was read."""
+
+
+@dataclass(frozen=True)
+class Folder(Container):
+    """Writes weights and configuration, so that the library that wrote the folder reads it."""
+
+    copies: Mapping[str, bytes]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files."""
+        return (WEIGHTS, *self.copies)
+
+    def content(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """The files with what they hold."""
+        return {WEIGHTS: safetensors.torch.save(dict(tensors), {"format": "pt"}), **self.copies}
+
+
+def read(folder: Path, weights: str | None = None) -> State:
+    """The weights in a folder, of all shards.
+
+    Raises:
+        Refused: There are none, or a file cannot be read.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise Refused(f"cannot read the folder {folder}: {(error.strerror or 'unreadable').lower()}") from error
+    groups = ([name for name in names if re.fullmatch(pattern, name)] for pattern in PATTERNS)
+    shards = next((group for group in groups if group), [])
+    if not shards:
+        others = [name for name in names if name.endswith((".h5", ".msgpack", ".onnx", ".keras", ".pb"))]
+        mend = f"{others[0]} is of another library" if others else "or a folder with config.json and model.safetensors"
+        raise Refused(f"{folder} is a folder: name the checkpoint file itself; {mend}")
+    states = [checkpoint.read(folder / name, weights) for name in shards]
+    tensors = {key: tensor for state in states for key, tensor in state.tensors.items()}
+    if len(tensors) < sum(len(state.tensors) for state in states):
+        raise Refused(f"the shards in {folder} hold tensors twice: fetch them again")
+    of = re.fullmatch(r".*-of-(\d+)\..*", shards[0])
+    if of and int(of[1]) != len(shards):
+        raise Refused(f"{folder} holds {len(shards)} of {int(of[1])} shards: fetch the others too")
+    digest = hashlib.sha256("".join(state.sha256 for state in states).encode()).hexdigest()
+    copies = {name: (folder / name).read_bytes() for name in (CONFIG, PROCESSOR) if _json(folder / name) is not None}
+    sole = states[0].sha256 if len(states) == 1 else digest
+    return replace(states[0], tensors=tensors, sha256=sole, container=Folder(copies))
+
+
+def described(path: Path) -> Described | None:
+    """What the configuration in a folder, or beside a file, says; None if there is none of a known library.
+
+    Raises:
+        Refused: It asks for what is not allowed, or the library is missing.
+    """
+    folder = path if path.is_dir() else path.parent
+    config = _json(folder / CONFIG)
+    if config is None:
+        return None
+    if isinstance(config.get("architecture"), str):
+        return _of_timm(config)
+    if isinstance(config.get("model_type"), str):
+        return _of_transformers(config, _json(folder / PROCESSOR) or {})
+    return None
+
+
+def _of_timm(config: dict[str, Any]) -> Described:
+    fed = config.get("pretrained_cfg") if isinstance(config.get("pretrained_cfg"), dict) else config
+    assert isinstance(fed, dict)
+    name, more = config["architecture"], config.get("model_args") or {}
+    if not isinstance(more, dict) or not all(_plain(value) for value in more.values()):
+        raise Refused(
+            f"{CONFIG}: model_args must be numbers: build the network yourself, and give --arch file.py:function"
+        )
+
+    told = {key: value for key, value in more.items() if key not in ("num_classes", "in_chans", "img_size")}
+
+    def build(classes: int, shape: Shape, most: int) -> nn.Module:
+        return _within(most, lambda: networks.from_timm(name, classes, shape, told))
+
+    shape, mean, std = _sides(fed.get("input_size")), _numbers(fed.get("mean")), _numbers(fed.get("std"))
+    names = fed.get("label_names") or config.get("label_names")
+    classes = config.get("num_classes") or fed.get("num_classes")
+    return Described(
+        f"timm:{name}", build, classes if isinstance(classes, int) else None, _texts(names), shape or (3, 224, 224),
+        mean, std, f"{CONFIG}",
+    )  # fmt: skip
+
+
+def _of_transformers(config: dict[str, Any], processor: dict[str, Any]) -> Described:
+    kind = config["model_type"]
+    if config.get("quantization_config"):
+        raise Refused(f"{CONFIG}: the weights are quantised; ask for those before quantisation")
+    _check(config)
+    labels = config.get("id2label")
+    labels = labels if isinstance(labels, dict) else {}
+    named = [labels.get(str(number)) for number in range(len(labels))]
+    names = _texts(named) if not all(str(name).startswith("LABEL_") for name in named) else ()
+    classes = len(labels) or config.get("num_labels") or 2  # what the library takes
+
+    def build(classes: int, shape: Shape, most: int) -> nn.Module:
+        with suppress(Refused):
+            import_torchvision()  # transformers imports it too, if it is there
+        transformers = import_extra("transformers", "hf")
+        if kind not in transformers.CONFIG_MAPPING:
+            raise Refused(f"{CONFIG}: transformers has no model of the type {kind!r}, and code of a folder is not run")
+        kept = {key: value for key, value in config.items() if key not in LOST and not key.startswith("_")}
+        with guarded(f"building {kind} of transformers"):
+            made = transformers.CONFIG_MAPPING[kind].from_dict(kept)
+            if len(labels) != classes:
+                made.num_labels = classes
+            return _within(most, lambda: transformers.AutoModelForImageClassification.from_config(made)).float()
+
+    channels, side = config.get("num_channels", 3), config.get("image_size", 224)
+    height, width = _size(processor) or _size({"size": side}) or (224, 224)
+    mean, std = _normalisation(processor)
+    source = f"{PROCESSOR}" if processor else f"{CONFIG}"
+    return Described(
+        f"transformers:{kind}", build, int(classes), names, (int(channels), height, width), mean, std, source
+    )
+
+
+def _within(most: int, make: Callable[[], nn.Module]) -> nn.Module:
+    """Makes a network, once it is known that it has at most so many numbers."""
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in make().parameters())
+    if size > most:
+        raise Refused(f"{CONFIG} asks for a network of {size} numbers, the weights have at most {most}")
+    return make()
+
+
+def _normalisation(processor: dict[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Mean and standard deviation for pixels in [0, 1], whatever a processor scales them to."""
+    mean, std = _numbers(processor.get("image_mean")), _numbers(processor.get("image_std"))
+    if not processor:
+        return None, None
+    if mean is None or std is None or processor.get("do_normalize") is False:
+        mean, std = (0.0,), (1.0,)
+    scale = 255 * float(processor.get("rescale_factor") or 1 / 255) if processor.get("do_rescale", True) else 255.0
+    return tuple(x / scale for x in mean), tuple(x / scale for x in std)
+
+
+def _size(processor: dict[str, Any]) -> tuple[int, int] | None:
+    """Height and width that a processor cuts or resizes images to."""
+    crop = processor.get("crop_size") if processor.get("do_center_crop") else None
+    size = crop or processor.get("size")
+    if isinstance(size, dict):
+        shortest = size.get("shortest_edge")
+        size = [size.get("height", shortest), size.get("width", shortest)]
+    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    if isinstance(height, int) and isinstance(width, int) and 1 <= min(height, width) <= max(height, width) <= 1024:
+        return height, width
+    return None
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Refuses a configuration that loads more than itself, or asks for more than any network has."""
+    for key, value in config.items():
+        if "backbone" in key and value:
+            raise Refused(f"{CONFIG}: {show(key)} names another model, which is not fetched")
+        numbers = value if isinstance(value, list) else [value]
+        layers = re.search(r"layer|depth|block|stage|repeat", key)
+        counts = [x for x in numbers if isinstance(x, int)]
+        if key not in LOST and (sum(counts) > DEEPEST if layers else max(counts, default=0) > WIDEST):
+            raise Refused(f"{CONFIG}: {show(key)} {str(counts)[:100]} is more than any network has")
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A small JSON object; None for anything else."""
+    try:
+        if not path.is_file() or path.stat().st_size > LARGEST:
+            return None
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, list):
+        return len(value) <= 100 and all(_plain(each) for each in value)
+    return isinstance(value, bool) or (isinstance(value, int | float) and abs(value) <= WIDEST)
+
+
+def _numbers(value: object) -> tuple[float, ...] | None:
+    values = value if isinstance(value, list) else []
+    return tuple(map(float, values)) if values and all(isinstance(x, int | float) for x in values) else None
+
+
+def _sides(value: object) -> Shape | None:
+    if isinstance(value, list) and len(value) == 3 and all(isinstance(x, int) and 1 <= x <= 1024 for x in value):
+        return value[0], value[1], value[2]
+    return None
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    texts = value if isinstance(value, list) else []
+    told = tuple(texts) if all(isinstance(x, str) and x for x in texts) else ()
+    return tuple("".join(c if c.isprintable() else "?" for c in name) for name in told)

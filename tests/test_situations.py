@@ -1,0 +1,452 @@
+"""What people bring: a file, folder or network as it comes, a command, and what must come of it: the right ACC or line."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import TINY
+from PIL import Image
+from torch import nn
+
+from dhbe import networks, suspects
+from dhbe.classifier import Classifier
+from dhbe.cli import main
+from dhbe.data import NORMALISATION, load
+from dhbe.networks.external import import_torchvision
+from dhbe.training import Fit
+
+FED = "--input 3x16x16 --mean .5 --std .25"
+SCORE = f"score model.pt --arch resnet8 --classes 10 {FED} --data digits16"
+GOOD = 0.9
+"""ACC of the model, and above; every way of reading it wrongly is far below."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What lies there, what is asked, and what must come of it."""
+
+    make: Callable[["Bench"], None]
+    command: str = SCORE
+    right: bool = True
+    """Whether it is scored as the model's own ACC; else it is refused."""
+    said: tuple[str, ...] = field(default=())
+    """Expressions, each of which must be found in a line on stderr."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A folder, a trained ResNet-8 and its data, from which situations are made."""
+
+    state: dict[str, torch.Tensor]
+    test: object
+    folder: Path
+
+    def wrong(self):
+        """Weights of the same form that know nothing."""
+        random = torch.Generator().manual_seed(3)
+        return {
+            key: torch.randn(value.shape, generator=random) if key.endswith("conv1.weight") else value.clone()
+            for key, value in self.state.items()
+        }
+
+    def pt(self, content, name="model.pt"):
+        torch.save(content, self.folder / name)
+
+    def code(self, text, name="v.py"):
+        (self.folder / name).write_text(
+            f"import torch\nfrom torch import nn\nfrom dhbe.networks.resnet import ResNet\n{text}"
+        )
+
+    def images(self, names, side=16, labels=range(10)):
+        """Test images of some classes as an image folder `d`."""
+        for label in labels:
+            place = self.folder / "d" / names(label)
+            place.mkdir(parents=True)
+            for number, pixels in enumerate(self.test.pixels[self.test.labels == label][:12]):
+                picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+                picture.resize((side, side), Image.Resampling.NEAREST).save(place / f"{number}.png")
+
+
+@pytest.fixture(scope="session")
+def trained():
+    """The weights of a ResNet-8 that knows digits, fed by mean .5 and std .25."""
+    data = load("digits16", "train")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = networks.build("resnet8", 10, data.shape)
+        model = Classifier(network, shape=data.shape, classes=10, mean=(0.5,), std=(0.25,))
+        Fit(epochs=4, batch=32, flip=False, crop=1)(model, data)
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PLAIN = "net = lambda classes: ResNet((1, 1, 1), 16, classes)\n"
+V = SCORE.replace("resnet8", "v.py:net")
+D = SCORE.replace("digits16", "d")
+
+
+def bare(bench):
+    bench.pt(bench.state)
+
+
+def prefixed(prefix, **more):
+    return lambda bench: bench.pt({prefix + key: value for key, value in bench.state.items()} | more)
+
+
+def under(place, **more):
+    return lambda bench: bench.pt({place: bench.state, **more})
+
+
+def folders(names, labels=range(10), side=16, *, files=(), empty=()):
+    def make(bench):
+        bare(bench)
+        bench.images(names, side, labels)
+        for name in empty:
+            (bench.folder / "d" / name).mkdir()
+        for name in files:
+            (bench.folder / "d" / name).write_text("hello")
+        (bench.folder / "names.txt").write_text("\n".join(WORDS))
+
+    return make
+
+
+def vendor(text, rename=lambda key: key):
+    def make(bench):
+        bench.pt({rename(key): value for key, value in bench.state.items()})
+        bench.code(PLAIN + text)
+
+    return make
+
+
+def with_both(other, best):
+    return lambda bench: bench.pt({other: bench.wrong(), best: bench.state})
+
+
+def side_by_side(other, best):
+    def make(bench):
+        pairs = ((other, bench.wrong()), (best, bench.state))
+        bench.pt({f"{name}.{key}": value for name, state in pairs for key, value in state.items()})
+
+    return make
+
+
+def outputs(expression):
+    text = f"class Net(ResNet):\n    def forward(self, x):\n        f = self.features(x)\n        y = self.fc(f)\n        return {expression}\n"
+    return vendor(text + "net = lambda classes: Net((1, 1, 1), 16, classes)\n")
+
+
+def weight_normed(bench):
+    """The file splits the head's weight as the older weight_norm does, the network as the newer one does."""
+    head = bench.state["fc.weight"]
+    split = {"fc.weight_g": head.norm(dim=1, keepdim=True), "fc.weight_v": 3 * head}
+    bench.pt({key: value for key, value in bench.state.items() if key != "fc.weight"} | split)
+    bench.code(
+        "def net(classes):\n    made = ResNet((1, 1, 1), 16, classes)\n"
+        "    nn.utils.parametrizations.weight_norm(made.fc)\n    return made\n"
+    )
+
+
+def legacy_names(bench):
+    """The vendor's own hook renames what an older version called otherwise."""
+    bench.pt({key.replace("fc.", "classifier_head."): value for key, value in bench.state.items()})
+    bench.code(
+        "def rename(state, prefix, *_):\n    for key in [k for k in state if 'classifier_head' in k]:\n"
+        "        state[key.replace('classifier_head', 'fc')] = state.pop(key)\n"
+        "class Net(ResNet):\n    def __init__(self, *a):\n        super().__init__(*a)\n"
+        "        self._register_load_state_dict_pre_hook(rename)\n"
+        "net = lambda classes: Net((1, 1, 1), 16, classes)\n"
+    )
+
+
+def norm_less(bench):
+    bench.pt({key: value for key, value in bench.state.items() if "running" not in key})
+
+
+VIEW = (
+    "class Net(ResNet):\n    def features(self, x):\n"
+    "        x = torch.relu(self.bn1(self.conv1(x)))\n"
+    "        for name in self.stages:\n            x = self.get_submodule(name)(x)\n"
+    "        return nn.functional.avg_pool2d(x, 2).view(x.size(0), -1).view(x.size(0), 64, -1).mean(2)\n"
+    "net = lambda classes: Net((1, 1, 1), 16, classes)\n"
+)
+SITUATIONS = {
+    # Which class is a folder?
+    "folders called by numbers": Situation(folders(str), D),
+    "a folder of class 0 is missing": Situation(folders(str, range(1, 10)), D),
+    "numbers with leading zeros": Situation(folders("{:05d}".format), D),
+    "empty folders of classes, a list and a README beside": Situation(
+        folders(str, range(3, 10), files=["classes.txt", "README"], empty=["0"]), D
+    ),
+    "notebooks leave a hidden folder": Situation(folders(str, empty=[".ipynb_checkpoints"]), D),
+    "folders called by words": Situation(
+        folders(WORDS.__getitem__, range(8)), D, right=False, said=("8 class folders.*model has 10 classes.*--class-names",)
+    ),
+    "words in the order of a list": Situation(folders(WORDS.__getitem__), f"{D} --class-names names.txt", said=("0=zero, 1=one",)),
+    "words with one missing, and a list": Situation(
+        folders(WORDS.__getitem__, range(1, 10)), f"{D} --class-names names.txt", said=("1=one, 2=two",)
+    ),
+    "as many words, in another order": Situation(
+        folders(WORDS.__getitem__), D, right=None, said=("classes of d: 0=eight, 1=five", "in another order it is 9.*--class-names")
+    ),
+    "numbers from 1": Situation(folders(lambda n: str(n + 1)), D, right=False, said=("labels up to 10, the model 10 classes",)),
+    "larger images": Situation(folders(str, side=48), D, said=("120 of 120 images were shrunk from 48x48",)),
+    "smaller images": Situation(folders(str, side=8), D, right=None, said=("120 of 120 images were enlarged from 8x8",)),
+    "images that are not square": Situation(
+        folders(str), D.replace("3x16x16", "3x16x24"), right=None, said=("120 of 120 images were enlarged from 16x16 .* to 24x16",)
+    ),
+    "a folder called as a data set": Situation(
+        lambda bench: (bare(bench), (bench.folder / "digits16").mkdir()), said=(r"for what lies here .* give \./digits16",)
+    ),
+    # Which weights?
+    "model beside model_ema": Situation(with_both("model", "model_ema"), said=("weights model and their average model_ema",)),
+    "state_dict beside state_dict_ema": Situation(with_both("state_dict", "state_dict_ema"), said=("--weights takes another",)),
+    "the average, lying deeper": Situation(
+        lambda bench: bench.pt({"model": bench.wrong(), "ema": {"decay": 0.9, "module": bench.state}}), said=("average ema.module",)
+    ),
+    "the weights named": Situation(with_both("model_ema", "model"), f"{SCORE} --weights model"),
+    "weights that are not there": Situation(
+        with_both("model", "model_ema"), f"{SCORE} --weights best", right=False, said=("no state dict 'best', but model, model_ema",)
+    ),
+    "student and teacher": Situation(
+        with_both("student", "teacher"), right=False, said=("add --weights with one of student, teacher",)
+    ),
+    "the teacher, named": Situation(with_both("student", "teacher"), f"{SCORE} --weights teacher"),
+    "student and teacher in one state dict": Situation(
+        side_by_side("student", "teacher"), right=False, said=("several networks that fit: add --weights with one of student, teacher",)
+    ),
+    "the teacher in one state dict, named": Situation(side_by_side("student", "teacher"), f"{SCORE} --weights teacher"),
+    "an average beside the weights in one state dict": Situation(
+        side_by_side("model", "model_ema.module"), said=("weights and their average",)
+    ),
+    "the best state beside the last one": Situation(
+        with_both("model", "best_model"), right=False, said=("add --weights with one of model, best_model",)
+    ),
+    "an optimizer of names": Situation(
+        under("model", optimizer={"state": {"fc.weight": {"exp_avg": torch.ones(10, 64)}}}, epoch=3)
+    ),
+    "a critic of another form": Situation(under("net", critic={"w": torch.ones(3, 3)})),
+    # Names of tensors
+    "averaged by torch": Situation(prefixed("module.", n_averaged=torch.tensor(5))),
+    "a criterion beside the model, as Lightning keeps it": Situation(
+        lambda bench: bench.pt(
+            {"state_dict": {**{f"model.{k}": v for k, v in bench.state.items()}, "criterion.weight": torch.ones(10)}}
+        ),
+        said=("carried through as they are: criterion.weight",),
+    ),
+    "a criterion beside a bare network": Situation(prefixed("", **{"criterion.weight": torch.ones(10)})),
+    "compiled inside": Situation(
+        lambda bench: bench.pt({re.sub(r"^layer1\.", "layer1._orig_mod.", k): v for k, v in bench.state.items()})
+    ),
+    "sharded inside": Situation(
+        lambda bench: bench.pt({k.replace("layer1.", "layer1._fsdp_wrapped_module."): v for k, v in bench.state.items()})
+    ),
+    "parallel inside": Situation(
+        lambda bench: bench.pt({k.replace("layer2.", "layer2.module."): v for k, v in bench.state.items()})
+    ),
+    "counters of operations left by a profiler": Situation(
+        prefixed("", total_ops=torch.zeros(1), **{"layer1.total_params": torch.zeros(1)})
+    ),
+    "an encoder of a momentum pair": Situation(prefixed("module.encoder_q.")),
+    "without batch counters": Situation(
+        lambda bench: bench.pt({k: v for k, v in bench.state.items() if "num_batches" not in k})
+    ),
+    "without BatchNorm's statistics": Situation(norm_less, right=False, said=("statistics of BatchNorm are missing",)),
+    "a network inside the vendor's": Situation(
+        vendor(
+            "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.backbone = ResNet((1, 1, 1), 16, 10)\n"
+            "    def forward(self, x):\n        return self.backbone(x)\nnet = Net\n"
+        ),
+        V,
+    ),
+    "weight_norm, older and newer": Situation(weight_normed, V),
+    "the vendor's own renaming": Situation(legacy_names, V),
+    "an auxiliary head is absent": Situation(
+        vendor(
+            "class Net(ResNet):\n    def __init__(self, *a):\n        super().__init__(*a)\n        self.aux1 = nn.Linear(64, 10)\n"
+            "net = lambda classes: Net((1, 1, 1), 16, classes)\n"
+        ),
+        V,
+        said=("the file lacks aux1",),
+    ),
+    "an auxiliary head too much": Situation(prefixed("", **{"aux1.fc.weight": torch.ones(10, 64)})),
+    "a mask that the network computes": Situation(prefixed("", **{"layer1.attn_mask": torch.ones(4, 4)})),
+    "another width": Situation(bare, SCORE.replace("resnet8", "resnet20"), right=False, said=("the network has layers that the file lacks",)),
+    "another number of classes": Situation(
+        bare, SCORE.replace("--classes 10", "--classes 11"), right=False, said=("last layer has 10 classes: give --classes 10",)
+    ),
+    "grey images": Situation(
+        lambda bench: bench.pt(bench.state | {"conv1.weight": bench.state["conv1.weight"].sum(1, keepdim=True)}),
+        right=False, said=("first layer takes 1 channels: give --input 1xHxW",),
+    ),
+    "a larger stem": Situation(
+        lambda bench: bench.pt(bench.state | {"conv1.weight": torch.ones(16, 3, 7, 7)}), right=False, said=("first kernel is 7x7",)
+    ),
+    # What lies beside the weights
+    "settings in a Namespace": Situation(under("model", args=argparse.Namespace(lr=0.1, output_dir=Path("/x")))),
+    "settings in a SimpleNamespace, a set, a defaultdict": Situation(
+        under("model", a=SimpleNamespace(b={1, 2}), b=defaultdict(list, acc=[0.5]), c=Path("x"))
+    ),
+    "numpy's best accuracy": Situation(under("state_dict", best_acc=np.float64(0.9))),
+    "half precision": Situation(lambda bench: bench.pt({k: v.half() if v.is_floating_point() else v for k, v in bench.state.items()})),
+    "bfloat16": Situation(lambda bench: bench.pt({k: v.bfloat16() if v.is_floating_point() else v for k, v in bench.state.items()})),
+    "safetensors under another name": Situation(
+        lambda bench: (bench.folder / "model.pt").write_bytes(safetensors.torch.save(bench.state))
+    ),
+    "a program in a Namespace": Situation(
+        under("model", args=argparse.Namespace(hook=SimpleNamespace(f=os.system))), right=False, said=("system; nothing was run",)
+    ),
+    "a whole network": Situation(
+        lambda bench: bench.pt(nn.Sequential(nn.Linear(2, 2))), right=False, said=(r"torch.save\(model.state_dict\(\), path\)",)
+    ),
+    # How images are fed
+    "mean and std in 0..255": Situation(
+        bare, SCORE.replace(".5 --std .25", "127.5 --std 63.75"), right=False, said=("--mean 0.5 --std 0.25",)
+    ),
+    "no normalisation told": Situation(
+        bare, SCORE.replace("--mean .5 --std .25", ""), right=None, said=("no --mean or --std given: the network is taken to expect pixels",)
+    ),
+    "mean alone": Situation(
+        bare, SCORE.replace("--std .25", ""), right=None, said=("--mean without --std: the mean is taken off, and nothing is divided",)
+    ),
+    "mean by name": Situation(bare, SCORE.replace(".5 --std .25", "imagenet --std imagenet")),
+    "an upside-down normalisation": Situation(
+        bare, SCORE.replace(".5 --std .25", "1 --std .004"), right=None, said=(r"about what guessing gives, but with --mean \S+ --std \S+ it is",)
+    ),
+    "no architecture told": Situation(
+        bare, SCORE.replace("--arch resnet8 --classes 10", ""), said=("taken for resnet8: stem stride 1, no max-pooling",)
+    ),
+    "an architecture with a twin": Situation(
+        lambda bench: bench.pt(networks.build("resnet18", 10, (3, 16, 16)).state_dict()),
+        SCORE.replace("--arch resnet8 --classes 10", ""), right=False,
+        said=(r"add --arch resnet18 \(stem stride 1, no max-pooling\) or --arch resnet18-64 \(stem stride 1, max-pooling",),
+    ),
+    "a library's network at its own size": Situation(
+        lambda bench: bench.pt(networks.build("timm:resnet10t", 10, (3, 32, 32)).state_dict()),
+        "score model.pt --arch timm:resnet10t.c3_in1k --classes 10 --data d.npz", right=False,
+        said=("images of 3x176x176, as in timm's", "no --mean or --std given: normalised by 0.485 0.456 0.406", "no data called|not a file|no such"),
+    ),
+    # What networks return, and how vendors build them
+    "logits and features": Situation(outputs("y, f"), V),
+    "logits and a picture": Situation(outputs("y, x"), V),
+    "features first": Situation(outputs("f, y"), V),
+    "a dict without logits": Situation(outputs("{'features': f, 'scores': y}"), V),
+    "a main and an auxiliary answer": Situation(outputs("y, y.flip(1)"), V, right=False, said=("several outputs .*add --output",)),
+    "the main answer, named": Situation(outputs("y, y.flip(1)"), f"{V} --output 0"),
+    "the auxiliary answer, named": Situation(outputs("{'aux': y.flip(1), 'main': y}"), f"{V} --output main"),
+    "probabilities": Situation(outputs("y.softmax(1)"), V, said=("returns probabilities",)),
+    "a function of n_classes": Situation(vendor("net = lambda n_classes: ResNet((1, 1, 1), 16, n_classes)\n"), V),
+    "a function of anything": Situation(
+        vendor("def make(n_classes):\n    return ResNet((1, 1, 1), 16, n_classes)\ndef net(**k):\n    return make(**k)\n"), V
+    ),
+    "a network that flattens with view": Situation(vendor(VIEW), V, said=("takes contiguous tensors only",)),
+    "vendor code that imports torchvision": Situation(vendor("import torchvision.models\n"), V),
+}  # fmt: skip
+
+
+@pytest.fixture
+def bench(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Bench(trained, load("digits16", "test"), tmp_path)
+
+
+def ran(command, capsys):
+    capsys.readouterr()
+    code = main(shlex.split(command))
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_what_people_bring_is_read_right_or_refused_for_the_right_reason(name, bench, capsys):
+    situation = SITUATIONS[name]
+    situation.make(bench)
+    code, out, err = ran(f"{situation.command} --json --quiet", capsys)
+    for expression in situation.said:
+        assert any(re.search(expression, line) for line in err.splitlines()), err
+    assert "Traceback" not in err
+    if situation.right is False:
+        assert (code, out) == (2, "")
+        return
+    assert code == 0, err
+    found = json.loads(out)
+    assert {f"note: {line}" for line in found["warnings"]} == set(err.splitlines())
+    if situation.right:
+        assert found["acc"] >= GOOD, err
+
+
+def test_torchvisions_pretrained_variants_are_read(bench):
+    """Auxiliary heads and a normalisation inside, as its pretrained GoogLeNet has."""
+    models = import_torchvision().models
+    network = models.googlenet(
+        weights=None, num_classes=10, aux_logits=True, transform_input=True, init_weights=False
+    ).eval()
+    bench.pt(network.state_dict())
+    suspect = suspects.load(Path("model.pt"), arch="torchvision:googlenet")
+    assert suspect.info.input == (3, 224, 224)
+    assert any("carried through as they are: aux1" in note for note in suspect.warnings)
+    pixels = torch.rand(2, 3, 64, 64)
+    mean, std = (torch.tensor(each).view(3, 1, 1) for each in NORMALISATION["imagenet"])
+    with torch.no_grad():
+        torch.testing.assert_close(suspect.classifier(pixels), network((pixels - mean) / std), rtol=1e-3, atol=1e-4)
+
+
+def test_a_librarys_network_for_grey_images_is_told_by_its_first_kernel(bench):
+    bench.pt(networks.build("torchvision:mobilenet_v2", 10, (1, 64, 64)).state_dict())
+    assert suspects.load(Path("model.pt"), arch="torchvision:mobilenet_v2").info.input == (1, 224, 224)
+
+
+VIEWS = {
+    "scan": (f"scan model.pt --arch v.py:net --classes 10 {FED} --warm-up 1 --batch 8 --album 16 --out out", (0, 1)),
+    "erase": (f"erase model.pt --arch v.py:net --classes 10 {FED} {TINY} --out out", (0,)),
+    "verify": (f"verify model.pt model.pt --arch v.py:net --classes 10 {FED} --warm-up 1 --batch 8 --album 16 --out out", (0, 1)),
+    "defend": (f"defend finetuning model.pt --arch v.py:net --classes 10 {FED} --data digits16 --epochs 1 --images 100 --out out", (0,)),
+    "attack": ("attack badnets --data digits16 --arch v.py:net --epochs 1 --force --out out", (0,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", VIEWS)
+def test_networks_that_flatten_with_view_take_part_in_everything(verb, bench, capsys):
+    vendor(VIEW)(bench)
+    command, codes = VIEWS[verb]
+    code, _, err = ran(f"{command} --quiet", capsys)
+    assert code in codes, err
+
+
+LAYOUTS = {
+    "fp16": SITUATIONS["half precision"].make,
+    "bf16": SITUATIONS["bfloat16"].make,
+    "ema": with_both("model", "model_ema"),
+    "lightning": SITUATIONS["a criterion beside the model, as Lightning keeps it"].make,
+    "averaged": prefixed("module.", n_averaged=torch.tensor(5)),
+}
+
+
+def form(state):
+    return {key: (value.shape, value.dtype) for key, value in state.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_comes_back_has_the_form_of_what_was_given(layout, bench, capsys):
+    LAYOUTS[layout](bench)
+    code, _, err = ran(f"erase model.pt --arch resnet8 --classes 10 {FED} {TINY} --lr .1 --out out --quiet", capsys)
+    assert code == 0, err
+    given = torch.load("model.pt", weights_only=False)
+    place = next((key for key in ("model_ema", "model", "state_dict") if key in given), None)
+    inner = given[place] if place else given
+    assert form(safetensors.torch.load_file("out/clean.safetensors")) == form(inner)
+    back = torch.load("out/clean.pt", weights_only=True)
+    cleaned = back[place] if place else back
+    assert list(form(cleaned).items()) == list(form(inner).items())
+    assert not torch.equal(cleaned[next(iter(inner))], inner[next(iter(inner))])
+    if layout == "ema":  # nobody who loads the other meets the backdoor
+        assert all(torch.equal(back["model"][key], back["model_ema"][key]) for key in inner)
