@@ -56,3 +56,24 @@ def test_fast_shows_the_student_no_image_before_the_teacher_has_answered(warm_up
     losses = []
     fast(victim(), watch=lambda round_info: losses.append(round_info.round))
     assert losses[warm_up]["distillation"] < 0.05  # as yet the two are the same
+
+
+@pytest.mark.parametrize(
+    ("backdoored", "left", "evidence", "agreement", "verdict"),
+    [
+        (True, 0.5, 2.0, 0.9, "erased"),
+        (True, 9.0, 2.0, 0.9, "still answers"),
+        (False, 0.0, 0.0, 0.95, "nothing found"),
+        (False, 0.0, 6.0, 0.95, "still answers"),
+        (True, 0.5, 2.0, 0.4, "damaged"),
+    ],
+)
+def test_a_run_judges_itself(backdoored, left, evidence, agreement, verdict):
+    defense, run_state = tiny(FastDHBE()), RunState()
+    defense(victim(), run_state=run_state)
+    findings, best = run_state.part("findings"), run_state.part("best")
+    findings.outliers[:] = False
+    findings.outliers[0, 1] = backdoored
+    findings.left, best.agreement = torch.tensor(left), agreement
+    findings.evidence[:] = evidence
+    assert defense.verdict(run_state) == verdict

@@ -228,3 +228,16 @@ def test_modules_are_searched_and_scored_as_suspects_are():
     labels = Classifier(network, shape=SHAPE, classes=4)(pixels / 255).argmax(1)
     measured = dhbe.score(network, dhbe.Evidence(Images(pixels, labels, tuple("abcd"))), input_shape=SHAPE)
     assert measured.acc == 1
+
+
+def test_a_run_that_failed_says_so_and_exits_1(vendor, capsys):
+    """One cycle of one round cannot erase anything."""
+    one = ["--iterations", "1", "--cycles", "1", "--batch", "32", "--hunt-pieces", "2", "--out", "out"]
+    assert main(["erase", "before.safetensors", *vendor, *one]) == 1
+    out, err = capsys.readouterr()
+    record = records.read(Path("out/record.json"))
+    assert record.verdict == json.loads(out)["verdict"] == "still answers"
+    assert "still answers a trigger" in err
+    headline = Path("out/report.html").read_text().partition("<h2>")[2].partition("</h2>")[0]
+    assert "still answers" in headline
+    assert Path("out/clean.safetensors").exists()

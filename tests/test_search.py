@@ -201,7 +201,7 @@ def test_a_full_bank_forgets_only_the_weakest():
 
 def test_a_bank_shows_what_still_acts():
     torch.manual_seed(0)
-    model, bank = planted(), TriggerBank(BankSettings(bank_size=8), SHAPE, classes=1)
+    model, bank = planted(), TriggerBank(BankSettings(bank_size=8, rehearsal=0.0), SHAPE, classes=1)
     for side, top, left, value in ((SIDE, TOP, LEFT, 1.0), (SIDE, 0, 0, 1.0), (SIDE, TOP, LEFT, 0.1)):
         bank.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
     pixels = pieces(32, SHAPE)
@@ -216,6 +216,17 @@ def test_a_bank_shows_what_still_acts():
     assert 60 < (covered > SIDE**2).sum() < 140
     assert covered.max() <= bank.settings.room * SHAPE[1] * SHAPE[2]
     assert covered.min() == SIDE**2
+
+
+def test_a_share_of_what_a_bank_shows_is_drawn_from_all_alike():
+    torch.manual_seed(0)
+    for rehearsal, quiet in ((0.0, 0), (0.3, 200), (1.0, 667)):
+        bank = TriggerBank(BankSettings(bank_size=8, rehearsal=rehearsal, copies=0), SHAPE, classes=1)
+        for value in (1.0, 0.2, 0.1):
+            bank.take(square(SIDE, TOP, LEFT, value), torch.tensor([TARGET]), torch.tensor([1.0]))
+        bank.gain[:3] = torch.tensor([1.0, 0.0, 0.0])
+        drawn = (bank.draw(1000).add.amax((1, 2, 3)) < 0.4).sum()
+        assert abs(int(drawn) - quiet) < 60
 
 
 def test_triggers_that_act_at_their_place_alone_stay_there():

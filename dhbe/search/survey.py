@@ -258,8 +258,15 @@ class Survey:
         self.excerpting.cut(model, excerpts_of(search), pool)
 
     def hunt(self, model: Classifier, state: SurveyState, label: int) -> tuple[Overlay, Tensor]:
-        """The strongest triggers of one class that can be found at once, and their mean margins [n]."""
-        return self.excerpting.hunt(model, label, state.pool, excerpts_of(state.search).side)
+        """The strongest triggers of one class that can be found at once, and their mean margins [n].
+
+        Whole squares are tried where the strongest one lies: what is cut from a deep image shows more than the trigger, and
+        a student that ignores it may still answer the plain original.
+        """
+        found, margins = self.excerpting.hunt(model, label, state.pool, excerpts_of(state.search).side)
+        pixels, _ = state.pool.sample(self.squares.square_images)
+        plain, reached = self.squares.tried(model, found[[int(margins.argmax())]], label, pixels)
+        return Overlay.joined([found, plain]), torch.cat([margins, reached])
 
     @torch.no_grad()
     def conclude(self, teacher: Classifier, state: SurveyState) -> None:

@@ -28,9 +28,7 @@ class BankSettings:
     )
     copies: Annotated[int, Setting("copies that a small trigger may have beside it, as ASR x9 has")] = 8
     room: Annotated[float, Setting("share of an image that a trigger and its copies may cover", most=1)] = 0.45
-    rehearsal: Annotated[
-        float, Setting("gain that a trigger counts as having beside its own, so that quiet ones are still shown")
-    ] = 0.02
+    rehearsal: Annotated[float, Setting("share of the triggers shown that is drawn from all alike", most=1)] = 0.3
     least_gain: Annotated[float, Setting("gain from which a trigger is said to act", most=1)] = 0.01
     moved_triggers: Annotated[
         int, Setting("strongest triggers that are moved, to see whether they act at other places too", least=1)
@@ -84,11 +82,12 @@ class TriggerBank(nn.Module):
 
         Where triggers act at any place, the weaker ones are at other places, and small ones come alone half of the time, else
         with as many copies as there is room for: what one patch no longer does, several may (section 5.3 of the paper,
-        amplified triggers). What hides the image itself teaches nothing. Those that are quiet are rehearsed too, or the
-        student learns them again. Nothing here waits for the device.
+        amplified triggers). What hides the image itself teaches nothing. A share of the draws goes to all alike: what acts no
+        longer is learned again where it is never rehearsed. Nothing here waits for the device.
         """
-        known = self.strength > -torch.inf
-        chance = (self.gain + self.settings.rehearsal * known).clamp_min(NEVER_ZERO)
+        acting, known = self.gain + NEVER_ZERO, (self.strength > -torch.inf) + NEVER_ZERO
+        share = self.settings.rehearsal
+        chance = (1 - share) * acting / acting.sum() + share * known / known.sum()
         drawn = self.triggers(torch.multinomial(chance, count, replacement=True))
         weaker, several = torch.rand(2, count) < 0.5
         opacity = torch.where(weaker, 0.5 + 0.5 * torch.rand(count), 1.0).view(-1, 1, 1, 1)
