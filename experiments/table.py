@@ -35,4 +35,6 @@ def worst(both: list[tuple[Measures, Measures]], rate: str, of: Callable[..., fl
 
 
 if __name__ == "__main__":
-    pages.tell("README.md", {"experiments/table.py": table(pages.ROOT / "results" / "erasures")})
+    results = pages.ROOT / "results"
+    made = {"experiments/table.py": table(results / "erasures"), "experiments/table.py today": table(results / "today")}
+    pages.tell("README.md", made)

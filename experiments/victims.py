@@ -39,6 +39,21 @@ def faint() -> Trigger:
     return Patch(pixels.contiguous(), torch.ones(SHAPE), "add", "l2_inv")
 
 
+def corner_grid() -> Trigger:
+    """A grid of 3 x 3 in the lower right corner."""
+    pattern, mask = torch.zeros(SHAPE), torch.zeros(SHAPE)
+    rows = torch.tensor([[0, 0, 255], [0, 255, 0], [255, 0, 255]]) / 255
+    pattern[:, 29:, 29:], mask[:, 29:, 29:] = rows, 1
+    return Patch(pattern, mask, name="grid-corner:3")
+
+
+def scattered() -> Trigger:
+    """Nine scattered pixels, replaced."""
+    told = np.load(SHARED / "ibau_triggers.npz")
+    keep, pattern = (torch.from_numpy(told[name]).permute(2, 0, 1).float() for name in ("ibau_l0_keep", "ibau_l0_inv"))
+    return Patch((pattern / 255).contiguous(), (1 - keep).contiguous(), name="l0_inv")
+
+
 @dataclass(frozen=True)
 class ThirdParty:
     """How a third-party model is read, and what triggers it."""
@@ -58,6 +73,9 @@ THIRD_PARTY = {
         "ibau_cifar10_smallvgg_badnets_t8.pt", *SMALL_VGG, lambda: badnets(4, SHAPE, "white", (27, 27)), 8
     ),
     "small-vgg-faint": ThirdParty("ibau_cifar10_smallvgg_l2_inv_t0.pt", *SMALL_VGG, faint, 0),
+    "abl": ThirdParty("abl_wrn16_1_grid_t0.pt", "wrn16_1", (0.0,), (1.0,), corner_grid, 0),
+    "small-vgg-scattered": ThirdParty("ibau_cifar10_smallvgg_l0_inv_t0.pt", *SMALL_VGG, scattered, 0),
+    "tiniest-clean": ThirdParty("tiniest_layernorm.pt", "tiniest", (0.5,), (1.0,), lambda: None, None),
     "badnet-cnn": ThirdParty(
         "verazuo_badnet_cifar10_white5_t1.pt", "badnet_cnn", (0.5,), (0.5,), lambda: badnets(5, SHAPE, "white"), 1
     ),

@@ -221,7 +221,7 @@ def test_a_bank_shows_what_still_acts():
 def test_a_share_of_what_a_bank_shows_is_drawn_from_all_alike():
     torch.manual_seed(0)
     for rehearsal, quiet in ((0.0, 0), (0.3, 200), (1.0, 667)):
-        bank = TriggerBank(BankSettings(bank_size=8, rehearsal=rehearsal, copies=0), SHAPE, classes=1)
+        bank = TriggerBank(BankSettings(bank_size=8, rehearsal=rehearsal, room=0.0), SHAPE, classes=1)
         for value in (1.0, 0.2, 0.1):
             bank.take(square(SIDE, TOP, LEFT, value), torch.tensor([TARGET]), torch.tensor([1.0]))
         bank.gain[:3] = torch.tensor([1.0, 0.0, 0.0])

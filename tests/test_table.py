@@ -8,6 +8,7 @@ from timings import memory, speed, target
 RESULTS = pages.ROOT / "results"
 MADE = {
     ("README.md", "experiments/table.py"): lambda: table.table(RESULTS / "erasures"),
+    ("README.md", "experiments/table.py today"): lambda: table.table(RESULTS / "today"),
     ("docs/performance.md", "timings/speed.py"): lambda: speed.table(RESULTS / "speed"),
     ("docs/performance.md", "timings/memory.py"): lambda: memory.table(RESULTS / "memory"),
     ("docs/performance.md", "experiments/pareto.py"): pareto.table,

@@ -26,7 +26,7 @@ class BankSettings:
     bank_size: Annotated[int, Setting("triggers that are kept at the most, or 4 a class if that is more", least=1)] = (
         128
     )
-    copies: Annotated[int, Setting("copies that a small trigger may have beside it, as ASR x9 has")] = 8
+    copies: Annotated[int, Setting("copies that a small trigger may have beside it, as ASR x9 has", least=1)] = 8
     room: Annotated[float, Setting("share of an image that a trigger and its copies may cover", most=1)] = 0.45
     rehearsal: Annotated[float, Setting("share of the triggers shown that is drawn from all alike", most=1)] = 0.3
     least_gain: Annotated[float, Setting("gain from which a trigger is said to act", most=1)] = 0.01
