@@ -2,8 +2,9 @@
 
 A checkpoint of a suspect model is hostile until shown otherwise. Safetensors files hold no code. Pickles are first
 disassembled: one that names anything beside tensors, numpy numbers and plain containers is refused and the names are
-told. The rest goes through torch's restricted loader twice: once without data, to compare the sizes that the file
-claims with the size that it has, then in earnest. There is no way round that loader, and no TorchScript.
+told, and so is one whose objects would exhaust the process (see `opcodes`). The rest goes through torch's restricted
+loader twice: once without data, to compare the sizes that the file claims with the size that it has, then in earnest.
+There is no way round that loader, and no TorchScript.
 """
 
 import io
@@ -16,6 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dhbe import files
+from dhbe import files, opcodes
 from dhbe.errors import Failed, Refused
 from dhbe.networks.external import guarded
 
@@ -31,7 +33,8 @@ PLACES = ("state_dict", "model", "net", "model_state_dict")  # where training sc
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and the like
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 DTYPES |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-SLACK = 4  # tied weights are stored once and counted at each name; more than so many times the file is a bomb
+LARGEST_HEADER = 8 * 2**20  # of a safetensors file, bytes; 20,000 tensors take two
+SLACK = 3  # tied weights are stored once and counted at each name; more than so many times the file is a bomb
 COUNTER = "num_batches_tracked"  # of BatchNorm; it has no part in what a network computes
 MEND = "ask for a .safetensors file, or for what torch.save(model.state_dict(), path) writes"
 
@@ -168,14 +171,25 @@ def _load(file: Path, size: int) -> tuple[str, Mapping[str, Tensor]]:
         raise Refused(f"is empty: {MEND}")
     if head.startswith(b"version https://git-lfs"):
         raise Refused("is a Git LFS pointer, not the model: fetch the model with `git lfs pull`")
-    if file.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
+    header = int.from_bytes(head[:8], "little")
+    if file.suffix == ".safetensors" or (head[8:9] == b"{" and header < size):
+        if LARGEST_HEADER < header < size:
+            raise Refused(
+                f"has a header of {header:,} bytes, over the limit of {LARGEST_HEADER:,}: no model needs that"
+            )
         return _find(safetensors.torch.load_file(file))
     if zipped := head.startswith(b"PK\x03\x04"):
         with zipfile.ZipFile(file) as archive:
-            _refuse_strangers(io.BytesIO(_pickle_of(archive, size)), pickles=1)
+            pickled = _pickle_of(archive, size)
+        if torch._C.PyTorchFileReader(str(file)).get_record("data.pkl") != pickled:
+            raise Refused(f"is a zip archive that two programs read in two ways: {MEND}")
+        _refuse_strangers(io.BytesIO(pickled), pickles=1)
+        opcodes.check(io.BytesIO(pickled), 1, size)
     else:
         with file.open("rb") as stream:
             _refuse_strangers(stream, pickles=5)  # the format before zips: five in a row, then bytes
+            stream.seek(0)
+            opcodes.check(stream, 5, size)
     with torch.serialization.safe_globals([(NumpyValue, name) for name in _NUMPY]):
         with torch.serialization.skip_data():  # a rehearsal without memory: sizes are believed only after it
             _, claimed = _find(torch.load(str(file), map_location="meta", weights_only=True))
@@ -228,7 +242,7 @@ def _imports(stream: IO[bytes], pickles: int) -> Iterator[str]:
     """The names that pickles in a row would import, read off their opcodes; nothing is executed."""
     texts, memo = ["", ""], {}
     for _ in range(pickles):
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in islice(pickletools.genops(stream), opcodes.MOST_OPCODES):
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument).replace(" ", ".")
             elif opcode.name == "STACK_GLOBAL":
@@ -262,12 +276,17 @@ def _find(outer: object) -> tuple[str, Mapping[str, Tensor]]:
     ]
     if others:
         raise Refused(f"has a state dict with entries that are no plain tensors: {_some(others)}: {MEND}")
+    if len(inner) > opcodes.MOST_TENSORS or any(value.ndim > opcodes.MOST_DIMENSIONS for value in inner.values()):
+        raise Refused(
+            f"has more than {opcodes.MOST_TENSORS:,} tensors, or one of more than {opcodes.MOST_DIMENSIONS} dimensions: "
+            "no model needs that"
+        )
     return _show(places[0]) if places else "", inner
 
 
 def _plain(key: str, tensor: Tensor) -> Tensor:
     """A copy in memory of its own, of a tensor that may be a view of the mapped file, or a parameter."""
-    if not tensor.float().isfinite().all():
+    if tensor.is_floating_point() and not tensor.isfinite().all():
         raise Refused(f"has NaN or infinite weights in {_show(key)}: the model cannot work, fetch it again")
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
