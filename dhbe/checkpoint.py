@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dhbe import files, opcodes
+from dhbe import files, foreign, opcodes
 from dhbe.errors import Failed, Refused
 from dhbe.networks.external import guarded
 
@@ -94,13 +94,13 @@ def read(path: Path) -> State:
         file = path.resolve(strict=True)
         status = file.stat()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links
-        raise Refused(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    name = f"{path} (a link to {file})" if path.is_symlink() else str(path)
+        raise Refused(f"cannot read {foreign.name(path)}: {getattr(error, 'strerror', None) or error}") from error
+    name = f"{foreign.name(path)} (a link to {foreign.name(file)})" if path.is_symlink() else foreign.name(path)
     if not stat.S_ISREG(status.st_mode):
         raise Refused(
             f"{name} is {'a folder' if file.is_dir() else 'no regular file'}: name the checkpoint file itself"
         )
-    digest = files.sha256(file)
+    files.opened(file).close()  # a file that consists of holes is gone through for minutes
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -114,7 +114,7 @@ def read(path: Path) -> State:
         raise Refused(
             f"{name} is broken, truncated or no checkpoint ({type(error).__name__}: {_show(reason)}): {MEND}"
         ) from error
-    return State(tensors, _prefix(tensors), where, digest)
+    return State(tensors, _prefix(tensors), where, files.sha256(file))
 
 
 def load_into(network: nn.Module, state: State) -> None:
@@ -308,10 +308,7 @@ def _cut(state: State, wanted: Collection[str]) -> str:
 
 def _show(text: object) -> str:
     """A name out of a hostile file, safe to print."""
-    if not isinstance(text, str):
-        return f"<{type(text).__name__}>"
-    shown = text if text.isprintable() else ascii(text)
-    return shown if len(shown) <= 100 else f"{shown[:97]}..."
+    return foreign.name(text, longest=100) if isinstance(text, str) else f"<{type(text).__name__}>"
 
 
 def _some(names: Iterable[str], most: int = 6) -> str:

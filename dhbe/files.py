@@ -3,10 +3,41 @@
 import hashlib
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from dhbe.errors import Failed, Refused
+from dhbe.foreign import name
+
+LEAST_FULL = 100
+"""A large file of which the disk holds less than one byte in so many is full of holes. Weights that a file system
+compresses keep more than half of their size."""
+
+LARGE = 2**30
+"""Bytes from which on holes in a file matter."""
+
+
+def opened(path: Path, most: int | None = None) -> BinaryIO:
+    """A regular file, open for reading; a link to one is followed.
+
+    Args:
+        path: The file. Whatever else is there is not waited for, as a pipe would have it, and not read.
+        most: Bytes that it may have.
+
+    Raises:
+        Refused: It cannot be read, is a folder, a pipe or a device, is larger than `most`, or consists of holes.
+    """
+    try:
+        fault = _fault(path.stat(), most)  # before it is opened: some devices act when they are
+        if not fault:
+            return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        fault = _reason(error)
+    except ValueError:  # a zero byte in the name
+        fault = "impossible name"
+    raise Refused(f"cannot read {name(path)}: {fault}")
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -37,7 +68,7 @@ def write(path: Path, content: bytes | str) -> None:
             raise
         _sync_folder(path.parent)
     except OSError as error:
-        raise Failed(f"cannot write {path}: {_reason(error)}") from error
+        raise Failed(f"cannot write {name(path)}: {_reason(error)}") from error
 
 
 def sha256(path: Path) -> str:
@@ -46,11 +77,25 @@ def sha256(path: Path) -> str:
     Raises:
         Refused: The file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
+    with opened(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {_reason(error)}") from error
+        except OSError as error:
+            raise Refused(f"cannot read {name(path)}: {_reason(error)}") from error
+
+
+def _fault(status: os.stat_result, most: int | None) -> str | None:
+    """What keeps a file from being read, if anything does; some file systems do not say what they store."""
+    size, stored = status.st_size, 512 * status.st_blocks
+    if stat.S_ISDIR(status.st_mode):
+        return "it is a folder"
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no regular file"
+    if most is not None and size > most:
+        return f"it has {size:,} bytes, over the limit of {most:,}"
+    if size >= LARGE and 0 < stored < size // LEAST_FULL:
+        return f"it declares {size:,} bytes and holds {stored:,}: it consists of holes"
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

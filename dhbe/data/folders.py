@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dhbe import foreign
 from dhbe.data.images import LIMIT, Images, Shape, check_size
 from dhbe.errors import Refused
 
@@ -37,7 +38,7 @@ def own_splits(root: Path) -> dict[str, Path] | None:
 
 def class_names(root: Path) -> tuple[str, ...]:
     """Names of the class folders, in the order of their numbers."""
-    return tuple(path.name for path in visible(root))
+    return tuple(foreign.name(path.name) for path in visible(root))
 
 
 def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT, middle: int | None = None) -> Images:
@@ -62,7 +63,7 @@ def load_folder(root: Path, shape: Shape | None = None, limit: int = LIMIT, midd
     if empty := next((folder for folder, inside in zip(folders, files, strict=True) if not inside), None):
         raise Refused(f"{empty} is empty: put images of this class there or remove the folder")
     paths = [(path, label) for label, inside in enumerate(files) for path in inside]
-    return load_files(paths, tuple(folder.name for folder in folders), root, shape, limit, middle)
+    return load_files(paths, tuple(foreign.name(folder.name) for folder in folders), root, shape, limit, middle)
 
 
 def load_files(
