@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from dhbe import files, foreign, opcodes
-from dhbe.errors import Failed, Refused
+from dhbe.errors import Failed, Refused, out_of_memory
 from dhbe.networks.external import guarded
 
 PLACES = ("state_dict", "model", "net", "model_state_dict")  # where training scripts put the state dict
@@ -109,6 +109,8 @@ def read(path: Path) -> State:
     except Refused as refusal:
         raise Refused(f"{name} {refusal}") from refusal.__cause__
     except Exception as error:  # whatever a parser thinks of hostile bytes, the answer is the same
+        if out_of_memory(error):
+            raise Failed(f"the memory does not suffice to read {name}") from error
         # The first sentence of the reason; what follows in torch's text advises to switch the protection off.
         reason = re.split(r"\n|\. ", str(error).rpartition("WeightsUnpickler error: ")[2].strip())[0]
         raise Refused(

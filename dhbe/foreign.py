@@ -34,6 +34,11 @@ def name(text: object, longest: int = LONGEST) -> str:
     return f"{shown[:half]}...{shown[-half:]}"
 
 
+def line(text: object) -> str:
+    """One line for a terminal: what does not print is escaped, white space is single, endless words are shortened."""
+    return " ".join(name(word) for word in str(text).split())
+
+
 def values(content: object) -> object:
     """The same of every text, keys too, in nested lists and dicts."""
     if isinstance(content, str):

@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from dhbe import checkpoint, files, records, report, runs, suspects
-from dhbe.api import machine
+from dhbe.api import halving, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, Known, RoundInfo, Samples
-from dhbe.defenses.base import LEAST
-from dhbe.errors import Failed, Refused, out_of_memory
+from dhbe.errors import Failed, Refused
 from dhbe.evaluation import measuring
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
@@ -28,9 +27,6 @@ from dhbe.suspects import Suspect
 Watch = Callable[[RoundInfo], None]
 
 CLEAN = "clean.safetensors"
-
-HALVINGS = 3
-"""Of the batch at the most, where memory does not suffice."""
 
 LOOKED_AT = 512
 """Generated images on which the data-free signs are taken."""
@@ -118,13 +114,13 @@ def run(
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
         course, warnings = _Course(held, watch), list(suspect.warnings)
         while True:
-            used = _halved(defense, course.halvings)
+            used = halving.halved(defense, course.halvings)
             machine.forget_peak(where)
             try:
                 cleaned = used(victim, known, seed=seed, precision=how, watch=course.look, run_state=course.run_state)
                 break
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or not _halves(used, course.halvings):
+                if not halving.fits_with_less(error, used, course.halvings):
                     raise
             course.anew()
         course.end()
@@ -135,9 +131,7 @@ def run(
         recorded = {**named, **asdict(used)}
         if course.halvings:
             recorded["asked_batch"] = vars(defense)["batch"]
-        for halvings in range(1, course.halvings + 1):
-            batch = vars(_halved(defense, halvings))["batch"]
-            warnings.append(f"the memory did not suffice: begun anew with batches of {batch}")
+        warnings += halving.remarks(defense, course.halvings)
         if isinstance(used, Survey) and then["anomaly_index"] <= used.anomaly_threshold:
             warnings.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")
         record = Record(
@@ -197,16 +191,6 @@ class _Course:
     def _state(self) -> dict[str, Any]:
         told = {"curve": self.curve, "seconds": self.seconds(), "halvings": self.halvings}
         return {"run_state": self.run_state.state(), **told}
-
-
-def _halves(defense: Defense, before: int) -> bool:
-    """Whether its batch can be halved, after so many times before."""
-    return before < HALVINGS and vars(defense).get("batch", 0) >= 2 * LEAST["batch"]
-
-
-def _halved(defense: Defense, times: int) -> Defense:
-    """The same defence with its batch halved so often."""
-    return replace(defense, **{"batch": vars(defense)["batch"] // 2**times}) if times else defense
 
 
 def _looked_at(

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, Unpack
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, Unpack
 
 import torch
 
 from dhbe import files, records, report, runs
-from dhbe.api import machine
+from dhbe.api import halving, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PRESETS
 from dhbe.errors import Refused
@@ -25,6 +25,8 @@ from dhbe.search.search import FEW
 from dhbe.search.survey import Survey
 from dhbe.steps import Precision, Round
 from dhbe.suspects import Suspect
+
+Found = TypeVar("Found")
 
 Watch = Callable[[int, Round], None]
 
@@ -73,7 +75,9 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
         Refused: The model or the settings cannot be used, or the folder holds another run.
     """
     with _Search(suspect, "scan", options) as run:
-        found = search.scan(run.model, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
+        found = run.fitting(
+            lambda survey: search.scan(run.model, survey, seed=run.seed, precision=run.precision, watch=run.watch)
+        )
         label, index = found.suspect, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
@@ -120,7 +124,11 @@ def verify(
         measuring.check(evidence, suspect.info)
     with _Search(suspect, "verify", options) as run:
         after = _ready(cleaned, run.where)
-        found = both.compare(run.model, after, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
+        found = run.fitting(
+            lambda survey: both.compare(
+                run.model, after, survey, seed=run.seed, precision=run.precision, watch=run.watch
+            )
+        )
         shown = [{"anomaly_index": found.index, "suspected_class": found.suspect}, {"agreement": found.agreement}]
         for signs, state in zip(shown, (found.before, found.after), strict=True):
             signs |= {"found_again": state.anomaly_index, "success": state.success}
@@ -183,8 +191,25 @@ class _Search:
         settings = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, "precision": self.precision}
         return runs.opened(self._out, {**settings, **asdict(self.survey)}, overwrite=self._overwrite)
 
+    def fitting(self, search: Callable[[Survey], Found]) -> Found:
+        """What a search comes to, begun anew with half the batch where memory does not suffice."""
+        asked, halvings = self.survey, 0
+        while True:
+            self.survey = halving.halved(asked, halvings)
+            try:
+                found = search(self.survey)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not halving.fits_with_less(error, self.survey, halvings):
+                    raise
+            halvings += 1
+            self._curve.clear()
+            machine.forget_peak(self.where)
+        self._warnings += halving.remarks(asked, halvings)
+        return found
+
     def watch(self, number: int, round: Round) -> None:
-        """SurveyState a round."""
+        """Notes a round."""
         self._curve.append({"iteration": number, **{name: float(x) for name, x in round.items()}})
         self._watch(number, round)
         if self._held and self._held.stopping:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhbe import api
+from dhbe import api, foreign
 from dhbe.cli import arguments, settings, shown, vendor
 from dhbe.cli.codes import DONE, GATE
 from dhbe.cli.parser import Parser
@@ -70,4 +70,4 @@ def _text(record: Record, out: Path) -> str:
         "nothing found": "no backdoor found",
     }[record.verdict or "unclear"]
     lines.append(f"{said} (index {index:.1f}, probability {chance:.0%} if half of all models are backdoored)")
-    return "\n".join([*lines, f"{record.seconds:.0f} s; see {out / 'report.html'}"])
+    return "\n".join([*lines, f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"])
