@@ -181,12 +181,8 @@ def _load(file: Path, size: int) -> tuple[str, Mapping[str, Tensor]]:
             )
         return _find(safetensors.torch.load_file(file))
     if zipped := head.startswith(b"PK\x03\x04"):
-        with zipfile.ZipFile(file) as archive:
-            pickled = _pickle_of(archive, size)
-        if torch._C.PyTorchFileReader(str(file)).get_record("data.pkl") != pickled:
-            raise Refused(f"is a zip archive that two programs read in two ways: {MEND}")
-        _refuse_strangers(io.BytesIO(pickled), pickles=1)
-        opcodes.check(io.BytesIO(pickled), 1, size)
+        with file.open("rb") as stream:
+            check_zip(stream, size)
     else:
         with file.open("rb") as stream:
             _refuse_strangers(stream, pickles=5)  # the format before zips: five in a row, then bytes
@@ -199,6 +195,26 @@ def _load(file: Path, size: int) -> tuple[str, Mapping[str, Tensor]]:
         if total > SLACK * size:
             raise Refused(f"has {size} bytes, but its tensors claim {total}: it is refused as a bomb")
         return _find(torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped))
+
+
+def check_zip(stream: IO[bytes], size: int) -> None:
+    """Judges what `torch.save` wrote as a zip, before it goes to the restricted loader.
+
+    Args:
+        stream: The file.
+        size: Its bytes.
+
+    Raises:
+        Refused: It asks for more than tensors and plain containers, or for too much of them; "is ..." without a subject.
+        Exception: It is broken, in whatever way.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        pickled = _pickle_of(archive, size)
+    stream.seek(0)
+    if torch._C.PyTorchFileReader(stream).get_record("data.pkl") != pickled:
+        raise Refused(f"is a zip archive that two programs read in two ways: {MEND}")
+    _refuse_strangers(io.BytesIO(pickled), pickles=1)
+    opcodes.check(io.BytesIO(pickled), 1, size)
 
 
 def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:

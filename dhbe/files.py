@@ -1,12 +1,12 @@
 """Files that are there whole or not at all."""
 
 import hashlib
+import io
 import os
 import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from dhbe.errors import Failed, Refused
 from dhbe.foreign import name
@@ -19,18 +19,19 @@ LARGE = 2**30
 """Bytes from which on holes in a file matter."""
 
 
-def opened(path: Path, most: int | None = None) -> BinaryIO:
-    """A regular file, open for reading; a link to one is followed.
+def opened(path: Path, most: int | None = None, *, follow: bool = True) -> io.BufferedReader:
+    """A regular file, open for reading.
 
     Args:
         path: The file. Whatever else is there is not waited for, as a pipe would have it, and not read.
         most: Bytes that it may have.
+        follow: Whether a link to a regular file is followed.
 
     Raises:
         Refused: It cannot be read, is a folder, a pipe or a device, is larger than `most`, or consists of holes.
     """
     try:
-        fault = _fault(path.stat(), most)  # before it is opened: some devices act when they are
+        fault = _fault(path.stat(follow_symlinks=follow), most)  # before it is opened: some devices act when they are
         if not fault:
             return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
@@ -66,7 +67,7 @@ def write(path: Path, content: bytes | str) -> None:
             with suppress(OSError):
                 beside.unlink()
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise Failed(f"cannot write {name(path)}: {_reason(error)}") from error
 
@@ -98,7 +99,8 @@ def _fault(status: os.stat_result, most: int | None) -> str | None:
     return None
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Waits until what a folder lists is on the disk."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)

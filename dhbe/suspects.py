@@ -47,6 +47,8 @@ class Suspect:
     state: State
     info: ModelInfo
     warnings: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    """What it was read from: the model's file, and the vendor's code."""
 
 
 def load(
@@ -105,7 +107,8 @@ def load(
         path=str(path), sha256=state.sha256, arch=arch, classes=classes, input=shape,
         mean=tuple(mean), std=tuple(std), softmax=softmax, code=code,
     )  # fmt: skip
-    return Suspect(classifier, state, info, tuple(warnings))
+    read = (path, Path(code.rpartition(":")[0])) if code else (path,)
+    return Suspect(classifier, state, info, tuple(warnings), read)
 
 
 def vendor_code(arch: str) -> str | None:

@@ -2,20 +2,21 @@
 
 import copy
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 import torch
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
 
-from dhbe import checkpoint, files, records, report, runs, suspects
+from dhbe import checkpoint, files, records, report, runs, state_file, suspects
 from dhbe.api import halving, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, Known, RoundInfo, Samples
-from dhbe.errors import Failed, Refused
+from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 from dhbe.evaluation import measuring
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
@@ -48,7 +49,9 @@ class Options(TypedDict, total=False):
     resume: bool
     """Go on with the interrupted run in `out`."""
     overwrite: bool
-    """Begin anew over what `out` holds."""
+    """Begin anew over what `out` holds, which stays until the new results are complete."""
+    inputs: Sequence[Path]
+    """Files beside the model's own that the run was made from; none is ever replaced."""
     checkpoint_every: float
     """Seconds between two checkpoints (default: 30)."""
     watch: Watch
@@ -81,6 +84,7 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    inputs: Sequence[Path] = (),
     checkpoint_every: float = 30.0,
     watch: Watch = lambda round_info: None,
 ) -> Erasure:
@@ -99,12 +103,10 @@ def run(
     defense.check(suspect.info.input)
     if evidence:
         measuring.check(evidence, suspect.info)
-    if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
-        raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
     settings = _settings(suspect.info, {**named, **asdict(defense)}, seed, how)
     with (
         runs.opened(
-            out, {**settings, "device": where.type}, results=[CLEAN],
+            out, {**settings, "device": where.type}, inputs=[*suspect.files, *inputs], results=[CLEAN],
             resume=resume, overwrite=overwrite, every=checkpoint_every,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
@@ -112,12 +114,15 @@ def run(
             return _finished(held.folder, suspect, settings, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
-        course, warnings = _Course(held, watch), list(suspect.warnings)
+        course, warnings = _Course(held, watch, defense.rounds), list(suspect.warnings)
         while True:
             used = halving.halved(defense, course.halvings)
             machine.forget_peak(where)
             try:
-                cleaned = used(victim, known, seed=seed, precision=how, watch=course.look, run_state=course.run_state)
+                with course.going_on():
+                    cleaned = used(
+                        victim, known, seed=seed, precision=how, watch=course.look, run_state=course.run_state
+                    )
                 break
             except (MemoryError, RuntimeError) as error:
                 if not halving.fits_with_less(error, used, course.halvings):
@@ -125,7 +130,8 @@ def run(
             course.anew()
         course.end()
         seconds = course.seconds()
-        then, now, pictures = _looked_at(used, course.run_state, victim, cleaned, seed)
+        with course.going_on():
+            then, now, pictures = _looked_at(used, course.run_state, victim, cleaned, seed)
         before = before.model_copy(update={"signs": then})
         after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
         recorded = {**named, **asdict(used)}
@@ -146,18 +152,44 @@ def run(
         )  # fmt: skip
         cleaned.to("cpu")
         if held:
-            suspects.save(held.folder / CLEAN, cleaned.network, suspect.state, suspect.info)
-            files.write(held.folder / runs.REPORT, report.render(record, pictures))
-            records.write(held.folder / runs.RECORD, record)  # last: a folder with a record is a finished run
-            held.close()
+            with held.finishing() as folder:
+                suspects.save(folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+                files.write(folder / runs.REPORT, report.render(record, pictures))
+                records.write(folder / runs.RECORD, record)
         return Erasure(cleaned.to(home).network, record, pictures)
+
+
+class _SavedRounds(BaseModel):
+    """The form of what `RunState.state` returns."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    round: Annotated[int, Field(ge=0)]
+    parts: dict[str, dict[Any, Any]]
+    random: dict[str, Tensor]
+
+
+class _SavedCourse(BaseModel):
+    """The form of what `_Course` saves."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    run_state: _SavedRounds
+    curve: list[dict[str, int | float]]
+    seconds: Annotated[float, Field(ge=0)]
+    halvings: Annotated[int, Field(ge=0, le=halving.HALVINGS)]
 
 
 class _Course:
     """How far a run has come, kept in its folder; one that was interrupted goes on from there."""
 
-    def __init__(self, held: runs.Run | None, watch: Watch) -> None:
+    def __init__(self, held: runs.Run | None, watch: Watch, rounds: int) -> None:
         saved = held.saved if held else None
+        self._restored = held.folder / runs.CHECKPOINT if held and saved else None
+        """The state that this run goes on from, until its first round shows that it can."""
+        if saved and (fault := _fault(saved, rounds)):
+            assert self._restored is not None
+            raise state_file.unusable(self._restored, fault)
         self.curve: list[dict[str, float]] = saved["curve"] if saved else []
         self.run_state = RunState(saved["run_state"] if saved else None)
         self.halvings: int = saved["halvings"] if saved else 0
@@ -169,8 +201,25 @@ class _Course:
     def seconds(self) -> float:
         return self._spent + time.monotonic() - self._began
 
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Until the first round after an interruption, whatever goes wrong is laid on the state that was saved.
+
+        Raises:
+            Refused: The defence cannot go on from it.
+        """
+        try:
+            yield
+        except (Refused, Failed, Interrupted):
+            raise
+        except Exception as error:
+            if self._restored is None or out_of_memory(error):
+                raise
+            raise state_file.unusable(self._restored, error) from error
+
     def look(self, round_info: RoundInfo) -> None:
         """Watches the defence."""
+        self._restored = None
         self.curve.append({"iteration": round_info.number, **{name: float(x) for name, x in round_info.round.items()}})
         _check_finite(self.curve[-1])
         self._watch(round_info)
@@ -191,6 +240,23 @@ class _Course:
     def _state(self) -> dict[str, Any]:
         told = {"curve": self.curve, "seconds": self.seconds(), "halvings": self.halvings}
         return {"run_state": self.run_state.state(), **told}
+
+
+def _fault(saved: Mapping[str, Any], rounds: int) -> str | None:
+    """What is wrong with a saved state of a defence of so many rounds, if anything is."""
+    try:
+        state = _SavedCourse.model_validate(dict(saved), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    done = state.run_state.round
+    if done > rounds or [point.get("iteration") for point in state.curve] != [*range(1, done + 1)]:
+        return f"its curve does not have the {done} rounds that it says are done, of {rounds}"
+    random = state.run_state.random.get("cpu")
+    now = torch.get_rng_state()
+    if done and (random is None or random.dtype != now.dtype or random.shape != now.shape):
+        return "its random state is not torch's"
+    return None
 
 
 def _looked_at(
@@ -250,13 +316,6 @@ def _finished(folder: Path, suspect: Suspect, settings: dict[str, Any], evidence
     network = copy.deepcopy(suspect.classifier.network)
     checkpoint.load_into(network, checkpoint.read(folder / CLEAN))
     return Erasure(network.eval(), record, {})
-
-
-def _same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except (OSError, ValueError):  # one of them is not there
-        return False
 
 
 def _check_finite(point: dict[str, float]) -> None:

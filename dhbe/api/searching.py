@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,7 +48,9 @@ class Searching(TypedDict):
     out: NotRequired[Path | None]
     """Folder for record and report; None (default) keeps all in memory."""
     overwrite: NotRequired[bool]
-    """Begin anew over what `out` holds."""
+    """Begin anew over what `out` holds, which stays until the new results are complete."""
+    inputs: NotRequired[Sequence[Path]]
+    """Files beside the models' own that the search was made from; none is ever replaced."""
     watch: NotRequired[Watch]
     """Called after every round with its number and losses."""
     parts: NotRequired[Callable[[int, int], None]]
@@ -122,6 +124,7 @@ def verify(
         )
     if evidence:
         measuring.check(evidence, suspect.info)
+    options["inputs"] = [*cleaned.files, *options.get("inputs", ())]
     with _Search(suspect, "verify", options) as run:
         after = _ready(cleaned, run.where)
         found = run.fitting(
@@ -170,6 +173,7 @@ class _Search:
         self.where = machine.device(options.get("device", "auto"))
         self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
         self.model = _ready(suspect, self.where)
+        self._inputs = [*suspect.files, *options.get("inputs", ())]
         self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
         self._watch = options.get("watch", lambda number, round: None)
         self.parts = options.get("parts", lambda done, total: None)
@@ -189,7 +193,8 @@ class _Search:
         if not self._out:
             return nullcontext()
         settings = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, "precision": self.precision}
-        return runs.opened(self._out, {**settings, **asdict(self.survey)}, overwrite=self._overwrite)
+        settings |= asdict(self.survey)
+        return runs.opened(self._out, settings, inputs=self._inputs, overwrite=self._overwrite)
 
     def fitting(self, search: Callable[[Survey], Found]) -> Found:
         """What a search comes to, begun anew with half the batch where memory does not suffice."""
@@ -224,7 +229,7 @@ class _Search:
             memory=machine.peak_memory(self.where), warnings=self._warnings, finished=machine.now(), **found,
         )  # fmt: skip
         if self._held:
-            files.write(self._held.folder / runs.REPORT, report.render(record, pictures))
-            records.write(self._held.folder / runs.RECORD, record)
-            self._held.close()
+            with self._held.finishing() as folder:
+                files.write(folder / runs.REPORT, report.render(record, pictures))
+                records.write(folder / runs.RECORD, record)
         return Outcome(record, pictures)

@@ -33,6 +33,7 @@ def run(argv: Sequence[str]) -> int:
         record = api.attack(
             how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
             clean=clean, fine_tune=args.fine_tune, force=args.force, overwrite=args.overwrite, watch=progress.epoch,
+            inputs=arguments.inputs(args),
         )  # fmt: skip
     before = record.before
     assert before is not None
