@@ -38,9 +38,12 @@ def write(path: Path, settings: str, state: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()
     torch.save({"settings": settings, **state}, buffer)
-    content = buffer.getbuffer()
-    digest = hashlib.sha256(content).hexdigest().encode()
-    files.write(path, b"".join([MAGIC, digest, b"\n", content]))
+    files.write(path, signed(buffer.getbuffer()))
+
+
+def signed(content: bytes | memoryview) -> bytes:
+    """What `torch.save` wrote, behind its checksum."""
+    return b"".join([MAGIC, hashlib.sha256(content).hexdigest().encode(), b"\n", content])
 
 
 def read(path: Path) -> dict[str, Any]:

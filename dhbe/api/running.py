@@ -187,9 +187,9 @@ class _Course:
         saved = held.saved if held else None
         self._restored = held.folder / runs.CHECKPOINT if held and saved else None
         """The state that this run goes on from, until its first round shows that it can."""
-        if saved and (fault := _fault(saved, rounds)):
+        if saved and (wrong := fault(saved, rounds)):
             assert self._restored is not None
-            raise state_file.unusable(self._restored, fault)
+            raise state_file.unusable(self._restored, wrong)
         self.curve: list[dict[str, float]] = saved["curve"] if saved else []
         self.run_state = RunState(saved["run_state"] if saved else None)
         self.halvings: int = saved["halvings"] if saved else 0
@@ -242,7 +242,7 @@ class _Course:
         return {"run_state": self.run_state.state(), **told}
 
 
-def _fault(saved: Mapping[str, Any], rounds: int) -> str | None:
+def fault(saved: Mapping[str, Any], rounds: int) -> str | None:
     """What is wrong with a saved state of a defence of so many rounds, if anything is."""
     try:
         state = _SavedCourse.model_validate(dict(saved), strict=True)
