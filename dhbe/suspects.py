@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dhbe import checkpoint, networks
+from dhbe import checkpoint, foreign, networks
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
@@ -23,6 +23,9 @@ LABEL = "dhbe"
 SHAPE: Shape = (3, 32, 32)
 """Image shape where neither the user nor the file says it."""
 
+
+CLAIMED_SIDE = 256
+"""Pixels; larger images take gigabytes at the first try, and are not tried because a file says so."""
 
 Side = Annotated[int, Field(ge=1, le=1024)]
 
@@ -49,6 +52,8 @@ class Suspect:
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     """What it was read from: the model's file, and the vendor's code."""
+    claimed: bool = False
+    """Whether nothing but the file's own label tells how images are normalised."""
 
 
 def load(
@@ -76,19 +81,25 @@ def load(
     state = checkpoint.read(path)
     label = _label(path)
     warnings = []
+    if label and not shape and max(label.input[1:]) > CLAIMED_SIDE:
+        claim = "x".join(map(str, label.input))
+        raise Refused(f"{foreign.name(path)} says that its images are {claim}: add --input {claim} if they are")
     shape = shape or (label.input if label else SHAPE)
     guess = networks.infer(state.plain, shape)
     arch = arch or (label.arch if label and label.arch in networks.ZOO else guess.arch)
     classes = classes or guess.classes or (label.classes if label else None)
     if arch is None:
         raise Refused(
-            f"the tensors of {path} do not tell their architecture: add --arch (a name of the zoo: "
+            f"the tensors of {foreign.name(path)} do not tell their architecture: add --arch (a name of the zoo: "
             f"{', '.join(networks.ZOO)}; torchvision:NAME, timm:NAME, or the vendor's file.py:function)"
         )
     if classes is None:
-        raise Refused(f"the tensors of {path} do not tell the number of classes: add --classes N")
+        raise Refused(f"the tensors of {foreign.name(path)} do not tell the number of classes: add --classes N")
     if (mean is None or std is None) and label is None:
         warnings.append("no --mean or --std given: the network is taken to expect pixels in [0, 1] as they are")
+    claimed = label is not None and (mean is None or std is None)
+    if claimed:
+        warnings.append("--mean or --std not given: taken from what the file says of itself")
     mean = mean or (label.mean if label else (0.0,))
     std = std or (label.std if label else (1.0,))
     for name, values in (("mean", mean), ("std", std)):
@@ -108,7 +119,7 @@ def load(
         mean=tuple(mean), std=tuple(std), softmax=softmax, code=code,
     )  # fmt: skip
     read = (path, Path(code.rpartition(":")[0])) if code else (path,)
-    return Suspect(classifier, state, info, tuple(warnings), read)
+    return Suspect(classifier, state, info, tuple(warnings), read, claimed)
 
 
 def vendor_code(arch: str) -> str | None:

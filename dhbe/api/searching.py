@@ -10,7 +10,7 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeVar, Unpack
 
 import torch
 
-from dhbe import files, records, report, runs
+from dhbe import claims, files, records, report, runs
 from dhbe.api import halving, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PRESETS
@@ -83,6 +83,7 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
         label, index = found.suspect, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
+        doubted = chance > UNLIKELY or run.few or run.contradicted
         classes = [
             ClassFound(index=i, family=family, lead=lead, success=share)
             for i, family, lead, share in zip(
@@ -98,7 +99,7 @@ def scan(suspect: Suspect, **options: Unpack[Searching]) -> Outcome:
         signs = {"anomaly_index": index, "suspected_class": label, "probability": chance}
         return run.end(
             pictures, before=Measures(signs=signs), classes=classes,
-            verdict="backdoored" if backdoored else "unclear" if chance > UNLIKELY or run.few else "nothing found",
+            verdict="backdoored" if backdoored else "unclear" if doubted else "nothing found",
             backdoored=backdoored,
         )  # fmt: skip
 
@@ -174,6 +175,12 @@ class _Search:
         self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
         self.model = _ready(suspect, self.where)
         self._inputs = [*suspect.files, *options.get("inputs", ())]
+        self.contradicted = suspect.claimed and claims.contradicted(self.model)
+        if self.contradicted:
+            self._warnings.append(
+                "the mean and std that the file claims contradict its BatchNorm statistics, and a model that is fed wrongly "
+                "answers no trigger: give --mean and --std"
+            )
         self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
         self._watch = options.get("watch", lambda number, round: None)
         self.parts = options.get("parts", lambda done, total: None)

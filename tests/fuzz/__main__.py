@@ -136,7 +136,9 @@ def fuzz(count: int, seed: int, jobs: int, keep: Path | None) -> tuple[Counter, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Reads mutated inputs, in processes with limits.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz", description="Reads mutated inputs, in processes with limits."
+    )
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)

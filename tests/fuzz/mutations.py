@@ -8,9 +8,9 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
-import safetensors.torch
 import torch
 
 Rng = random.Random
@@ -125,7 +125,9 @@ def storage(rng: Rng) -> bytes:
 
 
 def tensor(rng: Rng) -> bytes:
-    shape = rng.choice([b")", b"K\x02\x85", b"(" + b"K\x01" * rng.choice([5, 70, 200_000]) + b"t", long(rng), deep(rng)])
+    shape = rng.choice(
+        [b")", b"K\x02\x85", b"(" + b"K\x01" * rng.choice([5, 70, 200_000]) + b"t", long(rng), deep(rng)]
+    )
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage(rng) + b"K\x00" + shape + rng.choice([b")", shape])
         + b"\x89ccollections\nOrderedDict\n)RtR"
@@ -138,6 +140,7 @@ def value(rng: Rng) -> bytes:
 
 def by_hand(rng: Rng) -> bytes:
     """A pickle that no `torch.save` wrote."""
+
     def inside() -> bytes:
         return rng.choice([
             lambda: b"}" + value(rng) + value(rng) + b"s",
@@ -160,7 +163,7 @@ def by_hand(rng: Rng) -> bytes:
 def opcodes(rng: Rng, content: bytes) -> bytes:
     """Some opcodes of a pickle left out, doubled, exchanged or put in."""
     places = [place for _, _, place in pickletools.genops(content)] + [len(content)]
-    parts = [content[a:b] for a, b in zip(places, places[1:], strict=False)]
+    parts = [content[a:b] for a, b in pairwise(places)]
     for _ in range(rng.choice([1, 1, 3, 10])):
         at = rng.randrange(len(parts))
         rng.choice([
