@@ -210,10 +210,10 @@ def check_zip(stream: IO[bytes], size: int) -> None:
     """
     with zipfile.ZipFile(stream) as archive:
         pickled = _pickle_of(archive, size)
+    _refuse_strangers(io.BytesIO(pickled), pickles=1)
     stream.seek(0)
     if torch._C.PyTorchFileReader(stream).get_record("data.pkl") != pickled:
         raise Refused(f"is a zip archive that two programs read in two ways: {MEND}")
-    _refuse_strangers(io.BytesIO(pickled), pickles=1)
     opcodes.check(io.BytesIO(pickled), 1, size)
 
 

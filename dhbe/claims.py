@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dhbe.classifier import Classifier
 from dhbe.data import KNOWN
-from dhbe.search.batchnorm import moments, tracked
+from dhbe.search.batchnorm import Layer, moments, tracked
 from dhbe.search.photographs import pieces
 from dhbe.steps import secluded
 
@@ -67,7 +67,11 @@ def _distance(classifier: Classifier, images: Tensor) -> float:
 
     def see(layer: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         mean, variance = moments(inputs[0])
-        kept_mean, kept = layer.running_mean, layer.running_var + layer.eps
+        kept_mean, kept = layer.running_mean, layer.running_var
+        assert isinstance(layer, Layer)
+        assert isinstance(kept_mean, Tensor)
+        assert isinstance(kept, Tensor)
+        kept = kept + layer.eps
         shift = (mean - kept_mean).square() / kept
         stretch = ((variance + layer.eps) / kept).log() / 2
         raise _Seen(float((shift + stretch.square()).mean()))

@@ -159,7 +159,7 @@ def _keep_inputs(folder: Path, inputs: Iterable[Path], results: Iterable[str]) -
     """Refuses a folder in which a result, or the state of the run, would take the place of an input."""
     places = [folder / result for result in results]
     for path in inputs:
-        if _lies_in(path, folder / CHECKPOINT.parent) or any(_same(path, place) for place in places):
+        if _lies_in(path, folder / CHECKPOINT.parent) or any(same(path, place) for place in places):
             raise Refused(
                 f"{name(path)} is read by this run and would be replaced in {name(folder)}: give another --out"
             )
@@ -168,13 +168,14 @@ def _keep_inputs(folder: Path, inputs: Iterable[Path], results: Iterable[str]) -
 def _lies_in(path: Path, folder: Path) -> bool:
     try:
         return any(
-            _same(parent, folder) for parent in (path.absolute(), *path.absolute().parents, path.resolve().parent)
+            same(parent, folder) for parent in (path.absolute(), *path.absolute().parents, path.resolve().parent)
         )
     except (OSError, RuntimeError, ValueError):  # RuntimeError: a loop of links
         return False
 
 
-def _same(path: Path, other: Path) -> bool:
+def same(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file that is there."""
     try:
         return path.samefile(other)
     except (OSError, ValueError):  # one of them is not there

@@ -49,7 +49,7 @@ def test_a_network_without_batchnorm_contradicts_nothing():
 def nothing(model, survey, **options):
     """A search that found nothing."""
     classes, grey = model.classes, torch.full((16, *model.shape), 0.5)
-    forms = Forms(torch.ones(classes, 1, 32, 32), torch.zeros(classes, *model.shape))
+    forms = Forms(torch.ones(classes, 1, *model.shape[1:]), torch.zeros(classes, *model.shape))
     low = torch.full((classes,), 0.1)
     return scan.Found(low, ["patches"] * classes, low, low, forms, grey)
 
