@@ -184,7 +184,7 @@ def _load(file: Path, size: int) -> tuple[str, Mapping[str, Tensor]]:
         with file.open("rb") as stream:
             check_zip(stream, size)
     else:
-        with file.open("rb") as stream:
+        with opcodes.Whole(file) as stream:
             _refuse_strangers(stream, pickles=5)  # the format before zips: five in a row, then bytes
             stream.seek(0)
             opcodes.check(stream, 5, size)

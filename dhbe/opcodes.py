@@ -8,10 +8,13 @@ of its own for every load, with limits on stack, memory and time, would stop the
 honest one, and a library cannot start processes inside its caller's.
 """
 
+import io
+import os
 import pickletools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 from dhbe.errors import Refused
@@ -246,6 +249,17 @@ _STEPS: dict[str, Callable[[_Machine], None]] = {
 """What each opcode does that torch's restricted loader knows, but for constants and the memo."""
 
 _NUMBERS = {"BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"}
+
+
+class Whole(io.BufferedReader):
+    """A file of which no more is asked than it has: a buffer for what a pickle claims would be made before it is read."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.open("rb", buffering=0))
+        self._size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(size if size is None else min(size, self._size))
 
 
 def check(stream: IO[bytes], pickles: int, size: int) -> None:

@@ -12,7 +12,7 @@ from conftest import saved, small_state
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dhbe import opcodes
+from dhbe import checkpoint, opcodes
 from dhbe.errors import Refused
 
 PROTO, STOP = b"\x80\x02", b"."
@@ -75,6 +75,18 @@ def test_what_would_exhaust_the_process_is_refused_at_once(case):
     with pytest.raises(Refused, match=message):
         opcodes.check(io.BytesIO(PROTO + content + STOP), 1, 1000)
     assert time.process_time() - began < 8
+
+
+def test_a_text_that_claims_more_than_the_file_has_gets_no_buffer(tmp_path):
+    path = tmp_path / "model.pt"
+    for opcode, length in ((b"\x8e", "<Q"), (b"X", "<I"), (b"\x8b", "<i"), (b"\x96", "<Q")):
+        path.write_bytes(
+            PROTO
+            + opcode
+            + struct.pack(length, 2**31 - 1 if length == "<i" else 2 ** (8 * struct.calcsize(length) - 2))
+        )
+        with pytest.raises(Refused, match="broken, truncated or no checkpoint"):
+            checkpoint.read(path)
 
 
 NONSENSE = {
