@@ -6,6 +6,7 @@ the same. A record is never there without the results that it belongs to, and th
 
 import argparse
 import json
+import os
 import random
 import shlex
 import signal
@@ -36,7 +37,8 @@ RESUMED = ("erase", "defend")
 def started(command: str, folder: Path) -> subprocess.Popen:
     code = "import sys, torch; torch.set_num_threads(1); from dhbe.cli import main; sys.exit(main(sys.argv[1:]))"
     words = [sys.executable, "-c", code, *shlex.split(command)]
-    return subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, cwd=folder, env=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def result(out: Path, weights: str | None) -> object:
