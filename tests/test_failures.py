@@ -15,6 +15,8 @@ from conftest import ATTACK, ERASE, listing
 from dhbe import records, runs
 from dhbe.checkpoint import read
 from dhbe.defenses import FastDHBE
+from dhbe.errors import out_of_memory
+from dhbe.search.survey import Survey
 
 
 def sole_line(err):
@@ -160,3 +162,57 @@ def test_a_batch_that_is_far_too_large_fails_in_one_line(here, dhbe, small_memor
     assert code == 4
     assert errors.strip().splitlines()[-1].endswith("lower --batch")
     assert not Path("out/clean.safetensors").exists()
+
+
+SAID = [
+    "could not create a primitive",
+    "could not execute a primitive",
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+    "CUDA out of memory. Tried to allocate 2.00 GiB",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA driver error: out of memory",
+    "HIP out of memory. Tried to allocate 20.00 MiB",
+    "MPS backend out of memory (MPS allocated: 18 GB)",
+    "std::bad_alloc",
+    "unable to mmap 1024 bytes from file <x>: Cannot allocate memory (12)",
+    "Storage size calculation overflowed with sizes=[1073741824, 1073741824, 16]",
+    "can't start new thread",
+]
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_every_way_in_which_torch_says_that_memory_ran_out_is_known(said):
+    assert out_of_memory(RuntimeError(said))
+    later = RuntimeError("the graph cannot be captured")
+    later.__context__ = RuntimeError(said)
+    assert out_of_memory(later)
+
+
+@pytest.mark.parametrize("said", ["mat1 and mat2 shapes cannot be multiplied", "device-side assert triggered", ""])
+def test_other_errors_are_not_taken_for_it(said):
+    assert not out_of_memory(RuntimeError(said))
+
+
+@pytest.mark.parametrize("verb", ["scan model.pt", "verify model.pt model.pt"])
+def test_a_search_halves_its_batch_too(verb, here, dhbe, monkeypatch):
+    whole = Survey.survey
+
+    def survey(self, *args):
+        for number, losses in enumerate(whole(self, *args)):
+            if number and self.batch > ROOM:
+                raise RuntimeError("could not create a primitive")
+            yield losses
+
+    monkeypatch.setattr(Survey, "survey", survey)
+    command = f"{verb} --input 3x8x8 --warm-up 2 --album 32 --device cpu --precision fp32"
+    code, _, errors = dhbe(f"{command} --batch 32 --out halved")
+    assert code in (0, 1), errors
+    assert "batches of 16" in errors
+    assert "batches of 8" in errors
+    record = records.read(Path("halved/record.json"))
+    assert record.defense["batch"] == ROOM
+    assert [point["iteration"] for point in record.curve] == list(range(1, record.iterations + 1))
+    code, out, errors = dhbe(f"{command} --batch 256 --album 256 --out far")
+    assert (code, out, errors.splitlines()[-1]) == (4, "", "dhbe: out of memory: lower --batch")
+    assert not Path("far").exists()
