@@ -23,13 +23,13 @@ from dhbe import networks, records, runs
 
 TINY = "--device cpu --precision fp32 --quiet"
 VERBS = {
-    "erase": (f"erase model.pt --input 3x8x8 --iterations 8 --warm-up 4 --batch 8 --album 16 --checkpoint-every 0 {TINY}",
+    "erase": (f"erase model.pt --input 3x8x8 --iterations 8 --warm-up 4 --batch 8 --pool-size 16 --checkpoint-every 0 {TINY}",
               "clean.safetensors"),
     "defend": (f"defend finetuning model.pt --input 3x8x8 --data data.npz --clean data.npz --epochs 3 --batch 4 "
                f"--images 40 --checkpoint-every 0 {TINY}", "clean.safetensors"),
     "attack": ("attack badnets --data data.npz --arch resnet8 --epochs 3 --batch 8 --rate .1 --force --device cpu --quiet",
                "backdoored.safetensors"),
-    "scan": (f"scan model.pt --input 3x8x8 --warm-up 4 --batch 8 --album 16 {TINY}", None),
+    "scan": (f"scan model.pt --input 3x8x8 --warm-up 4 --search-batch 8 --pool-size 16 {TINY}", None),
 }  # fmt: skip
 RESUMED = ("erase", "defend")
 

@@ -110,8 +110,9 @@ def test_a_state_that_was_edited_is_not_gone_on_with(case, folder, interrupted, 
     if settings is None:
         content["settings"] = None  # `write` puts it there
     state_file.write(path, settings, content)
-    assert "out/checkpoint/state.pt cannot be gone on with" in (said := refused(dhbe, folder))
-    assert "add --overwrite to begin anew" in said
+    said = refused(dhbe, folder)
+    assert "out/checkpoint/state.pt cannot be gone on with" in said or "of the saved run does not fit" in said
+    assert "--overwrite" in said
 
 
 def flipped(content):
@@ -142,7 +143,7 @@ def test_one_bit_is_enough(case, folder, interrupted, dhbe):
 
 def test_the_state_that_nobody_edited_is(folder, dhbe):
     code, _, err = dhbe(f"{LONG} --resume")
-    assert (code, err) == (0, "")
+    assert (code, without_notes(err)) == (0, [])
     resumed = (folder / "out" / "clean.safetensors").read_bytes()
     assert dhbe(f"{LONG} --overwrite")[0] == 0
     assert (folder / "out" / "clean.safetensors").read_bytes() == resumed
@@ -172,12 +173,12 @@ def test_pipes_and_devices_in_a_run_folder_are_not_waited_for(place, kind, folde
     path.unlink(missing_ok=True)
     os.mkfifo(path) if kind == "fifo" else path.symlink_to("/dev/zero")
     code, _, err = dhbe(f"{LONG} --resume")
-    assert (code, err.count("\n")) == (2, 1)
+    assert (code, len(without_notes(err))) == (2, 1)
     assert "regular file" in err
 
 
-MODEL = "--input 3x16x16 --iterations 2 --warm-up 1 --batch 8 --album 16 --out out"
-SEARCH = "--input 3x16x16 --warm-up 1 --batch 8 --album 16 --out out"
+MODEL = "--input 3x16x16 --iterations 2 --warm-up 1 --batch 8 --pool-size 16 --out out"
+SEARCH = "--input 3x16x16 --warm-up 1 --search-batch 8 --pool-size 16 --out out"
 LOST = {
     "the model is the report": ("out/report.html", f"erase out/report.html {MODEL}"),
     "the model is the record": ("out/record.json", f"erase out/record.json {MODEL}"),
