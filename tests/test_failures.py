@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ATTACK, ERASE, listing
+from conftest import ATTACK, ERASE, FEW, listing
 
 from dhbe import records, runs
 from dhbe.checkpoint import read
@@ -126,7 +126,7 @@ def test_the_batch_is_halved_until_it_fits_and_the_user_is_told(here, dhbe, smal
     assert "batches of 16" in errors
     assert "batches of 8" in errors
     record = records.read(Path("halved/record.json"))
-    assert record.defense["batch"] == ROOM
+    assert (record.defense["search_batch"], record.defense["asked_search_batch"]) == (ROOM, 32)
     assert [point["iteration"] for point in record.curve] == list(range(1, record.iterations + 1))
     code, _, errors = dhbe(f"{SMALL} --batch {ROOM} --out asked")
     assert code == 0, errors
@@ -196,23 +196,24 @@ def test_other_errors_are_not_taken_for_it(said):
 
 @pytest.mark.parametrize("verb", ["scan model.pt", "verify model.pt model.pt"])
 def test_a_search_halves_its_batch_too(verb, here, dhbe, monkeypatch):
-    whole = Survey.survey
+    whole = Survey.run
 
-    def survey(self, *args):
+    def run(self, *args):
         for number, losses in enumerate(whole(self, *args)):
-            if number and self.batch > ROOM:
+            if number and self.search_batch > ROOM:
                 raise RuntimeError("could not create a primitive")
             yield losses
 
-    monkeypatch.setattr(Survey, "survey", survey)
-    command = f"{verb} --input 3x8x8 --warm-up 2 --album 32 --device cpu --precision fp32"
-    code, _, errors = dhbe(f"{command} --batch 32 --out halved")
+    monkeypatch.setattr(Survey, "run", run)
+    few = " ".join(f"--{name.replace('_', '-')} {FEW[name]}" for name in ("second_rounds", "judged_images", "hunt_pieces"))
+    command = f"{verb} --input 3x8x8 --warm-up 2 --pool-size 32 --device cpu --precision fp32 {few}"
+    code, _, errors = dhbe(f"{command} --search-batch 32 --out halved")
     assert code in (0, 1), errors
     assert "batches of 16" in errors
     assert "batches of 8" in errors
     record = records.read(Path("halved/record.json"))
-    assert record.defense["batch"] == ROOM
+    assert (record.defense["search_batch"], record.defense["asked_search_batch"]) == (ROOM, 32)
     assert [point["iteration"] for point in record.curve] == list(range(1, record.iterations + 1))
-    code, out, errors = dhbe(f"{command} --batch 256 --album 256 --out far")
-    assert (code, out, errors.splitlines()[-1]) == (4, "", "dhbe: out of memory: lower --batch")
+    code, out, errors = dhbe(f"{command} --search-batch 256 --pool-size 256 --out far")
+    assert (code, out, errors.splitlines()[-1]) == (4, "", "dhbe: out of memory: lower --search-batch")
     assert not Path("far").exists()

@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
-from conftest import ERASE, SCORE, colours, packed, saved, small_state
+from conftest import ERASE, SCORE, TINY, colours, packed, saved, small_state
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,7 +87,7 @@ def test_a_run_on_files_with_evil_names_shows_none_of_it(here, dhbe):
     (here / data).write_bytes(packed(**colours()))
     quoted = shlex.quote(model)
     code, out, err = dhbe(
-        f"erase {quoted} --input 3x16x16 --iterations 2 --warm-up 1 --batch 8 --pool-size 16 --data {shlex.quote(data)} "
+        f"erase {quoted} --input 3x16x16 {TINY} --data {shlex.quote(data)} "
         f"--out {shlex.quote(EVIL)}"
     )
     assert code == 0, err
