@@ -7,6 +7,10 @@ demo: .venv/.ok
 test: .venv/.ok
 	.venv/bin/python -m pytest -m "not slow"
 
+# 20,000 mutated inputs of a fresh seed; those that did harm are kept.
+fuzz: .venv/.ok
+	OMP_NUM_THREADS=1 .venv/bin/python -m tests.fuzz --cases 20000 --seed $$(date +%s) --keep runs/fuzz
+
 check: .venv/.ok
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
@@ -18,4 +22,4 @@ check: .venv/.ok
 	.venv/bin/uv pip install -q --python .venv/bin/python -c constraints.txt -e ".[dev]"
 	touch $@
 
-.PHONY: demo test check
+.PHONY: demo test fuzz check

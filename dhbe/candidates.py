@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dhbe import foreign
 from dhbe.errors import Refused
 
 PLACES = ("state_dict", "model", "net", "model_state_dict")
@@ -83,7 +84,9 @@ def choose(found: Sequence[Candidate], wanted: str | None = None) -> Choice:
             each for each in found if each.where.rpartition(".")[2] == wanted
         ]
         if len(named) != 1:
-            raise Refused(f"holds no state dict {wanted!r}, but {listed(found)}: give one of these to --weights")
+            raise Refused(
+                f"holds no state dict {foreign.name(wanted)}, but {listed(found)}: give one of these to --weights"
+            )
         return Choice(named[0], _twins(named[0], found))
     plain, averages = [each for each in found if not each.averaged], [each for each in found if each.averaged]
     main = [each for each in plain if _known(each.where)] or plain
@@ -107,7 +110,7 @@ def choose(found: Sequence[Candidate], wanted: str | None = None) -> Choice:
 
 def listed(found: Iterable[Candidate]) -> str:
     """Their names."""
-    return ", ".join((each.where if each.where.isprintable() else ascii(each.where))[:100] or "''" for each in found)
+    return ", ".join(foreign.name(each.where, longest=100) or "''" for each in found)
 
 
 def _known(where: str) -> bool:

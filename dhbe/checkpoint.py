@@ -2,8 +2,9 @@
 
 A checkpoint of a suspect model is hostile until shown otherwise. Safetensors files hold no code. Pickles are first
 disassembled: one that names anything beside tensors, numpy numbers and plain containers is refused and the names are
-told. The rest goes through torch's restricted loader twice: once without data, to compare the sizes that the file
-claims with the size that it has, then in earnest. There is no way round that loader, and no TorchScript.
+told, and so is one whose objects would exhaust the process (see `opcodes`). The rest goes through torch's restricted
+loader twice: once without data, to compare the sizes that the file claims with the size that it has, then in earnest.
+There is no way round that loader, and no TorchScript.
 """
 
 import io
@@ -16,6 +17,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,16 +25,17 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dhbe import candidates, containers, files, matching
+from dhbe import candidates, containers, files, foreign, matching, opcodes
 from dhbe.containers import Container, TorchFile
-from dhbe.errors import Failed, Refused
+from dhbe.errors import Failed, Refused, out_of_memory
 from dhbe.matching import show, some
 from dhbe.networks.external import guarded
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and the like
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 DTYPES |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-SLACK = 4  # tied weights are stored once and counted at each name; more than so many times the file is a bomb
+LARGEST_HEADER = 8 * 2**20  # of a safetensors file, bytes; 20,000 tensors take two
+SLACK = 3  # tied weights are stored once and counted at each name; more than so many times the file is a bomb
 MEND = "ask for a .safetensors file, or for what torch.save(model.state_dict(), path) writes"
 
 
@@ -124,13 +127,13 @@ def read(path: Path, weights: str | None = None) -> State:
         file = path.resolve(strict=True)
         status = file.stat()
     except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links
-        raise Refused(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    name = f"{path} (a link to {file})" if path.is_symlink() else str(path)
+        raise Refused(f"cannot read {foreign.name(path)}: {getattr(error, 'strerror', None) or error}") from error
+    name = f"{foreign.name(path)} (a link to {foreign.name(file)})" if path.is_symlink() else foreign.name(path)
     if not stat.S_ISREG(status.st_mode):
         raise Refused(
             f"{name} is {'a folder' if file.is_dir() else 'no regular file'}: name the checkpoint file itself"
         )
-    digest = files.sha256(file)
+    files.opened(file).close()  # a file that consists of holes is gone through for minutes
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -139,6 +142,8 @@ def read(path: Path, weights: str | None = None) -> State:
     except Refused as refusal:
         raise Refused(f"{name} {refusal}") from refusal.__cause__
     except Exception as error:  # whatever a parser thinks of hostile bytes, the answer is the same
+        if out_of_memory(error):
+            raise Failed(f"the memory does not suffice to read {name}") from error
         # The first sentence of the reason; what follows in torch's text advises to switch the protection off.
         reason = re.split(r"\n|\. ", str(error).rpartition("WeightsUnpickler error: ")[2].strip())[0]
         raise Refused(
@@ -146,7 +151,8 @@ def read(path: Path, weights: str | None = None) -> State:
         ) from error
     notes = (choice.note,) if choice.note else ()
     where, container = show(choice.chosen.where), _container(path, choice, outer) if outer else None
-    return State(tensors, matching.majority_prefix(tensors, WRAPPERS), where, digest, notes, container=container)
+    prefix, digest = matching.majority_prefix(tensors, WRAPPERS), files.sha256(file)
+    return State(tensors, prefix, where, digest, notes, container=container)
 
 
 def load_into(network: nn.Module, state: State, weights: str | None = None) -> State:
@@ -236,22 +242,50 @@ def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice
         raise Refused(f"is empty: {MEND}")
     if head.startswith(b"version https://git-lfs"):
         raise Refused("is a Git LFS pointer, not the model: fetch the model with `git lfs pull`")
-    if file.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
+    header = int.from_bytes(head[:8], "little")
+    if file.suffix == ".safetensors" or (head[8:9] == b"{" and header < size):
+        if LARGEST_HEADER < header < size:
+            raise Refused(
+                f"has a header of {header:,} bytes, over the limit of {LARGEST_HEADER:,}: no model needs that"
+            )
         return _find(safetensors.torch.load_file(file), weights), None
     if zipped := head.startswith(b"PK\x03\x04"):
-        with zipfile.ZipFile(file) as archive:
-            _refuse_strangers(io.BytesIO(_pickle_of(archive, size)), pickles=1)
-    else:
         with file.open("rb") as stream:
+            check_zip(stream, size)
+    else:
+        with opcodes.Whole(file) as stream:
             _refuse_strangers(stream, pickles=5)  # the format before zips: five in a row, then bytes
+            stream.seek(0)
+            opcodes.check(stream, 5, size)
     with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]):
         with torch.serialization.skip_data():  # a rehearsal without memory: sizes are believed only after it
-            claimed = _find(torch.load(str(file), map_location="meta", weights_only=True), weights).chosen
-        total = sum(math.prod(tensor.shape) * tensor.itemsize for tensor in claimed.tensors.values())
+            outer = torch.load(str(file), map_location="meta", weights_only=True)
+        _find(outer, weights)
+        total = sum(math.prod(tensor.shape) * tensor.itemsize for tensor in containers.tensors(outer))
         if total > SLACK * size:
             raise Refused(f"has {size} bytes, but its tensors claim {total}: it is refused as a bomb")
         outer = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
         return _find(outer, weights), outer
+
+
+def check_zip(stream: IO[bytes], size: int) -> None:
+    """Judges what `torch.save` wrote as a zip, before it goes to the restricted loader.
+
+    Args:
+        stream: The file.
+        size: Its bytes.
+
+    Raises:
+        Refused: It asks for more than tensors and plain containers, or for too much of them; "is ..." without a subject.
+        Exception: It is broken, in whatever way.
+    """
+    with zipfile.ZipFile(stream) as archive:
+        pickled = _pickle_of(archive, size)
+    _refuse_strangers(io.BytesIO(pickled), pickles=1)
+    stream.seek(0)
+    if torch._C.PyTorchFileReader(stream).get_record("data.pkl") != pickled:
+        raise Refused(f"is a zip archive that two programs read in two ways: {MEND}")
+    opcodes.check(io.BytesIO(pickled), 1, size)
 
 
 def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:
@@ -300,7 +334,7 @@ def _imports(stream: IO[bytes], pickles: int) -> Iterator[str]:
     """The names that pickles in a row would import, read off their opcodes; nothing is executed."""
     texts, memo = ["", ""], {}
     for _ in range(pickles):
-        for opcode, argument, _ in pickletools.genops(stream):
+        for opcode, argument, _ in islice(pickletools.genops(stream), opcodes.MOST_OPCODES):
             if opcode.name in ("GLOBAL", "INST"):
                 yield re.sub("^__builtin__\\.", "builtins.", str(argument).replace(" ", "."))
             elif opcode.name == "STACK_GLOBAL":
@@ -329,11 +363,17 @@ def _find(outer: Any, weights: str | None) -> candidates.Choice:
     ]
     if others:
         raise Refused(f"has a state dict with entries that are no plain tensors: {some(others)}: {MEND}")
+    tensors = choice.chosen.tensors.values()
+    if len(tensors) > opcodes.MOST_TENSORS or any(tensor.ndim > opcodes.MOST_DIMENSIONS for tensor in tensors):
+        raise Refused(
+            f"has more than {opcodes.MOST_TENSORS:,} tensors, or one of more than {opcodes.MOST_DIMENSIONS} dimensions: "
+            "no model needs that"
+        )
     return choice
 
 
 def _plain(key: str, tensor: Tensor) -> Tensor:
     """A copy in memory of its own, of a tensor that may be a view of the mapped file, or a parameter."""
-    if not tensor.float().isfinite().all():
+    if tensor.is_floating_point() and not tensor.isfinite().all():
         raise Refused(f"has NaN or infinite weights in {show(key)}: the model cannot work, fetch it again")
     return tensor.detach().clone(memory_format=torch.contiguous_format)

@@ -2,7 +2,7 @@
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,15 @@ def mould(outer: Mapping[Any, Any], choice: Choice) -> tuple[Any, tuple[Candidat
     places = {id(each.tensors): Place(number) for number, each in enumerate((chosen, *twins))}
     others = {id(each.tensors) for each in choice.twins} - places.keys()
     return _kept(outer, places, others, 0), twins
+
+
+def tensors(outer: Any, depth: int = 0) -> Iterator[Tensor]:
+    """All tensors in dicts and lists, each as often as it is held there: so often will it be copied."""
+    if isinstance(outer, Tensor):
+        yield outer
+    elif isinstance(outer, dict | list | tuple) and depth < DEEPEST:
+        for each in outer.values() if isinstance(outer, dict) else outer:
+            yield from tensors(each, depth + 1)
 
 
 def _kept(value: Any, places: Mapping[int, Place], others: set[int], depth: int) -> Any:

@@ -1,12 +1,44 @@
 """Files that are there whole or not at all."""
 
 import hashlib
+import io
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 
 from dhbe.errors import Failed, Refused
+from dhbe.foreign import name
+
+LEAST_FULL = 100
+"""A large file of which the disk holds less than one byte in so many is full of holes. Weights that a file system
+compresses keep more than half of their size."""
+
+LARGE = 2**30
+"""Bytes from which on holes in a file matter."""
+
+
+def opened(path: Path, most: int | None = None, *, follow: bool = True) -> io.BufferedReader:
+    """A regular file, open for reading.
+
+    Args:
+        path: The file. Whatever else is there is not waited for, as a pipe would have it, and not read.
+        most: Bytes that it may have.
+        follow: Whether a link to a regular file is followed.
+
+    Raises:
+        Refused: It cannot be read, is a folder, a pipe or a device, is larger than `most`, or consists of holes.
+    """
+    try:
+        fault = _fault(path.stat(follow_symlinks=follow), most)  # before it is opened: some devices act when they are
+        if not fault:
+            return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    except OSError as error:
+        fault = _reason(error)
+    except ValueError:  # a zero byte in the name
+        fault = "impossible name"
+    raise Refused(f"cannot read {name(path)}: {fault}")
 
 
 def write(path: Path, content: bytes | str) -> None:
@@ -35,9 +67,9 @@ def write(path: Path, content: bytes | str) -> None:
             with suppress(OSError):
                 beside.unlink()
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        raise Failed(f"cannot write {path}: {_reason(error)}") from error
+        raise Failed(f"cannot write {name(path)}: {_reason(error)}") from error
 
 
 def sha256(path: Path) -> str:
@@ -46,14 +78,29 @@ def sha256(path: Path) -> str:
     Raises:
         Refused: The file cannot be read.
     """
-    try:
-        with path.open("rb") as file:
+    with opened(path) as file:
+        try:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise Refused(f"cannot read {path}: {_reason(error)}") from error
+        except OSError as error:
+            raise Refused(f"cannot read {name(path)}: {_reason(error)}") from error
 
 
-def _sync_folder(folder: Path) -> None:
+def _fault(status: os.stat_result, most: int | None) -> str | None:
+    """What keeps a file from being read, if anything does; some file systems do not say what they store."""
+    size, stored = status.st_size, 512 * status.st_blocks
+    if stat.S_ISDIR(status.st_mode):
+        return "it is a folder"
+    if not stat.S_ISREG(status.st_mode):
+        return "it is no regular file"
+    if most is not None and size > most:
+        return f"it has {size:,} bytes, over the limit of {most:,}"
+    if size >= LARGE and 0 < stored < size // LEAST_FULL:
+        return f"it declares {size:,} bytes and holds {stored:,}: it consists of holes"
+    return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Waits until what a folder lists is on the disk."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)

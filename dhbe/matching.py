@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dhbe import foreign
 from dhbe.candidates import AVERAGED
 from dhbe.errors import Refused
 from dhbe.networks.external import guarded
@@ -293,10 +294,7 @@ def _cause(
 
 def show(text: object) -> str:
     """A name out of a hostile file, safe to print."""
-    if not isinstance(text, str):
-        return f"<{type(text).__name__}>"
-    shown = text if text.isprintable() else ascii(text)
-    return shown if len(shown) <= 100 else f"{shown[:97]}..."
+    return foreign.name(text, longest=100) if isinstance(text, str) else f"<{type(text).__name__}>"
 
 
 def some(names: Iterable[str], most: int = 6) -> str:

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dhbe import foreign
+
 if TYPE_CHECKING:
     from dhbe.defenses import RoundInfo
     from dhbe.steps import Round
@@ -14,7 +16,7 @@ class Progress:
     """Shows how far a run is: one rich line on a terminal, a plain line every few seconds elsewhere, on stderr."""
 
     def __init__(self, total: int, what: str, quiet: bool, folder: Path | None = None) -> None:
-        self._total, self._what, self._quiet = total, what, quiet
+        self._total, self._what, self._quiet = total, foreign.line(what), quiet
         self._folder = folder
         self._live = not quiet and sys.stderr.isatty()
         self._began = self._last = time.monotonic()
@@ -28,7 +30,7 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("{task.description}", markup=False), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
                 TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[signs]}"),
                 console=Console(stderr=True), transient=True,
             )  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from dhbe import files
+from dhbe import files, foreign
 from dhbe.errors import Failed, Refused
 from dhbe.migration import migrated
 
@@ -18,13 +18,13 @@ LARGEST = 64 * 2**20
 
 def _encodable(value: object) -> object:
     # A file name that is not UTF-8 reaches Python with lone surrogates, which no JSON file can hold.
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+    return foreign.harmless(value) if isinstance(value, str) else value
 
 
 def _settings(value: Any) -> Any:
     try:
         # What a file would give back: lists for tuples, no lone surrogates.
-        settings = json.loads(json.dumps(value, allow_nan=False, ensure_ascii=False).encode(errors="replace"))
+        settings = foreign.values(json.loads(json.dumps(value, allow_nan=False)))
     except (TypeError, RecursionError) as error:
         raise ValueError(f"not plain JSON: {error}") from error
     if settings is not None and not (isinstance(settings, dict) and isinstance(settings.get("name"), str)):

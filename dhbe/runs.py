@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import io
 import json
 import os
 import re
@@ -14,14 +13,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import torch
-
-from dhbe import files
+from dhbe import files, state_file
 from dhbe.errors import Failed, Interrupted, Refused
+from dhbe.foreign import name
 
 RECORD = "record.json"
 REPORT = "report.html"
 CHECKPOINT = Path("checkpoint") / "state.pt"
+STAGE = Path("checkpoint") / "results"
+"""Where results wait for each other, so that old ones go only when the new ones are complete."""
 LOCK = ".lock"
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 """Names that `files.write` uses; a process that is killed leaves one."""
@@ -37,13 +37,24 @@ class Run:
         stopping: Somebody asked the run to stop.
     """
 
-    def __init__(self, folder: Path, settings: str, saved: dict[str, Any] | None, finished: bool, every: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: str,
+        saved: dict[str, Any] | None,
+        finished: bool,
+        every: float,
+        replaces: str,
+        results: Iterable[str],
+    ) -> None:
         self.folder = folder
         self.saved = saved
         self.finished = finished
         self.stopping = False
         self._settings = settings
         self._every = every
+        self._replaces = replaces
+        self._results = (REPORT, *results)
         self._last = time.monotonic()
 
     def keep(self, state: Callable[[], dict[str, Any]], *, last: bool = False) -> None:
@@ -54,18 +65,40 @@ class Run:
             Failed: It could not be saved.
         """
         if last or self.stopping or time.monotonic() - self._last >= self._every:
-            buffer = io.BytesIO()
-            torch.save({"settings": self._settings, **state()}, buffer)
-            files.write(self.folder / CHECKPOINT, buffer.getvalue())
+            state_file.write(self.folder / CHECKPOINT, self._settings, {"replaces": self._replaces, **state()})
             self._last = time.monotonic()
         if self.stopping:
-            raise Interrupted(f"interrupted; the state is saved, --resume --out {self.folder} goes on")
+            raise Interrupted(f"interrupted; the state is saved, --resume --out {name(self.folder)} goes on")
 
-    def close(self) -> None:
-        """Removes what only an interrupted run needs; the record is there by now."""
-        (self.folder / CHECKPOINT).unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else's files are there
-            (self.folder / CHECKPOINT.parent).rmdir()
+    @contextmanager
+    def finishing(self) -> Iterator[Path]:
+        """A folder for the results, whole: its files take their places when it is left, and the run is finished then.
+
+        An old record goes before the first new result comes, and the new one comes last: a folder with a record always
+        holds what belongs to it.
+
+        Raises:
+            Failed: A file cannot be moved to its place.
+        """
+        stage = self.folder / STAGE
+        try:
+            stage.mkdir()
+            yield stage
+            new = sorted(stage.iterdir(), key=lambda path: path.name == RECORD)
+            for old in (RECORD, *self._results):
+                if old == RECORD or not (stage / old).exists():
+                    (self.folder / old).unlink(missing_ok=True)
+            for path in new:
+                files.sync_folder(self.folder)  # nothing overtakes what comes before it, even if the power goes
+                path.replace(self.folder / path.name)
+            files.sync_folder(self.folder)
+            (self.folder / CHECKPOINT).unlink(missing_ok=True)
+        except OSError as error:
+            raise Failed(f"cannot write {name(self.folder)}: {(error.strerror or 'failed').lower()}") from error
+        finally:
+            _clear(stage)
+            with suppress(OSError):  # there is something to go on with, or somebody else's file
+                stage.parent.rmdir()
 
 
 @contextmanager
@@ -73,6 +106,7 @@ def opened(
     folder: Path,
     settings: dict[str, Any],
     *,
+    inputs: Iterable[Path] = (),
     results: Iterable[str] = (),
     resume: bool = False,
     overwrite: bool = False,
@@ -83,34 +117,69 @@ def opened(
     Args:
         folder: It is made if it is not there.
         settings: All that the result depends on; a resumed run must have the same.
+        inputs: Files and folders that the run reads. None of them is ever replaced or removed.
         results: Files that the run will write beside its record and report.
         resume: Go on with the interrupted run in the folder; a finished one is recognised.
-        overwrite: Begin anew over an earlier run's results.
+        overwrite: Begin anew over an earlier run's results, which stay until the new ones are complete.
         every: Seconds between two checkpoints.
 
     Raises:
-        Refused: The folder cannot be written, another process holds it, or it holds a run that was not asked for.
+        Refused: The folder cannot be written, another process holds it, it holds a run that was not asked for, or a
+            result would take the place of an input.
         Failed: The disk is full.
     """
+    results = tuple(results)
+    _keep_inputs(folder, inputs, (RECORD, REPORT, LOCK, *results))
     text = json.dumps(settings, sort_keys=True)
     with _made(folder), _locked(folder), _made(folder / CHECKPOINT.parent):
         record, checkpoint = folder / RECORD, folder / CHECKPOINT
+        if checkpoint.parent.is_symlink():
+            raise Refused(f"{name(checkpoint.parent)} is a link to somewhere else: remove it, or give another --out")
         if overwrite and not resume:
             with _writing(folder):
-                # The checkpoint first: a folder with neither is fresh, one with a record alone still reads as finished.
-                for old in (CHECKPOINT, RECORD, REPORT, *results):
-                    (folder / old).unlink(missing_ok=True)
-        saved = _saved(checkpoint) if checkpoint.exists() else None
-        finished = record.exists()
-        if (finished or saved) and not resume:
+                checkpoint.unlink(missing_ok=True)
+        saved = state_file.read(checkpoint) if os.path.lexists(checkpoint) else None
+        there = files.sha256(record) if record.exists() else ""
+        # A state that was to replace this very record is younger than it; with any other record the run is finished.
+        finished = bool(there) and (saved is None or saved.get("replaces") != there)
+        if (there or saved) and not resume and not overwrite:
             state, mend = ("a finished run", "") if finished else ("an interrupted run", "--resume to go on, ")
-            raise Refused(f"{folder} holds {state}: add {mend}--overwrite to begin anew, or choose another --out")
+            raise Refused(f"{name(folder)} holds {state}: add {mend}--overwrite to begin anew, or choose another --out")
+        if overwrite and not resume:
+            finished = False
         if saved and not finished:
-            refuse_other(f"{folder} holds a run", json.loads(saved["settings"]), settings)
+            refuse_other(f"{name(folder)} holds a run", json.loads(saved["settings"]), settings)
         _sweep(folder)
-        run = Run(folder, text, saved, finished, every)
+        run = Run(folder, text, saved, finished, every, there, results)
         with _gently(run):
             yield run
+
+
+def _keep_inputs(folder: Path, inputs: Iterable[Path], results: Iterable[str]) -> None:
+    """Refuses a folder in which a result, or the state of the run, would take the place of an input."""
+    places = [folder / result for result in results]
+    for path in inputs:
+        if _lies_in(path, folder / CHECKPOINT.parent) or any(same(path, place) for place in places):
+            raise Refused(
+                f"{name(path)} is read by this run and would be replaced in {name(folder)}: give another --out"
+            )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    try:
+        return any(
+            same(parent, folder) for parent in (path.absolute(), *path.absolute().parents, path.resolve().parent)
+        )
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: a loop of links
+        return False
+
+
+def same(path: Path, other: Path) -> bool:
+    """Whether two paths lead to one file that is there."""
+    try:
+        return path.samefile(other)
+    except (OSError, ValueError):  # one of them is not there
+        return False
 
 
 def refuse_other(holds: str, then: dict[str, Any], now: dict[str, Any]) -> None:
@@ -121,8 +190,17 @@ def refuse_other(holds: str, then: dict[str, Any], now: dict[str, Any]) -> None:
         raise Refused(f"{holds} of other settings ({listed}): choose another --out")
 
 
+def _clear(stage: Path) -> None:
+    """Removes results that never came to their places."""
+    with suppress(OSError):
+        for path in stage.iterdir():
+            path.unlink(missing_ok=True)
+        stage.rmdir()
+
+
 def _sweep(folder: Path) -> None:
     """Removes the temporaries of killed processes; nobody else writes here now."""
+    _clear(folder / STAGE)
     for path in (*folder.glob(".*.tmp"), *(folder / CHECKPOINT.parent).glob(".*.tmp")):
         if TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
@@ -147,7 +225,7 @@ def _made(folder: Path) -> Iterator[None]:
 def _locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     with _writing(folder):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it whatever happens to us
@@ -165,7 +243,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _taken(folder: Path) -> Refused:
-    return Refused(f"another process works in {folder}: wait for it, or give another --out")
+    return Refused(f"another process works in {name(folder)}: wait for it, or give another --out")
 
 
 @contextmanager
@@ -175,8 +253,8 @@ def _writing(folder: Path) -> Iterator[None]:
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         reason = (getattr(error, "strerror", None) or "impossible name").lower()
         if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            raise Failed(f"cannot write into {folder}: {reason}") from error
-        raise Refused(f"cannot write into {folder}: {reason}; give another --out") from error
+            raise Failed(f"cannot write into {name(folder)}: {reason}") from error
+        raise Refused(f"cannot write into {name(folder)}: {reason}; give another --out") from error
 
 
 @contextmanager
@@ -197,12 +275,3 @@ def _gently(run: Run) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _saved(path: Path) -> dict[str, Any]:
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        json.loads(saved["settings"])
-    except Exception as error:  # whatever is wrong with it, it cannot be gone on with
-        raise Refused(f"{path} cannot be read: add --overwrite to begin anew") from error
-    return saved

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dhbe import checkpoint, formats, look_alikes, networks
+from dhbe import checkpoint, files, foreign, formats, look_alikes, networks
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier, evaluating, logits_in
 from dhbe.data import Shape
@@ -26,6 +26,9 @@ LABEL = "dhbe"
 
 SIDE = 32
 """Side of the images in pixels where nobody says it."""
+
+CLAIMED_SIDE = 256
+"""Pixels; larger images take gigabytes at the first try, and are not tried because a file says so."""
 
 Side = Annotated[int, Field(ge=1, le=1024)]
 
@@ -53,6 +56,10 @@ class Suspect:
     state: State
     info: ModelInfo
     warnings: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    """What it was read from: the model's file, what stands beside it, and the vendor's code."""
+    claimed: bool = False
+    """Whether nothing but the file's own label tells how images are normalised."""
 
 
 def load(
@@ -85,18 +92,22 @@ def load(
     weights, output = weights or (label.weights if label else None), output or (label.output if label else None)
     state = formats.read(path, weights)
     shape = shape or (state.container.shape if state.container else None)
+    if label and not shape and max(label.input[1:]) > CLAIMED_SIDE:
+        claim = "x".join(map(str, label.input))
+        raise Refused(f"{foreign.name(path)} says that its images are {claim}: add --input {claim} if they are")
     told = None if label and label.arch in networks.ZOO else formats.described(path)
+    claimed = (label is not None or bool(told and told.mean)) and (mean is None or std is None)
     warnings: list[str] = []
     guess, asked = networks.infer(state.plain), arch is not None
     arch = arch or (told.arch if told else label.arch if label and label.arch in networks.ZOO else guess.arch)
     classes = classes or guess.classes or (told.classes if told else label.classes if label else None)
     if arch is None and not guess.alike:
         raise Refused(
-            f"the tensors of {path} do not tell their architecture: add --arch (a name of the zoo: "
+            f"the tensors of {foreign.name(path)} do not tell their architecture: add --arch (a name of the zoo: "
             f"{', '.join(networks.ZOO)}; torchvision:NAME, timm:NAME, or the vendor's file.py:function)"
         )
     if classes is None:
-        raise Refused(f"the tensors of {path} do not tell the number of classes: add --classes N")
+        raise Refused(f"the tensors of {foreign.name(path)} do not tell the number of classes: add --classes N")
     usual = _usual(arch, told) if arch and not label else None
     shape, mean, std = _fed(arch, state, (shape, mean, std), label, usual, warnings)
     for name, values in (("mean", mean), ("std", std)):
@@ -132,7 +143,8 @@ def load(
         path=str(path), sha256=state.sha256, arch=arch, classes=classes, input=shape, mean=tuple(mean), std=tuple(std),
         softmax=softmax, code=code, weights=weights, output=output, names=names,
     )  # fmt: skip
-    return Suspect(classifier, state, info, tuple(warnings))
+    read = (*formats.sources(path), *([Path(code.rpartition(":")[0])] if code else []))
+    return Suspect(classifier, state, info, tuple(warnings), read, claimed)
 
 
 def vendor_code(arch: str) -> str | None:
@@ -221,6 +233,8 @@ def _fed(
     """Shape, mean and standard deviation of the images; what is assumed goes to `warnings`."""
     shape, mean, std = given
     if label:
+        if mean is None or std is None:
+            warnings.append("--mean or --std not given: taken from what the file says of itself")
         return shape or label.input, mean or label.mean, std or label.std
     channels = networks.channels(state.plain)
     if shape is None:
@@ -262,7 +276,10 @@ def _told_apart(
 
 def _label(path: Path) -> Label | None:
     try:
+        with files.opened(path) as file:
+            if int.from_bytes(file.read(8), "little") > checkpoint.LARGEST_HEADER:
+                return None
         with safe_open(path, framework="pt") as file:
             return Label.model_validate(json.loads((file.metadata() or {})[LABEL]))
-    except (SafetensorError, OSError, KeyError, ValueError, RecursionError, ValidationError):
+    except (Refused, SafetensorError, OSError, KeyError, ValueError, RecursionError, ValidationError):
         return None  # not a file of ours

@@ -159,3 +159,8 @@ GENERATOR = np.random.default_rng(0)
 
 def random_pixels(*shape: int) -> np.ndarray:
     return GENERATOR.integers(0, 256, shape, dtype=np.uint8)
+
+
+def without_notes(err):
+    """Notes are no progress: `--quiet` leaves them."""
+    return [line for line in err.splitlines() if not line.startswith("note: ")]

@@ -121,7 +121,7 @@ HOSTILE = {
     "float8": (lambda: safetensors.torch.save({"a": torch.ones(2).to(torch.float8_e4m3fn)}), "a .torch.float8_e4m3fn"),
     "nan": (lambda: saved(WEIGHTS | {"bn.bias": torch.tensor([1, torch.nan])}), "NaN or infinite weights in bn.bias"),
     "inf": (lambda: safetensors.torch.save({"w": torch.tensor([torch.inf]).half()}), "NaN or infinite weights in w"),
-    "terminal": (lambda: saved({"\x1b[2J\n": torch.tensor([torch.nan])}), r"weights in '\\x1b\[2J\\n'"),
+    "terminal": (lambda: saved({"\x1b[2J\n": torch.tensor([torch.nan])}), r"weights in \\x1b\[2J\\n:"),
     "network": (lambda: saved(Net()), rf"whole pickled network.*\({__name__}\.Net, .*state_dict"),
     "network, legacy": (lambda: legacy({"model": nn.DataParallel(Net())}), rf"pickled network.*\({__name__}\.Net, "),
     "torch's own network": (lambda: saved(nn.Sequential(nn.Linear(1, 1))), "pickled network.*container.Sequential"),

@@ -8,15 +8,10 @@ import sys
 import pytest
 import safetensors.torch
 import torch
-from conftest import ATTACK, ERASE, KNOWN, SCORE, TINY, colours, folder, listing, packed, small_state
+from conftest import ATTACK, ERASE, KNOWN, SCORE, TINY, colours, folder, listing, packed, small_state, without_notes
 
 from dhbe import cli, networks, records
 from dhbe.attacks import ALL as ATTACKS
-
-
-def without_notes(err):
-    """Notes are no progress: `--quiet` leaves them."""
-    return [line for line in err.splitlines() if not line.startswith("note: ")]
 
 
 def test_help_is_quick_and_shows_examples(dhbe, capsys):
@@ -55,7 +50,7 @@ def test_a_story(here, dhbe):
 
     planted = "--data data.npz --split test --trigger practice/trigger.json --target 2"
     code, out, err = dhbe(f"score practice/backdoored.safetensors {planted} --json --quiet")
-    assert (code, err) == (0, "")
+    assert (code, without_notes(err)) == (0, [])
     before = json.loads(out)
     assert {"acc", "asr", "asr_x4", "asr_x9"} <= set(before)
     assert before["acc"] > 0.6

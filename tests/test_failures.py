@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ATTACK, ERASE, listing
+from conftest import ATTACK, ERASE, FEW, listing
 
 from dhbe import records, runs
 from dhbe.checkpoint import read
 from dhbe.defenses import FastDHBE
+from dhbe.errors import out_of_memory
+from dhbe.search.survey import Survey
 
 
 def sole_line(err):
@@ -124,7 +126,7 @@ def test_the_batch_is_halved_until_it_fits_and_the_user_is_told(here, dhbe, smal
     assert "batches of 16" in errors
     assert "batches of 8" in errors
     record = records.read(Path("halved/record.json"))
-    assert record.defense["batch"] == ROOM
+    assert (record.defense["search_batch"], record.defense["asked_search_batch"]) == (ROOM, 32)
     assert [point["iteration"] for point in record.curve] == list(range(1, record.iterations + 1))
     code, _, errors = dhbe(f"{SMALL} --batch {ROOM} --out asked")
     assert code == 0, errors
@@ -160,3 +162,58 @@ def test_a_batch_that_is_far_too_large_fails_in_one_line(here, dhbe, small_memor
     assert code == 4
     assert errors.strip().splitlines()[-1].endswith("lower --batch")
     assert not Path("out/clean.safetensors").exists()
+
+
+SAID = [
+    "could not create a primitive",
+    "could not execute a primitive",
+    "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+    "CUDA out of memory. Tried to allocate 2.00 GiB",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA driver error: out of memory",
+    "HIP out of memory. Tried to allocate 20.00 MiB",
+    "MPS backend out of memory (MPS allocated: 18 GB)",
+    "std::bad_alloc",
+    "unable to mmap 1024 bytes from file <x>: Cannot allocate memory (12)",
+    "Storage size calculation overflowed with sizes=[1073741824, 1073741824, 16]",
+    "can't start new thread",
+]
+
+
+@pytest.mark.parametrize("said", SAID)
+def test_every_way_in_which_torch_says_that_memory_ran_out_is_known(said):
+    assert out_of_memory(RuntimeError(said))
+    later = RuntimeError("the graph cannot be captured")
+    later.__context__ = RuntimeError(said)
+    assert out_of_memory(later)
+
+
+@pytest.mark.parametrize("said", ["mat1 and mat2 shapes cannot be multiplied", "device-side assert triggered", ""])
+def test_other_errors_are_not_taken_for_it(said):
+    assert not out_of_memory(RuntimeError(said))
+
+
+@pytest.mark.parametrize("verb", ["scan model.pt", "verify model.pt model.pt"])
+def test_a_search_halves_its_batch_too(verb, here, dhbe, monkeypatch):
+    whole = Survey.run
+
+    def run(self, *args):
+        for number, losses in enumerate(whole(self, *args)):
+            if number and self.search_batch > ROOM:
+                raise RuntimeError("could not create a primitive")
+            yield losses
+
+    monkeypatch.setattr(Survey, "run", run)
+    few = " ".join(f"--{name.replace('_', '-')} {FEW[name]}" for name in ("second_rounds", "judged_images", "hunt_pieces"))
+    command = f"{verb} --input 3x8x8 --warm-up 2 --pool-size 32 --device cpu --precision fp32 {few}"
+    code, _, errors = dhbe(f"{command} --search-batch 32 --out halved")
+    assert code in (0, 1), errors
+    assert "batches of 16" in errors
+    assert "batches of 8" in errors
+    record = records.read(Path("halved/record.json"))
+    assert (record.defense["search_batch"], record.defense["asked_search_batch"]) == (ROOM, 32)
+    assert [point["iteration"] for point in record.curve] == list(range(1, record.iterations + 1))
+    code, out, errors = dhbe(f"{command} --search-batch 256 --pool-size 256 --out far")
+    assert (code, out, errors.splitlines()[-1]) == (4, "", "dhbe: out of memory: lower --search-batch")
+    assert not Path("far").exists()

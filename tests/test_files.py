@@ -69,3 +69,32 @@ def test_sha256(tmp_path):
     for unreadable in (tmp_path / "missing", tmp_path):
         with pytest.raises(Refused, match="cannot read"):
             files.sha256(unreadable)
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """What is no file that can be read, by what must be said of it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    with (tmp_path / "holes").open("wb") as file:
+        file.write(b"{")
+        file.truncate(2**34)
+    return {
+        "pipe": "no regular file", "zero": "no regular file", "loop": "symbolic links", "holes": "consists of holes",
+        ".": "a folder", "missing": "no such file", "nul\0": "impossible name",
+    }  # fmt: skip
+
+
+def test_only_regular_files_are_opened_and_nothing_is_waited_for(strange, tmp_path):
+    for name, message in strange.items():
+        with pytest.raises(Refused, match=message):
+            files.opened(tmp_path / name)
+        with pytest.raises(Refused, match=message):
+            files.sha256(tmp_path / name)
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "file").write_bytes(b"content")
+    with files.opened(tmp_path / "link", most=7) as file:
+        assert file.read() == b"content"
+    with pytest.raises(Refused, match="7 bytes, over the limit of 6"):
+        files.opened(tmp_path / "file", most=6)

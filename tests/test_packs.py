@@ -88,8 +88,8 @@ def pack_of(path, header: bytes, body: bytes = b"", version: tuple[int, int] = (
 @pytest.mark.parametrize(
     ("shape", "body", "version", "message"),
     [
-        ("(200000, 224, 224, 3)", b"", (1, 0), "over the limit of 4 GiB"),
-        (f"({10**18}, 224, 224, 3)", b"", (1, 0), "over the limit of 4 GiB"),
+        ("(200000, 224, 224, 3)", b"", (1, 0), "over the limit of 0.25 GiB"),
+        (f"({10**18}, 224, 224, 3)", b"", (1, 0), "over the limit of 0.25 GiB"),
         ("(-6, 4, 4, 3)", b"", (1, 0), "over the limit"),
         ("(6, 4, 4, 3)", b"\0" * 100, (1, 0), "does not hold"),
         ("(6, 4, 4, 3)", b"\0" * 1000, (1, 0), "does not hold"),

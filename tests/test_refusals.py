@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 from conftest import ATTACK, ERASE, KNOWN, SCORE, TINY, colours, folder, image, listing, packed, saved, small_state
 
-from dhbe import networks
+from dhbe import networks, state_file
 
 DHBE = Path(sys.executable).with_name("dhbe")
 
@@ -41,7 +41,7 @@ def finished(path):
 
 def interrupted(path, settings='{"seed": 1}'):
     (path / "checkpoint").mkdir(parents=True)
-    torch.save({"settings": settings}, path / "checkpoint" / "state.pt")
+    state_file.write(path / "checkpoint" / "state.pt", settings, {})
 
 
 def broken_checkpoint(path):
@@ -163,11 +163,11 @@ REFUSED = {
     "broken record": ({"out": finished}, f"{ERASE} --resume", "out/record.json is no record of dhbe"),
     "interrupted run": ({"out": interrupted}, ERASE, "holds an interrupted run: add --resume to go on"),
     "other settings": ({"out": interrupted}, f"{ERASE} --resume", "holds a run of other settings"),
-    "broken checkpoint": ({"out": broken_checkpoint}, f"{ERASE} --resume", "cannot be read: add --overwrite"),
+    "broken checkpoint": ({"out": broken_checkpoint}, f"{ERASE} --resume", "cannot be gone on with .*: add --overwrite"),
     "resume and overwrite": ({}, f"{ERASE} --resume --overwrite", "not allowed with"),
     "onto itself": (
         {"out": lambda path: path.mkdir(), "out/clean.safetensors": safetensors.torch.save(STATE)},
-        f"erase out/clean.safetensors --input 3x16x16 {TINY} --out out --overwrite", "is the model itself",
+        f"erase out/clean.safetensors --input 3x16x16 {TINY} --out out --overwrite", "is read by this run and would be replaced",
     ),
     "attack onto a run": ({"out": finished}, ATTACK, "holds a finished run"),
     "attack into a file": ({"out": b""}, ATTACK, "cannot write into out"),

@@ -126,17 +126,21 @@ def test_a_finished_run_is_recognised_and_not_repeated(whole):
     assert sorted(listing(out)) == ["clean.pt", "clean.safetensors", "record.json", "report.html"]
 
 
-def test_overwriting_begins_anew(whole, here):
-    """The old weights go first: what an interrupted run leaves does not look finished."""
+def test_overwriting_begins_anew_and_the_old_results_stay_until_the_new_ones_are_complete(whole, here):
     out = here / "out"
     assert Started(f"{ERASE} --out out --seed 1", here).ended()[0] == 0
-    other = weights(out)
-    assert other != weights(whole[0])
+    other = listing(out)
+    assert weights(out) != weights(whole[0])
     run = Started(f"{ERASE} --out out --overwrite", here).until(out / "checkpoint" / "state.pt")
     run.send(signal.SIGKILL).ended()
-    assert not {"record.json", "report.html", "clean.safetensors"} & set(listing(out))
+    assert other.items() <= listing(out).items()
+    code, said = Started(f"{ERASE} --out out", here).ended()
+    assert code == 2
+    assert "out holds an interrupted run: add --resume to go on, --overwrite to begin anew" in said
     assert Started(f"{ERASE} --out out --resume", here).ended()[0] == 0
     assert weights(out) == weights(whole[0])
+    assert sorted(listing(out)) == sorted(other)
+    assert Started(f"{ERASE} --out out --resume --quiet", here).ended() == (0, "")
 
 
 def test_two_processes_in_one_folder(here):

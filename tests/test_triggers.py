@@ -126,7 +126,7 @@ def test_amplified_forms_keep_the_original_and_stop_at_half_the_image(trigger, c
         ("badnets:-3", "give badnets:SIDE"),
         ("badnets:²", "give badnets:SIDE"),
         ("badnets:" + "9" * 5000, "give badnets:SIDE"),
-        ("x" * 5000 + ".npz", "not a whole .npz"),
+        ("x" * 5000 + ".npz", r"cannot read x+\.\.\.x+\.npz: file name too long"),
         ("x" * 5000 + ".json", "cannot read"),
         ("zero\0byte.json", "cannot read"),
         ("badnets:3:white:center:more", "give badnets:SIDE"),
@@ -138,7 +138,7 @@ def test_amplified_forms_keep_the_original_and_stop_at_half_the_image(trigger, c
         ("badnets:3:white:9,8", "3 x 3 at 9,8 leaves the image"),
         ("badnets:3:white:-1,0", "leaves the image"),
         ("missing.npz", "no such file"),
-        ("missing.json", "cannot read the trigger missing.json: No such file"),
+        ("missing.json", "cannot read missing.json: no such file"),
     ],
 )
 def test_texts_that_name_no_trigger_are_refused(text, message, tmp_path, monkeypatch):

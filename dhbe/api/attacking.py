@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,6 +41,7 @@ def attack(
     fine_tune: bool = False,
     force: bool = False,
     overwrite: bool = False,
+    inputs: Sequence[Path] = (),
     watch: Callable[[dict[str, float]], None] = lambda epoch: None,
 ) -> Record:
     """Trains a backdoored classifier to practise on; writes model, trigger and record into `out`.
@@ -58,7 +59,8 @@ def attack(
         clean: A clean classifier: Trojaning starts from it, and ACC is compared with its own.
         fine_tune: Every training starts from the clean classifier's weights; a few epochs plant the backdoor then.
         force: Keep the model even if the attack missed what it expects; the record says so.
-        overwrite: Begin anew over what `out` holds.
+        overwrite: Begin anew over what `out` holds, which stays until the new results are complete.
+        inputs: Files beside the clean model's that the attack was made from; none is ever replaced.
         watch: Called after each epoch with its number among all epochs of the attack.
 
     Raises:
@@ -90,7 +92,11 @@ def attack(
     contiguous = arch not in networks.ZOO and not networks.takes_channels_last(
         networks.build(arch, train.classes, train.shape), train.shape
     )
-    with runs.opened(out, settings, results=[BACKDOORED, TRIGGER], overwrite=overwrite) as run, torch.random.fork_rng():
+    read = [*(clean.files if clean else ()), *inputs]
+    with (
+        runs.opened(out, settings, inputs=read, results=[BACKDOORED, TRIGGER], overwrite=overwrite) as run,
+        torch.random.fork_rng(),
+    ):
         torch.manual_seed(seed)
         epochs, start = 0, copy.deepcopy(clean.classifier).to(where) if clean else None
 
@@ -127,21 +133,22 @@ def attack(
             std=std,
             names=train.names,
         )
-        network = made.classifier.network
-        suspects.save(out / BACKDOORED, network, State(dict(network.state_dict()), "", "", ""), info)
-        if made.trigger:
-            files.write(out / TRIGGER, made.trigger.to_json())
-        record = Record(
-            kind="attack", model=info.model_copy(update={"sha256": files.sha256(out / BACKDOORED)}),
-            attack={"name": how.name, **asdict(how), "poisoned": len(made.chosen), "fit": asdict(fit),
-                    "clean": settings["clean"], "fine_tune": fine_tune}, data=data,
-            trigger=made.trigger.name if made.trigger else None, target=evidence.one_target, before=after,
-            seconds=time.monotonic() - began, iterations=epochs, device=machine.device_name(where), precision="fp32",
-            versions=machine.versions(), seed=seed, warnings=[*train.notes, *([str(missed)] if missed else [])],
-            finished=machine.now(),
-        )  # fmt: skip
-        files.write(out / runs.REPORT, report.render(record, _shown(made, test)))
-        records.write(out / runs.RECORD, record)
+        with run.finishing() as folder:
+            network = made.classifier.network
+            suspects.save(folder / BACKDOORED, network, State(dict(network.state_dict()), "", "", ""), info)
+            if made.trigger:
+                files.write(folder / TRIGGER, made.trigger.to_json())
+            record = Record(
+                kind="attack", model=info.model_copy(update={"sha256": files.sha256(folder / BACKDOORED)}),
+                attack={"name": how.name, **asdict(how), "poisoned": len(made.chosen), "fit": asdict(fit),
+                        "clean": settings["clean"], "fine_tune": fine_tune}, data=data,
+                trigger=made.trigger.name if made.trigger else None, target=evidence.one_target, before=after,
+                seconds=time.monotonic() - began, iterations=epochs, device=machine.device_name(where),
+                precision="fp32", versions=machine.versions(), seed=seed,
+                warnings=[*train.notes, *([str(missed)] if missed else [])], finished=machine.now(),
+            )  # fmt: skip
+            files.write(folder / runs.REPORT, report.render(record, _shown(made, test)))
+            records.write(folder / runs.RECORD, record)
     return record
 
 

@@ -2,20 +2,21 @@
 
 import copy
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
-from torch import nn
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor, nn
 
-from dhbe import checkpoint, files, formats, records, report, runs, settings, suspects
-from dhbe.api import machine
+from dhbe import checkpoint, files, formats, records, report, runs, settings, state_file, suspects
+from dhbe.api import halving, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
-from dhbe.errors import Failed, Refused, out_of_memory
+from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 from dhbe.evaluation import measuring
 from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
@@ -28,12 +29,6 @@ from dhbe.suspects import Suspect
 Watch = Callable[[RoundInfo], None]
 
 CLEAN, ONNX = "clean.safetensors", "clean.onnx"
-
-HALVINGS = 3
-"""Of the batch at the most, where memory does not suffice."""
-
-SMALLEST_BATCH = 4
-"""To which a batch may be halved."""
 
 LOOKED_AT = 512
 """Generated images on which the data-free signs are taken."""
@@ -55,7 +50,9 @@ class Options(TypedDict, total=False):
     resume: bool
     """Go on with the interrupted run in `out`."""
     overwrite: bool
-    """Begin anew over what `out` holds."""
+    """Begin anew over what `out` holds, which stays until the new results are complete."""
+    inputs: Sequence[Path]
+    """Files beside the model's own that the run was made from; none is ever replaced."""
     also: Literal["onnx"] | None
     """A further form in which the cleaned model is written (default: none)."""
     checkpoint_every: float
@@ -90,6 +87,7 @@ def run(
     out: Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    inputs: Sequence[Path] = (),
     also: Literal["onnx"] | None = None,
     checkpoint_every: float = 30.0,
     watch: Watch = lambda round_info: None,
@@ -109,43 +107,42 @@ def run(
     defense.check(suspect.info.input)
     if evidence:
         measuring.check(evidence, suspect.info)
-    if out and suspect.info.path and _same(out / CLEAN, Path(suspect.info.path)):
-        raise Refused(f"{out / CLEAN} is the model itself, and would be replaced: give another --out")
     container = suspect.state.container
     asked = _asked(suspect.info, {**named, **settings.flat(defense)}, seed, how)
     with (
         runs.opened(
-            out, {**asked, "device": where.type}, results=[CLEAN, ONNX, *(container.names if container else ())],
-            resume=resume, overwrite=overwrite, every=checkpoint_every,
+            out, {**asked, "device": where.type}, inputs=[*suspect.files, *inputs],
+            results=[CLEAN, ONNX, *(container.names if container else ())], resume=resume, overwrite=overwrite,
+            every=checkpoint_every,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
         if held and held.finished:
             return _finished(held.folder, suspect, asked, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
-        course, warnings = _Course(held, watch), list(suspect.warnings)
+        course, warnings = _Course(held, watch, defense.rounds), list(suspect.warnings)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
         while True:
-            used = _halved(defense, course.halvings)
+            used = halving.halved(defense, course.halvings)
             machine.forget_peak(where)
             try:
-                cleaned = used(victim, known, seed=seed, precision=how, watch=course.look, run_state=course.run_state)
+                with course.going_on():
+                    cleaned = used(
+                        victim, known, seed=seed, precision=how, watch=course.look, run_state=course.run_state
+                    )
                 break
             except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error) or not _halves(used, course.halvings):
+                if not halving.fits_with_less(error, used, course.halvings):
                     raise
             course.anew()
         course.end()
         seconds = course.seconds()
-        then, now, pictures = _looked_at(used, course.run_state, victim, cleaned, seed)
+        with course.going_on():
+            then, now, pictures = _looked_at(used, course.run_state, victim, cleaned, seed)
         before = before.model_copy(update={"signs": then})
         after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
-        recorded = {**named, **settings.flat(used)}
-        if course.halvings:
-            recorded |= {f"asked_{name}": value for name, value in _batches(defense).items()}
-        for halvings in range(1, course.halvings + 1):
-            batch = vars(_halved(defense, halvings))["batch"]
-            warnings.append(f"the memory did not suffice: begun anew with batches of {batch}")
+        recorded = {**named, **halving.recorded(defense, course.halvings)}
+        warnings += halving.remarks(defense, course.halvings)
         if isinstance(used, FastDHBE) and then["anomaly_index"] <= used.survey.anomaly_threshold:
             warnings.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")
         record = Record(
@@ -161,24 +158,51 @@ def run(
         )  # fmt: skip
         cleaned.to("cpu")
         if held:
-            suspects.save(held.folder / CLEAN, cleaned.network, suspect.state, suspect.info)
-            if container:
-                tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
-                for name, content in container.content(cleaned.network, tensors).items():
-                    files.write(held.folder / name, content)
-            if also == "onnx":
-                files.write(held.folder / ONNX, formats.export(cleaned.network, suspect.info.input))
-            files.write(held.folder / runs.REPORT, report.render(record, pictures))
-            records.write(held.folder / runs.RECORD, record)  # last: a folder with a record is a finished run
-            held.close()
+            with held.finishing() as folder:
+                suspects.save(folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+                if container:
+                    tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
+                    for name, content in container.content(cleaned.network, tensors).items():
+                        files.write(folder / name, content)
+                if also == "onnx":
+                    files.write(folder / ONNX, formats.export(cleaned.network, suspect.info.input))
+                files.write(folder / runs.REPORT, report.render(record, pictures))
+                records.write(folder / runs.RECORD, record)
         return Erasure(cleaned.to(home).network, record, pictures)
+
+
+class _SavedRounds(BaseModel):
+    """The form of what `RunState.state` returns."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    round: Annotated[int, Field(ge=0)]
+    parts: dict[str, dict[Any, Any]]
+    released: list[str]
+    random: dict[str, Tensor]
+
+
+class _SavedCourse(BaseModel):
+    """The form of what `_Course` saves."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    run_state: _SavedRounds
+    curve: list[dict[str, int | float]]
+    seconds: Annotated[float, Field(ge=0)]
+    halvings: Annotated[int, Field(ge=0, le=halving.HALVINGS)]
 
 
 class _Course:
     """How far a run has come, kept in its folder; one that was interrupted goes on from there."""
 
-    def __init__(self, held: runs.Run | None, watch: Watch) -> None:
+    def __init__(self, held: runs.Run | None, watch: Watch, rounds: int) -> None:
         saved = held.saved if held else None
+        self._restored = held.folder / runs.CHECKPOINT if held and saved else None
+        """The state that this run goes on from, until its first round shows that it can."""
+        if saved and (wrong := fault(saved, rounds)):
+            assert self._restored is not None
+            raise state_file.unusable(self._restored, wrong)
         self.curve: list[dict[str, float]] = saved["curve"] if saved else []
         self.run_state = RunState(saved["run_state"] if saved else None)
         self.halvings: int = saved["halvings"] if saved else 0
@@ -190,8 +214,25 @@ class _Course:
     def seconds(self) -> float:
         return self._spent + time.monotonic() - self._began
 
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """Until the first round after an interruption, whatever goes wrong is laid on the state that was saved.
+
+        Raises:
+            Refused: The defence cannot go on from it.
+        """
+        try:
+            yield
+        except (Refused, Failed, Interrupted):
+            raise
+        except Exception as error:
+            if self._restored is None or out_of_memory(error):
+                raise
+            raise state_file.unusable(self._restored, error) from error
+
     def look(self, round_info: RoundInfo) -> None:
         """Watches the defence."""
+        self._restored = None
         self.curve.append({"iteration": round_info.number, **{name: float(x) for name, x in round_info.round.items()}})
         _check_finite(self.curve[-1])
         self._watch(round_info)
@@ -214,19 +255,21 @@ class _Course:
         return {"run_state": self.run_state.state(), **told}
 
 
-def _halves(defense: Defense, before: int) -> bool:
-    """Whether its batch can be halved, after so many times before."""
-    return before < HALVINGS and vars(defense).get("batch", 0) >= 2 * SMALLEST_BATCH
-
-
-def _halved(defense: Defense, times: int) -> Defense:
-    """The same defence with its batches halved so often."""
-    return settings.changed(defense, {name: max(1, batch // 2**times) for name, batch in _batches(defense).items()})
-
-
-def _batches(defense: Defense) -> dict[str, int]:
-    """The settings that say how many images there are in one pass, by name."""
-    return {name: value for name, value in settings.flat(defense).items() if name in ("batch", "search_batch")}
+def fault(saved: Mapping[str, Any], rounds: int) -> str | None:
+    """What is wrong with a saved state of a defence of so many rounds, if anything is."""
+    try:
+        state = _SavedCourse.model_validate(dict(saved), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    done = state.run_state.round
+    if done > rounds or [point.get("iteration") for point in state.curve] != [*range(1, done + 1)]:
+        return f"its curve does not have the {done} rounds that it says are done, of {rounds}"
+    random = state.run_state.random.get("cpu")
+    now = torch.get_rng_state()
+    if done and (random is None or random.dtype != now.dtype or random.shape != now.shape):
+        return "its random state is not torch's"
+    return None
 
 
 def _looked_at(
@@ -289,13 +332,6 @@ def _finished(folder: Path, suspect: Suspect, asked: dict[str, Any], evidence: E
         network, replace(clean, where=suspect.state.where, container=suspect.state.container), suspect.info.weights
     )
     return Erasure(network.eval(), record, {})
-
-
-def _same(path: Path, other: Path) -> bool:
-    try:
-        return path.samefile(other)
-    except (OSError, ValueError):  # one of them is not there
-        return False
 
 
 def _check_finite(point: dict[str, float]) -> None:

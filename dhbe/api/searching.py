@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, Unpack
+from typing import Any, Literal, NotRequired, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import nn
 
-from dhbe import files, records, report, runs, settings, suspects
-from dhbe.api import machine
+from dhbe import claims, files, records, report, runs, settings, suspects
+from dhbe.api import halving, machine
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.errors import Refused
@@ -29,6 +29,8 @@ from dhbe.search.statistics import ACCUSED, STATISTICS
 from dhbe.search.survey import Survey
 from dhbe.steps import Precision, Round
 from dhbe.suspects import Suspect
+
+Found = TypeVar("Found")
 
 Watch = Callable[[int, Round], None]
 
@@ -50,7 +52,9 @@ class Searching(TypedDict):
     out: NotRequired[Path | None]
     """Folder for record and report; None (default) keeps all in memory."""
     overwrite: NotRequired[bool]
-    """Begin anew over what `out` holds."""
+    """Begin anew over what `out` holds, which stays until the new results are complete."""
+    inputs: NotRequired[Sequence[Path]]
+    """Files beside the models' own that the search was made from; none is ever replaced."""
     watch: NotRequired[Watch]
     """Called after every round with its number and losses."""
     parts: NotRequired[Callable[[int, int], None]]
@@ -88,12 +92,14 @@ def scan(
     """
     suspect = suspects.of(model, input_shape, mean, std)
     with _Search(suspect, "scan", options) as run:
-        found = search.scan(run.model, run.survey, seed=run.seed, precision=run.precision, watch=run.watch)
+        found = run.fitting(
+            lambda survey: search.scan(run.model, survey, seed=run.seed, precision=run.precision, watch=run.watch)
+        )
         label, index = found.suspected_class, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
         accused, most = int(found.fused.argmax()), float(found.fused.max())
-        unsure = chance > UNLIKELY or most >= ACCUSED
+        doubted = chance > UNLIKELY or most >= ACCUSED or run.few or run.contradicted
         if most >= ACCUSED and (not backdoored or accused != label):
             run.note(
                 f"the statistics that need no trigger accuse class {accused} (evidence {most:.2f}, 1 accuses), and no trigger "
@@ -127,7 +133,7 @@ def scan(
         signs = {"anomaly_index": index, "suspected_class": label, "probability": chance, "evidence": most}
         return run.end(
             pictures, before=Measures(signs=signs), classes=classes,
-            verdict="backdoored" if backdoored else "unclear" if unsure or run.few else "nothing found",
+            verdict="backdoored" if backdoored else "unclear" if doubted else "nothing found",
             backdoored=backdoored,
         )  # fmt: skip
 
@@ -164,10 +170,13 @@ def verify(
         )
     if evidence:
         measuring.check(evidence, suspect.info)
+    options["inputs"] = [*cleaned.files, *options.get("inputs", ())]
     with _Search(suspect, "verify", options) as run:
         model_after = _ready(cleaned, run.where)
-        found = both.compare(
-            run.model, model_after, run.survey, seed=run.seed, precision=run.precision, watch=run.watch
+        found = run.fitting(
+            lambda survey: both.compare(
+                run.model, model_after, survey, seed=run.seed, precision=run.precision, watch=run.watch
+            )
         )
         shown = [
             {"anomaly_index": found.index, "suspected_class": found.suspected_class},
@@ -212,10 +221,18 @@ class _Search:
         self.where = machine.device(options.get("device", "auto"))
         self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
         self.model = _ready(suspect, self.where)
+        self._inputs = [*suspect.files, *options.get("inputs", ())]
+        self.contradicted = suspect.claimed and claims.contradicted(self.model)
+        if self.contradicted:
+            self._warnings.append(
+                "the mean and std that the file claims contradict its BatchNorm statistics, and a model that is fed wrongly "
+                "answers no trigger: give --mean and --std"
+            )
         self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
         self._watch = options.get("watch", lambda number, round: None)
         self.parts = options.get("parts", lambda done, total: None)
         self._curve: list[dict[str, float]] = []
+        self._halvings, self._recorded = 0, settings.flat(self.survey)
 
     def __enter__(self) -> "_Search":
         self._folder = self._opened()
@@ -231,7 +248,26 @@ class _Search:
         if not self._out:
             return nullcontext()
         asked = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, "precision": self.precision}
-        return runs.opened(self._out, {**asked, **settings.flat(self.survey)}, overwrite=self._overwrite)
+        asked |= settings.flat(self.survey)
+        return runs.opened(self._out, asked, inputs=self._inputs, overwrite=self._overwrite)
+
+    def fitting(self, search: Callable[[Survey], Found]) -> Found:
+        """What a search comes to, begun anew with half the batch where memory does not suffice."""
+        asked = self.survey
+        while True:
+            self.survey = halving.halved(asked, self._halvings)
+            try:
+                found = search(self.survey)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not halving.fits_with_less(error, self.survey, self._halvings):
+                    raise
+            self._halvings += 1
+            self._curve.clear()
+            machine.forget_peak(self.where)
+        self._recorded = halving.recorded(asked, self._halvings)
+        self.note(*halving.remarks(asked, self._halvings))
+        return found
 
     def watch(self, number: int, round: Round) -> None:
         """Notes a round."""
@@ -248,12 +284,12 @@ class _Search:
         """The record, and the files of the folder."""
         record = Record(
             kind=self.kind, model=self.info, seconds=time.monotonic() - self._began, iterations=len(self._curve),
-            defense={"name": "dhbe", "preset": "fast", **settings.flat(self.survey)}, families=SENTENCES, statistics=STATISTICS, curve=self._curve, seed=self.seed,
+            defense={"name": "dhbe", "preset": "fast", **self._recorded}, families=SENTENCES, statistics=STATISTICS, curve=self._curve, seed=self.seed,
             device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
             memory=machine.peak_memory(self.where), warnings=self._warnings, finished=machine.now(), **found,
         )  # fmt: skip
         if self._held:
-            files.write(self._held.folder / runs.REPORT, report.render(record, pictures))
-            records.write(self._held.folder / runs.RECORD, record)
-            self._held.close()
+            with self._held.finishing() as folder:
+                files.write(folder / runs.REPORT, report.render(record, pictures))
+                records.write(folder / runs.RECORD, record)
         return Outcome(record, pictures)

@@ -1,6 +1,7 @@
 """Groups of options that several verbs share, and what they come to."""
 
 import argparse
+import os
 from pathlib import Path
 
 from dhbe import suspects
@@ -152,6 +153,7 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
     return Options(
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
         overwrite=args.overwrite, also=args.also, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
+        inputs=inputs(args),
     )  # fmt: skip
 
 
@@ -159,5 +161,12 @@ def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Pro
     """What `add_search` was told, for one search."""
     return Searching(
         survey=survey, seed=args.seed, device=args.device, precision=args.precision, out=out, overwrite=args.overwrite,
-        watch=progress.round, parts=progress.part,
+        watch=progress.round, parts=progress.part, inputs=inputs(args),
     )  # fmt: skip
+
+
+def inputs(args: argparse.Namespace) -> list[Path]:
+    """Files and folders that the command names beside its model, if they are there."""
+    named = [str(getattr(args, name, None) or "") for name in ("data", "clean", "trigger", "arch", "image")]
+    parts = [part for text in named for part in (text, text.partition(":")[0], text.rpartition(":")[0]) if part]
+    return [Path(part) for part in dict.fromkeys(parts) if os.path.lexists(part.replace("\0", ""))]

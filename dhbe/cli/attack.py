@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhbe import api, suspects
+from dhbe import api, foreign, suspects
 from dhbe.attacks import ALL, Attack
 from dhbe.attacks.triggers import MAKERS, summary, usage
 from dhbe.cli import arguments, settings, shown, values, vendor
@@ -35,13 +35,14 @@ def run(argv: Sequence[str]) -> int:
         record = api.attack(
             how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
             clean=clean, fine_tune=args.fine_tune, force=args.force, overwrite=args.overwrite, watch=progress.epoch,
+            inputs=arguments.inputs(args),
         )  # fmt: skip
     before = record.before
     assert before is not None
     shown.notes(args, record.warnings)
     shown.show(
         args, record.model_dump(mode="json"),
-        lambda: shown.rates({"made": before}) + f"\n{args.out / api.BACKDOORED}",
+        lambda: shown.rates({"made": before}) + f"\n{foreign.name(args.out / api.BACKDOORED)}",
     )  # fmt: skip
     return DONE
 

@@ -25,8 +25,9 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _obey(list(sys.argv[1:] if argv is None else argv))
+        code = _obey(words)
         sys.stdout.flush()
         return code
     except Refused as error:
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        return shown.said("out of memory: lower --batch", FAILED)
+        batch = "--search-batch" if words[0] in ("scan", "verify") else "--batch"
+        return shown.said(f"out of memory: lower {batch}", FAILED)
 
 
 def _obey(given: list[str]) -> int:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhbe import api
+from dhbe import api, files, foreign, runs, sarif
 from dhbe.cli import arguments, settings, shown, vendor
 from dhbe.cli.codes import DONE, GATE
 from dhbe.cli.parser import Parser
+from dhbe.errors import Refused
 from dhbe.progress import Progress
 from dhbe.records import Record
 from dhbe.search.survey import Survey
@@ -24,9 +25,16 @@ def run(argv: Sequence[str]) -> int:
     arguments.add_model(parser)
     arguments.add_search(parser)
     arguments.add_output(parser)
+    parser.add_argument(
+        "--sarif", type=Path, metavar="FILE", help="write the finding there too, as SARIF 2.1.0 for CI systems"
+    )
     settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
     args = parser.parse_args(argv)
     suspect = arguments.suspect(args)
+    if args.sarif and not args.sarif.absolute().parent.is_dir():
+        raise Refused(f"--sarif {foreign.name(args.sarif)}: there is no folder {foreign.name(args.sarif.parent)}")
+    if args.sarif and any(runs.same(args.sarif, path) for path in suspect.files):
+        raise Refused(f"--sarif {foreign.name(args.sarif)} would replace what is scanned: give another file")
     shown.notes(args, suspect.warnings)
     survey = settings.changed(Survey(), args)
     out = args.out or Path("runs") / f"{args.model.stem}-scan"
@@ -37,6 +45,8 @@ def run(argv: Sequence[str]) -> int:
         options = arguments.searching(args, survey, out, progress)
         record = api.scan(suspect, **options).record
     shown.notes(args, record.warnings)
+    if args.sarif:
+        files.write(args.sarif, sarif.log(record))
     shown.show(args, _content(record), lambda: _text(record, out))
     return GATE if record.backdoored else DONE
 
@@ -71,4 +81,4 @@ def _text(record: Record, out: Path) -> str:
         "nothing found": "no backdoor found",
     }[record.verdict or "unclear"]
     lines.append(f"{said} (index {index:.1f}, probability {chance:.0%} if half of all models are backdoored)")
-    return "\n".join([*lines, f"{record.seconds:.0f} s; see {out / 'report.html'}"])
+    return "\n".join([*lines, f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"])

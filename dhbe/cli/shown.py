@@ -7,20 +7,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dhbe import foreign
+
 if TYPE_CHECKING:
     from dhbe.records import Measures, Record
 
 
 def said(error: object, code: int) -> int:
     """One line on stderr; returns the exit code that goes with it."""
-    print(f"dhbe: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"dhbe: {foreign.line(error)}", file=sys.stderr)
     return code
 
 
 def tell(args: argparse.Namespace, line: str) -> None:
     """How it goes, on stderr."""
     if not args.quiet:
-        print(line, file=sys.stderr, flush=True)
+        print(foreign.line(line), file=sys.stderr, flush=True)
 
 
 def notes(args: argparse.Namespace, lines: Iterable[str]) -> None:
@@ -29,13 +31,13 @@ def notes(args: argparse.Namespace, lines: Iterable[str]) -> None:
     for line in lines:
         if line not in told:
             told.add(line)
-            print(f"note: {line}", file=sys.stderr, flush=True)
+            print(f"note: {foreign.line(line)}", file=sys.stderr, flush=True)
 
 
 def show(args: argparse.Namespace, content: dict[str, Any], text: Callable[[], str]) -> None:
     """The result on stdout: as JSON if that was asked for, else as text."""
     encoding = sys.stdout.encoding or "utf-8"  # names of files need not fit into it
-    said = json.dumps(content) if args.json else text()
+    said = json.dumps(content) if args.json else "\n".join(map(foreign.harmless, text().split("\n")))
     print(said.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
@@ -68,7 +70,7 @@ def _erased(record: "Record", out: Path) -> str:
             *lines,
             *signs(columns),
             *said,
-            f"{record.iterations} rounds, {record.seconds:.0f} s; see {out / 'report.html'}",
+            f"{record.iterations} rounds, {record.seconds:.0f} s; see {foreign.name(out / 'report.html')}",
         ]
     )
 

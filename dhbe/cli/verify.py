@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhbe import api
+from dhbe import api, foreign
 from dhbe.cli import arguments, settings, shown, vendor
 from dhbe.cli.codes import DONE, GATE
 from dhbe.cli.parser import Parser
@@ -67,4 +67,6 @@ def _text(record: Record, out: Path) -> str:
     assert record.after is not None
     lines = [shown.rates({"before": record.before, "after": record.after})] if record.data else []
     lines += shown.signs({"before": record.before, "after": record.after})
-    return "\n".join([*lines, SAID[record.verdict or ""], f"{record.seconds:.0f} s; see {out / 'report.html'}"])
+    return "\n".join(
+        [*lines, SAID[record.verdict or ""], f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"]
+    )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dhbe import files, foreign
 from dhbe.data.cifar import ARCHIVES, load_cifar
 from dhbe.data.folders import Split, load_image, own_splits
 from dhbe.data.idx import holds_idx, load_idx
@@ -84,12 +85,14 @@ def class_names(path: Path) -> tuple[str, ...]:
         Refused: It cannot be read, or names a class twice.
     """
     try:
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             names = tuple(
                 line.strip() for line in file.read(LARGEST_LIST).decode("utf-8-sig").splitlines() if line.strip()
             )
-    except (OSError, ValueError) as error:
-        raise Refused(f"cannot read the class names in {path}: give a text file, one name a line") from error
+    except (Refused, OSError, ValueError) as error:
+        raise Refused(
+            f"cannot read the class names in {foreign.name(path)}: give a text file, one name a line"
+        ) from error
     if len(names) < 2 or len(set(names)) < len(names):
         raise Refused(
             f"{path} must list all classes, each once and on a line of its own, in the order of their numbers"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dhbe import foreign
 from dhbe.data.images import LIMIT, Images, Shape, check_size
 from dhbe.errors import Refused
 
@@ -55,7 +56,9 @@ class Numbering:
     """Of all classes, by their numbers."""
 
     def __str__(self) -> str:
-        listed = [f"{number}={name}" for name, number in sorted(self.labels.items(), key=lambda item: item[1])]
+        listed = [
+            f"{number}={foreign.name(name)}" for name, number in sorted(self.labels.items(), key=lambda item: item[1])
+        ]
         return ", ".join(listed[:SHOWN]) + (", ..." if len(listed) > SHOWN else "")
 
 
@@ -142,7 +145,7 @@ def load_folder(
     paths = [(path, numbering.labels[folder.name]) for folder in folders for path in visible(folder)]
     if not paths:
         raise Refused(f"the class folders of {root} are empty: put images there")
-    images = load_files(paths, numbering.names, root, shape, limit, middle)
+    images = load_files(paths, tuple(map(foreign.name, numbering.names)), root, shape, limit, middle)
     plain = all(name.isdecimal() and int(name) == number for name, number in numbering.labels.items())
     notes = images.notes if plain else (f"classes of {root}: {numbering}", *images.notes)
     return replace(images, notes=notes)

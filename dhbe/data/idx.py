@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dhbe import files
 from dhbe.data.download import fetched
 from dhbe.data.images import Images
 from dhbe.errors import Refused
@@ -52,7 +53,7 @@ def _read(path: Path, each: tuple[int, ...]) -> Tensor:
     for side in each:
         size *= side
     try:
-        with gzip.open(path) as stream:
+        with files.opened(path) as file, gzip.open(file) as stream:
             head = stream.read(8 + 4 * len(each))
             count = int.from_bytes(head[4:8], "big")
             sides = tuple(int.from_bytes(head[at : at + 4], "big") for at in range(8, len(head), 4))

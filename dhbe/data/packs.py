@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import zipfile
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,9 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dhbe import files, foreign
 from dhbe.data.folders import MOST_CLASSES, decode, resizing
 from dhbe.data.images import LIMIT, Images, Shape, check_size
 from dhbe.errors import Refused
+
+UNPACKED, GROWTH = 256 * 2**20, 4
+"""Bytes that any file may unpack to, and how many times its own size a larger one; photographs hardly shrink."""
 
 
 def read_pack(
@@ -31,13 +36,12 @@ def read_pack(
         Refused: The file is not a whole .npz, lacks an array, holds objects (pickles) or declares more than `limit`.
     """
     try:
-        if not path.is_file():
-            raise Refused(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-        with zipfile.ZipFile(path) as archive:
+        with files.opened(path) as file, zipfile.ZipFile(file) as archive:
+            limit = min(limit, max(UNPACKED, GROWTH * os.fstat(file.fileno()).st_size))
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
             if missing := [key for key in keys if key not in members]:
                 found = ", ".join(repr(name) for name in list(members)[:8]) or "nothing"
-                raise Refused(f"{path} lacks {' and '.join(missing)}; it holds {found}")
+                raise Refused(f"{foreign.name(path)} lacks {' and '.join(missing)}; it holds {found}")
             arrays = {}
             for key in (*keys, *(key for key in optional if key in members)):
                 arrays[key] = _read_array(archive, members[key], f"{path}: {key}", limit)
@@ -47,11 +51,13 @@ def read_pack(
         raise
     except Exception as error:  # damage raises anything, from lzma.LZMAError to tokenize.TokenError
         raise Refused(
-            f"{path} is not a whole .npz file ({' '.join(str(error).split())[:80]}): make it again"
+            f"{foreign.name(path)} is not a whole .npz file ({foreign.name(' '.join(str(error).split()), 80)}): make it again"
         ) from error
 
 
 def _read_array(archive: zipfile.ZipFile, member: str, source: str, limit: int) -> np.ndarray:
+    if archive.getinfo(member).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise Refused(f"{source} is packed as numpy never does: save it with numpy.savez")  # LZMA may ask for 4 GiB
     with archive.open(member) as stream:
         # Version 1.0 holds every plain array, in a header of at most 64 KiB; the header of 2.0 may declare 4 GiB.
         if np.lib.format.read_magic(stream) != (1, 0):
@@ -61,7 +67,10 @@ def _read_array(archive: zipfile.ZipFile, member: str, source: str, limit: int) 
             raise Refused(f"{source} holds Python objects, which could run code: save numbers with numpy.savez")
         size = math.prod(shape) * dtype.itemsize
         if min(shape, default=0) < 0 or size > limit:
-            raise Refused(f"{source} declares {dtype} {list(shape)}, over the limit of {limit / 2**30:.3g} GiB")
+            raise Refused(
+                f"{source} declares {dtype} {list(shape)}, over the limit of {limit / 2**30:.3g} GiB for a file of this "
+                "size: save less, or without compression (numpy.savez)"
+            )
         data = stream.read(size)
         if len(data) < size or stream.read(1):  # reading past the end also checks the sum
             raise Refused(f"{source} does not hold the {dtype} {list(shape)} that its header declares")
@@ -116,7 +125,7 @@ def _labels(path: Path, labels: np.ndarray, count: int) -> Tensor:
 
 def _encoded(path: Path) -> bool:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with files.opened(path) as file, zipfile.ZipFile(file) as archive:
             found = {name.removesuffix(".npy") for name in archive.namelist()}
     except Exception:  # `read_pack` says what is wrong
         return False
@@ -160,4 +169,4 @@ def _class_names(path: Path, names: np.ndarray | None, least: int) -> tuple[str,
         return tuple(str(number) for number in range(least))
     if names.dtype.kind != "U" or names.ndim != 1 or not least <= len(names) <= MOST_CLASSES:
         raise Refused(f"{path}: names must be texts, one a class, for the labels up to {least - 1}")
-    return tuple("".join(c if c.isprintable() else "?" for c in str(name)) for name in names)
+    return tuple(foreign.name(str(name)) for name in names)

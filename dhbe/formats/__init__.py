@@ -10,7 +10,7 @@ from dhbe.formats import arrays, graph, hub
 from dhbe.formats.graph import export
 from dhbe.formats.hub import Described, described
 
-__all__ = ["Described", "described", "export", "read"]
+__all__ = ["Described", "described", "export", "read", "sources"]
 
 KERAS = "a Keras file: export it with tf2onnx, or copy its weights into a network of torch"
 TENSORFLOW = "a TensorFlow file: export the network that it was made from with tf2onnx"
@@ -37,6 +37,14 @@ def read(path: Path, weights: str | None = None) -> State:
     if path.suffix.lower() in ELSEWHERE and _is(Path.is_file, path):
         raise Refused(f"{path} is {ELSEWHERE[path.suffix.lower()]}")
     return checkpoint.read(path, weights)
+
+
+def sources(path: Path) -> list[Path]:
+    """All that a model may be read from: its file or folder, and the files that belong to it."""
+    if _is(Path.is_dir, path):
+        return [path, *sorted(path.iterdir())]
+    beside = [path.with_name(name) for name in (hub.CONFIG, hub.PROCESSOR, f"{path.name}.data")]
+    return [path, *(each for each in beside if _is(Path.exists, each))]
 
 
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:

@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dhbe import checkpoint, networks
+from dhbe import checkpoint, foreign, networks
 from dhbe.checkpoint import State
 from dhbe.containers import Container
 from dhbe.data import Shape
@@ -266,4 +266,4 @@ def _sides(value: object) -> Shape | None:
 def _texts(value: object) -> tuple[str, ...]:
     texts = value if isinstance(value, list) else []
     told = tuple(texts) if all(isinstance(x, str) and x for x in texts) else ()
-    return tuple("".join(c if c.isprintable() else "?" for c in name) for name in told)
+    return tuple(map(foreign.name, told))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dhbe import files, foreign
 from dhbe.attacks.triggers import makers
 from dhbe.attacks.triggers.base import HEADER, Trigger
 from dhbe.attacks.triggers.low_bits import LowBits
@@ -38,8 +39,8 @@ EXISTING = (
 )
 """What `parse` reads, for messages."""
 
-LARGEST_JSON = 64 * 2**20
-"""Bytes; a trigger over a whole image of 512 x 512 pixels stays below."""
+LARGEST_JSON = 32 * 2**20
+"""Bytes; a trigger over a whole image of 512 x 512 pixels stays below, and what is larger fits into an .npz."""
 
 
 def parse(text: str, shape: Shape) -> Trigger:
@@ -98,11 +99,11 @@ def _named(text: str, shape: Shape) -> Trigger:
         return _from_json_file(path, shape)
     name, *options = text.split(":")
     if name not in MAKERS:
-        raise Refused(f"no trigger {text[:200]!r}; give {EXISTING}")
+        raise Refused(f"no trigger {foreign.name(text)!r}; give {EXISTING}")
     try:
         given = _bound(MAKERS[name], options)
     except (TypeError, ValueError):
-        raise Refused(f"no trigger {text[:200]!r}; give {usage(name)}") from None
+        raise Refused(f"no trigger {foreign.name(text)!r}; give {usage(name)}") from None
     return MAKERS[name](shape=shape, **given)
 
 
@@ -158,17 +159,13 @@ def _transformed(trigger: Trigger, key: str, value: str) -> Trigger:
 
 
 def _from_json_file(path: Path, shape: Shape) -> Trigger:
-    try:
-        with path.open("rb") as file:
-            text = file.read(LARGEST_JSON + 1)
-        if len(text) > LARGEST_JSON:
-            raise Refused(f"over {LARGEST_JSON >> 20} MiB")
-        return _restored(text.decode(), {}, shape)
-    except (Refused, UnicodeDecodeError) as error:
-        raise Refused(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        reason = getattr(error, "strerror", None) or "impossible name"
-        raise Refused(f"cannot read the trigger {path}: {reason}") from error
+    with files.opened(path, LARGEST_JSON) as file:
+        try:
+            return _restored(file.read().decode(), {}, shape)
+        except (Refused, UnicodeDecodeError) as error:
+            raise Refused(f"{foreign.name(path)}: {error}") from error
+        except OSError as error:
+            raise Refused(f"cannot read the trigger {foreign.name(path)}: {error.strerror}") from error
 
 
 def _restored(text: str, arrays: dict[str, np.ndarray], shape: Shape) -> Trigger:
@@ -195,7 +192,7 @@ def _from_pack(path: Path, shape: Shape) -> Trigger:
     try:
         return _restored(str(arrays[HEADER]), {key: arrays[key] for key in ours if key in arrays}, shape)
     except Refused as error:
-        raise Refused(f"{path}: {error}") from error
+        raise Refused(f"{foreign.name(path)}: {error}") from error
 
 
 def _from_user(path: Path, arrays: dict[str, np.ndarray], shape: Shape) -> Patch:
@@ -221,4 +218,4 @@ def _from_user(path: Path, arrays: dict[str, np.ndarray], shape: Shape) -> Patch
     try:
         return Patch(planes[0] / 255, planes[1], mode, path.stem)
     except Refused as error:
-        raise Refused(f"{path}: {error}") from error
+        raise Refused(f"{foreign.name(path)}: {error}") from error

@@ -1,0 +1,108 @@
+"""Stops each verb with `kill -9` at random moments, and looks at what is left: `python -m tests.kills --kills 50`.
+
+A run of erase or defend goes on to the very weights of one that nobody stopped; attack and scan begin anew and come to
+the same. A record is never there without the results that it belongs to, and the user's own files stay as they were.
+"""
+
+import argparse
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dhbe import networks, records, runs
+
+TINY = "--device cpu --precision fp32 --quiet"
+VERBS = {
+    "erase": (f"erase model.pt --input 3x8x8 --iterations 8 --warm-up 4 --batch 8 --pool-size 16 --checkpoint-every 0 {TINY}",
+              "clean.safetensors"),
+    "defend": (f"defend finetuning model.pt --input 3x8x8 --data data.npz --clean data.npz --epochs 3 --batch 4 "
+               f"--images 40 --checkpoint-every 0 {TINY}", "clean.safetensors"),
+    "attack": ("attack badnets --data data.npz --arch resnet8 --epochs 3 --batch 8 --rate .1 --force --device cpu --quiet",
+               "backdoored.safetensors"),
+    "scan": (f"scan model.pt --input 3x8x8 --warm-up 4 --search-batch 8 --pool-size 16 {TINY}", None),
+}  # fmt: skip
+RESUMED = ("erase", "defend")
+
+
+def started(command: str, folder: Path) -> subprocess.Popen:
+    code = "import sys, torch; torch.set_num_threads(1); from dhbe.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, *shlex.split(command)]
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, cwd=folder, env=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def result(out: Path, weights: str | None) -> object:
+    """What a finished run came to, but for the time it took."""
+    record = records.read(out / runs.RECORD).model_dump(exclude={"seconds", "finished", "memory", "versions"})
+    return record, (out / weights).read_bytes() if weights else None
+
+
+def inputs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def prepare(folder: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(networks.build("resnet8", 3, (3, 8, 8)).state_dict(), folder / "model.pt")
+    rng = np.random.default_rng(0)
+    np.savez(folder / "data.npz", images=rng.integers(0, 256, (60, 8, 8, 3), np.uint8), labels=np.arange(60) % 3)
+
+
+def killed(verb: str, kills: int, folder: Path, moments: random.Random) -> dict[str, int]:
+    """How often a verb was killed, and how often it was quicker; raises AssertionError with what is wrong."""
+    command, weights = VERBS[verb]
+    before, began = inputs(folder), time.monotonic()
+    whole = started(f"{command} --out whole-{verb}", folder)
+    assert whole.wait() in (0, 1), whole.communicate()[1]
+    seconds, expected = time.monotonic() - began, result(folder / f"whole-{verb}", weights)
+    out, count = folder / f"killed-{verb}", {"killed": 0, "finished": 0}
+    how = "--resume" if verb in RESUMED else "--overwrite"
+    while count["killed"] < kills:
+        run = started(f"{command} --out {out.name} {how}", folder)
+        try:
+            run.wait(moments.uniform(0, 1.1 * seconds))
+        except subprocess.TimeoutExpired:
+            run.send_signal(signal.SIGKILL)
+        code = run.wait()
+        assert code in (0, 1, -signal.SIGKILL), run.communicate()[1]
+        count["killed" if code < 0 else "finished"] += 1
+        if (out / runs.RECORD).exists():
+            assert result(out, weights) == expected
+            if code >= 0 and verb in RESUMED:
+                out.rename(folder / f"done-{verb}-{count['finished']}")
+    last = started(f"{command} --out {out.name} {how}", folder)
+    assert last.wait() in (0, 1), last.communicate()[1]
+    assert result(out, weights) == expected
+    assert not [path for path in out.rglob("*") if path.suffix == ".tmp" or path.name == runs.STAGE.name]
+    assert inputs(folder) == before
+    return count
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.kills", description="Kills each verb at random moments.")
+    parser.add_argument("--kills", type=int, default=50, help="of each verb")
+    parser.add_argument("--verbs", nargs="+", choices=list(VERBS), default=list(VERBS))
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        for verb in args.verbs:
+            print(
+                json.dumps({"verb": verb, **killed(verb, args.kills, Path(folder), random.Random(args.seed))}),
+                flush=True,
+            )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
