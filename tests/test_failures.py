@@ -205,7 +205,9 @@ def test_a_search_halves_its_batch_too(verb, here, dhbe, monkeypatch):
             yield losses
 
     monkeypatch.setattr(Survey, "run", run)
-    few = " ".join(f"--{name.replace('_', '-')} {FEW[name]}" for name in ("second_rounds", "judged_images", "hunt_pieces"))
+    few = " ".join(
+        f"--{name.replace('_', '-')} {FEW[name]}" for name in ("second_rounds", "judged_images", "hunt_pieces")
+    )
     command = f"{verb} --input 3x8x8 --warm-up 2 --pool-size 32 --device cpu --precision fp32 {few}"
     code, _, errors = dhbe(f"{command} --search-batch 32 --out halved")
     assert code in (0, 1), errors
