@@ -67,14 +67,14 @@ class Excerpting:
     @torch.no_grad()
     def cut(self, model: Classifier, family: Excerpts, pool: ImagePool) -> None:
         """Gives the family, for each class, the square with the largest margin on the images of the pool."""
-        labels = torch.arange(model.classes)
-        deep, reached = self.deepest(model, labels.repeat_interleave(self.deep_images))
-        deep, reached = deep.unflatten(0, (model.classes, -1)), reached.view(model.classes, -1)
-        for label in labels.tolist():
-            best = deep[label, reached[label].topk(min(self.deep_cut, self.deep_images)).indices]
-            others = self._others(model, label, pool)
-            triggers, _ = self._best(model, best, label, family.side, others, self.tried_pieces)
-            family.take(triggers[[0]], label)
+        for some in torch.arange(model.classes).split(max(1, AT_ONCE // self.deep_images)):
+            deep, reached = self.deepest(model, some.repeat_interleave(self.deep_images))
+            deep, reached = deep.unflatten(0, (len(some), -1)), reached.view(len(some), -1)
+            for label, images, margins in zip(some.tolist(), deep, reached, strict=True):
+                best = images[margins.topk(min(self.deep_cut, self.deep_images)).indices]
+                others = self._others(model, label, pool)
+                triggers, _ = self._best(model, best, label, family.side, others, self.tried_pieces)
+                family.take(triggers[[0]], label)
 
     @torch.no_grad()
     def hunt(self, model: Classifier, label: int, pool: ImagePool, side: int) -> tuple[Overlay, Tensor]:
