@@ -128,7 +128,7 @@ def test_the_batch_is_halved_until_it_fits_and_the_user_is_told(here, dhbe, smal
     record = records.read(Path("halved/record.json"))
     assert record.defense["batch"] == ROOM
     assert [point["iteration"] for point in record.curve] == list(range(1, record.iterations + 1))
-    code, _, errors = dhbe(f"{SMALL} --batch {ROOM} --out asked")
+    code, _, errors = dhbe(f"{SMALL} --batch {ROOM} --search-batch 32 --out asked")
     assert code == 0, errors
     halved, asked = (read(Path(name) / "clean.safetensors").tensors for name in ("halved", "asked"))
     assert all(torch.equal(halved[name], asked[name]) for name in asked)
@@ -205,7 +205,9 @@ def test_a_search_halves_its_batch_too(verb, here, dhbe, monkeypatch):
             yield losses
 
     monkeypatch.setattr(Survey, "run", run)
-    few = " ".join(f"--{name.replace('_', '-')} {FEW[name]}" for name in ("second_rounds", "judged_images", "hunt_pieces"))
+    few = " ".join(
+        f"--{name.replace('_', '-')} {FEW[name]}" for name in ("second_rounds", "judged_images", "hunt_pieces")
+    )
     command = f"{verb} --input 3x8x8 --warm-up 2 --pool-size 32 --device cpu --precision fp32 {few}"
     code, _, errors = dhbe(f"{command} --search-batch 32 --out halved")
     assert code in (0, 1), errors

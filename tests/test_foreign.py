@@ -86,10 +86,7 @@ def test_a_run_on_files_with_evil_names_shows_none_of_it(here, dhbe):
     (here / model).write_bytes(saved(small_state()))
     (here / data).write_bytes(packed(**colours()))
     quoted = shlex.quote(model)
-    code, out, err = dhbe(
-        f"erase {quoted} --input 3x16x16 {TINY} --data {shlex.quote(data)} "
-        f"--out {shlex.quote(EVIL)}"
-    )
+    code, out, err = dhbe(f"erase {quoted} --input 3x16x16 {TINY} --data {shlex.quote(data)} --out {shlex.quote(EVIL)}")
     assert code == 0, err
     clean(out, err)
     (folder,) = [path for path in here.iterdir() if path.is_dir()]
