@@ -126,9 +126,9 @@ def test_the_batch_is_halved_until_it_fits_and_the_user_is_told(here, dhbe, smal
     assert "batches of 16" in errors
     assert "batches of 8" in errors
     record = records.read(Path("halved/record.json"))
-    assert (record.defense["search_batch"], record.defense["asked_search_batch"]) == (ROOM, 32)
+    assert record.defense["batch"] == ROOM
     assert [point["iteration"] for point in record.curve] == list(range(1, record.iterations + 1))
-    code, _, errors = dhbe(f"{SMALL} --batch {ROOM} --out asked")
+    code, _, errors = dhbe(f"{SMALL} --batch {ROOM} --search-batch 32 --out asked")
     assert code == 0, errors
     halved, asked = (read(Path(name) / "clean.safetensors").tensors for name in ("halved", "asked"))
     assert all(torch.equal(halved[name], asked[name]) for name in asked)
