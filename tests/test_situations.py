@@ -216,7 +216,7 @@ SITUATIONS = {
     ),
     "the weights named": Situation(with_both("model_ema", "model"), f"{SCORE} --weights model"),
     "weights that are not there": Situation(
-        with_both("model", "model_ema"), f"{SCORE} --weights best", right=False, said=("no state dict 'best', but model, model_ema",)
+        with_both("model", "model_ema"), f"{SCORE} --weights best", right=False, said=("no state dict best, but model, model_ema",)
     ),
     "student and teacher": Situation(
         with_both("student", "teacher"), right=False, said=("add --weights with one of student, teacher",)
