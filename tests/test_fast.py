@@ -63,6 +63,7 @@ def test_fast_shows_the_student_no_image_before_the_teacher_has_answered(warm_up
     [
         (True, 0.5, 2.0, 0.9, "erased"),
         (True, 9.0, 2.0, 0.9, "still answers"),
+        (True, 0.5, 6.0, 0.9, "still answers"),  # of another class
         (False, 0.0, 0.0, 0.95, "nothing found"),
         (False, 0.0, 6.0, 0.95, "still answers"),
         (True, 0.5, 2.0, 0.4, "damaged"),

@@ -15,12 +15,9 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.fast import Best
 from dhbe.errors import Failed
 from dhbe.run_state import RunState
-from dhbe.search.excerpts import Excerpting, Scattered, squares
 from dhbe.search.families import FAMILIES, Bounds, Excerpts, Faint, Masked, Overlay, Patches, Waves, cosines
-from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
 from dhbe.search.search import Search, Squares, anomalies, margin
-from dhbe.search.survey import Survey
 from dhbe.search.trigger_bank import BankSettings, TriggerBank
 
 SHAPE = (3, 16, 16)
@@ -190,88 +187,6 @@ def test_the_search_finds_the_planted_class_and_its_square():
     assert (reached > 0).all()
 
 
-def test_a_full_bank_forgets_only_the_weakest():
-    bank = TriggerBank(BankSettings(bank_size=3), SHAPE, classes=0)
-    for strength in (5.0, 1.0, 3.0, 2.0, 0.5):
-        bank.take(square(1, int(strength), 0), torch.tensor([int(strength) % 4]), torch.tensor([strength]))
-    assert sorted(bank.strength.tolist()) == [2.0, 3.0, 5.0]
-    assert len(bank) == 3
-    assert sorted(bank.wanted.tolist()) == [1, 2, 3]
-
-
-def test_a_bank_shows_what_still_acts():
-    torch.manual_seed(0)
-    model, bank = planted(), TriggerBank(BankSettings(bank_size=8, rehearsal=0.0), SHAPE, classes=1)
-    for side, top, left, value in ((SIDE, TOP, LEFT, 1.0), (SIDE, 0, 0, 1.0), (SIDE, TOP, LEFT, 0.1)):
-        bank.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
-    pixels = pieces(32, SHAPE)
-    bank.retry(model, pixels)
-    clean, wanted = model(pixels), torch.full((32,), TARGET)
-    acting = margin(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - margin(clean, wanted).sigmoid()
-    assert bank.gain[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
-    assert bank.gain[0] > 10 * bank.gain[1:].max()
-    drawn = bank.draw(200)
-    assert (drawn.add.amax((1, 2, 3)) > 0.4).sum() > 180
-    covered = (drawn.keep < 0.9).sum((1, 2, 3))
-    assert 60 < (covered > SIDE**2).sum() < 140
-    assert covered.max() <= bank.settings.room * SHAPE[1] * SHAPE[2]
-    assert covered.min() == SIDE**2
-
-
-def test_a_share_of_what_a_bank_shows_is_drawn_from_all_alike():
-    torch.manual_seed(0)
-    for rehearsal, quiet in ((0.0, 0), (0.3, 200), (1.0, 667)):
-        bank = TriggerBank(BankSettings(bank_size=8, rehearsal=rehearsal, room=0.0), SHAPE, classes=1)
-        for value in (1.0, 0.2, 0.1):
-            bank.take(square(SIDE, TOP, LEFT, value), torch.tensor([TARGET]), torch.tensor([1.0]))
-        bank.gain[:3] = torch.tensor([1.0, 0.0, 0.0])
-        drawn = (bank.draw(1000).add.amax((1, 2, 3)) < 0.4).sum()
-        assert abs(int(drawn) - quiet) < 60
-
-
-def test_triggers_that_act_at_their_place_alone_stay_there():
-    torch.manual_seed(0)
-    bank = TriggerBank(BankSettings(bank_size=8), SHAPE, classes=1)
-    bank.take(square(SIDE, TOP, LEFT, 1.0), torch.tensor([TARGET]), torch.tensor([1.0]))
-    bank.gain[0] = 1
-    for invariant in (True, False):
-        bank.place_invariant.fill_(invariant)
-        shown = bank.draw(100).keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
-        assert shown.all() != invariant
-        assert bool((bank.draw(100).keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == invariant
-
-
-def test_a_pool_can_show_as_many_of_each_class():
-    torch.manual_seed(0)
-    pool = ImagePool(100, SHAPE, 4)
-    pool.answers[:, 0], pool.answers[:10, 2], pool.answers[10:12, 1] = (
-        1,
-        2,
-        2,
-    )  # 88 of class 0, 2 of 1, 10 of 2, none of 3
-    shares = pool.sample(3000, evenly=True)[1].argmax(1).bincount(minlength=4) / 3000
-    assert shares.tolist() == pytest.approx([1 / 3, 1 / 3, 1 / 3, 0], abs=0.05)
-    assert (pool.sample(3000)[1].argmax(1) == 0).float().mean() > 0.8
-
-
-def test_the_filter_leaves_out_what_shows_the_trigger_by_itself():
-    model, pool = planted(), ImagePool(64, SHAPE, 4)
-    pixels = 0.3 + 0.2 * torch.rand(64, *SHAPE, generator=torch.Generator().manual_seed(4))
-    shows = torch.arange(64) % 4 == 0
-    pixels[shows] = square(SIDE, TOP, LEFT)(pixels[shows])
-    pool.fill(pixels, model)
-    assert (pool.answers.argmax(1) == TARGET)[shows].all()
-    left = pool.answers[~shows]
-    pool.filter(square(SIDE, TOP, LEFT), TARGET, model)
-    assert {tuple(row) for row in pool.answers.tolist()} == {tuple(row) for row in left.tolist()}
-
-
-def test_a_pool_of_large_images_is_short():
-    assert len(ImagePool(4096, (3, 8, 8), 2)) == 4096
-    with torch.device("meta"):
-        assert len(ImagePool(4096, (3, 512, 512), 2)) == 2**28 // (3 * 512 * 512)
-
-
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 16), (3, 450, 450)])
 def test_pieces_are_pixels_of_many_kinds_and_the_seed_settles_them(shape):
     torch.manual_seed(5)
@@ -330,75 +245,3 @@ def test_a_run_without_a_sound_state_fails():
     defense = fast(warm_up=2, iterations=6, cycles=1, batch=32, pool_size=256, patch=3, lr=1e30, clip=1e30)
     with pytest.raises(Failed, match="diverged"):
         defense(planted())
-
-
-def loop_margins(model: Classifier, triggers: Overlay, label: int, pixels: torch.Tensor) -> list[float]:
-    """The mean margin for a class under each trigger, one image at a time."""
-    found = []
-    for number in range(len(triggers.keep)):
-        logits = [model(triggers[[number]](image[None]))[0].tolist() for image in pixels]
-        found.append(sum(row[label] - max(x for j, x in enumerate(row) if j != label) for row in logits) / len(pixels))
-    return found
-
-
-def test_deep_images_hold_the_trigger_and_a_square_of_them_leads_to_the_class():
-    torch.manual_seed(0)
-    model, pool = planted(), ImagePool(64, SHAPE, 4)
-    pool.fill(pieces(64, SHAPE), model)
-    excerpting = Excerpting(
-        deep_images=2, deep_steps=60, tried_images=8, hunt_sides=(3, 5), hunt_pieces=2, scattered_steps=5
-    )
-    deep, reached = excerpting.deepest(model, torch.arange(4))
-    assert deep.min() >= 0
-    assert deep.max() <= 1
-    with torch.no_grad():
-        torch.testing.assert_close(reached, margin(model(deep), torch.arange(4)))
-    assert reached.argmax() == TARGET
-    triggers, margins = excerpting.hunt(model, TARGET, pool, side=4)
-    areas = (triggers.keep == 0).sum((1, 2, 3)).tolist()
-    assert areas == [9, 9, 16, 16, 25, 25, 16, 16], "squares of three sides, and scattered pixels"
-    assert margins.max() > 5
-    others = pool.sample(32)[0]
-    others = others[model(others).argmax(1) != TARGET]
-    best = triggers[[int(margins.argmax())]]
-    assert min(loop_margins(model, best, TARGET, others)) > 0
-
-
-def test_squares_cover_the_image_and_reach_every_edge():
-    for side in (1, 5, 16):
-        boxes = squares(SHAPE, side)
-        assert set(boxes.flatten(1).sum(1).tolist()) == {side**2}
-        assert len(boxes.unique(dim=0)) == len(boxes)
-        if side > 1:
-            assert boxes.amax(0).min() == 1
-
-
-def test_scattered_triggers_show_so_many_pixels_and_their_masks_learn():
-    torch.manual_seed(0)
-    family = Scattered(torch.rand(3, *SHAPE), torch.rand(3, 1, 16, 16), 9)
-    triggers = family.triggers(torch.arange(3))
-    assert (triggers.keep < 0.5).sum((1, 2, 3)).tolist() == [9, 9, 9]
-    torch.testing.assert_close(triggers.keep.round(), triggers.keep)
-    triggers.add.sum().backward()
-    assert family.weights.grad.abs().sum() > 0
-
-
-def test_a_full_bank_gives_up_what_acts_no_longer_first():
-    bank = TriggerBank(BankSettings(bank_size=3), SHAPE, classes=0)
-    for strength in (5.0, 1.0, 3.0):
-        bank.take(square(1, int(strength), 0), torch.tensor([int(strength) % 4]), torch.tensor([strength]))
-    bank.gain[:] = torch.tensor([0.0, 0.5, 0.5])
-    bank.take(square(1, 2, 0), torch.tensor([2]), torch.tensor([0.1]))
-    assert sorted(bank.strength.tolist()) == pytest.approx([0.1, 1.0, 3.0])
-
-
-def test_where_squares_stand_out_masks_accuse_no_other_class():
-    survey, anomaly = Survey(), torch.zeros(len(FAMILIES), 6)
-    masked, excerpts, faint = (FAMILIES.index(kind) for kind in (Masked, Excerpts, Faint))
-    anomaly[masked, [2, 4]], anomaly[excerpts, 4] = 9.0, 12.0
-    outliers = survey.outliers(anomaly)
-    assert outliers.nonzero().tolist() == [[masked, 4], [excerpts, 4]]
-    anomaly[excerpts, 4] = 0
-    assert survey.outliers(anomaly).nonzero().tolist() == [[masked, 2], [masked, 4]]
-    anomaly[faint, 1] = 50.0
-    assert survey.outliers(anomaly).any(0).tolist() == [False, True, True, False, True, False]

@@ -440,7 +440,7 @@ def test_what_comes_back_has_the_form_of_what_was_given(layout, bench, capsys):
     LAYOUTS[layout](bench)
     code, _, err = ran(f"erase model.pt --arch resnet8 --classes 10 {FED} {TINY} --lr .1 --out out --quiet", capsys)
     assert code == 0, err
-    given = torch.load("model.pt", weights_only=False)
+    given = torch.load("model.pt", weights_only=True)
     place = next((key for key in ("model_ema", "model", "state_dict") if key in given), None)
     inner = given[place] if place else given
     assert form(safetensors.torch.load_file("out/clean.safetensors")) == form(inner)

@@ -143,8 +143,7 @@ def run(
         after = measuring.rated(before, measured(cleaned, evidence, victim, signs=now))
         recorded = {**named, **halving.recorded(defense, course.halvings)}
         warnings += halving.remarks(defense, course.halvings)
-        if isinstance(used, FastDHBE) and then["anomaly_index"] <= used.survey.anomaly_threshold:
-            warnings.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")
+        warnings += used.remarks(course.run_state)
         record = Record(
             kind="erase", model=suspect.info, defense=recorded,
             families=SENTENCES if isinstance(used, FastDHBE) else {},

@@ -92,6 +92,10 @@ class Defense(ABC):
         """What a finished run says of its own result; None where it cannot tell, as most cannot."""
         return None
 
+    def remarks(self, run_state: RunState) -> list[str]:
+        """What the user of a finished run should know of it, in lines; most have nothing to say."""
+        return []
+
     @final
     def __call__(
         self,

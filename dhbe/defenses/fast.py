@@ -26,7 +26,6 @@ from dhbe.defenses.base import Eraser, Known, Samples, Verdict
 from dhbe.errors import Failed, Refused
 from dhbe.run_state import Plain, RunState
 from dhbe.search.families import FAMILIES
-from dhbe.search.statistics import ACCUSED
 from dhbe.search.survey import Findings, Survey, SurveyState, excerpts_of, seek
 from dhbe.search.trigger_bank import TriggerBank
 from dhbe.settings import Setting
@@ -48,7 +47,7 @@ class FastDHBE(Eraser):
     cycles: Annotated[
         int, Setting("cycles at the most; another one follows until a fresh search finds no suspected class", least=1)
     ] = 3
-    stop_threshold: Annotated[
+    stop_anomaly: Annotated[
         float, Setting("robust standard deviations by which a suspected class may still stand out in the student")
     ] = 1.0
     student_steps: Annotated[int, Setting("student steps per round (k)", least=1)] = 5
@@ -196,7 +195,7 @@ class FastDHBE(Eraser):
         cycle, more = divmod(rounds, self.iterations)
         if rounds == 0 or more:
             return False
-        ordinary = cycle > 1 and bool(findings.left <= self.stop_threshold)
+        ordinary = cycle > 1 and bool(findings.left <= self.stop_anomaly)
         return cycle == self.cycles or not findings.backdoored or ordinary
 
     def found(self, run_state: RunState) -> dict[str, float]:
@@ -223,9 +222,19 @@ class FastDHBE(Eraser):
         findings: Findings = run_state.part("findings")
         if float(run_state.part("best").agreement) < self.damaged_agreement:
             return "damaged"
-        if findings.backdoored:
-            return "still answers" if findings.left > self.survey.anomaly_threshold else "erased"
-        return "still answers" if findings.fused.max() >= ACCUSED else "nothing found"
+        if findings.unexplained.any() or findings.left > self.survey.anomaly_threshold:
+            return "still answers"
+        return "erased" if findings.backdoored else "nothing found"
+
+    def remarks(self, run_state: RunState) -> list[str]:
+        findings: Findings = run_state.part("findings")
+        said = [
+            f"statistics accuse class {label}, and no trigger of it was found: nothing of it was unlearned"
+            for label in findings.unexplained.nonzero().flatten().tolist()
+        ]
+        if not findings.backdoored:
+            said.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")
+        return said
 
     def check(self, shape: Shape) -> None:
         super().check(shape)

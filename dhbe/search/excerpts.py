@@ -15,14 +15,11 @@ from torch.optim import Adam
 
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
-from dhbe.search.families import Excerpts, Overlay
+from dhbe.search.families import UNIT, Excerpts, Overlay
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.search import BETAS, margin
 from dhbe.settings import Setting
 from dhbe.steps import frozen
-
-UNIT = 32
-"""Side of the images for which sides of squares are given, in pixels; larger images have larger ones."""
 
 AT_ONCE = 128
 """Images in one pass."""

@@ -19,6 +19,9 @@ from dhbe.generators import check_patch
 from dhbe.settings import Setting
 from dhbe.steps import lay
 
+UNIT = 32
+"""Side of the images for which sides of squares are given, in pixels; larger images have larger ones."""
+
 
 class Triggers(ABC):
     """Triggers [n] of one form. A form is a frozen dataclass; each of its fields is a tensor [n, ...]."""
@@ -207,7 +210,7 @@ class Excerpts(Family):
 
     def __init__(self, aims: int, shape: Shape, bounds: Bounds) -> None:
         super().__init__(aims, shape, bounds)
-        self.side = min(bounds.excerpt * max(1, round(shape[1] / 32)), *shape[1:])
+        self.side = min(bounds.excerpt * max(1, round(shape[1] / UNIT)), *shape[1:])
         self.raw = nn.Parameter(torch.zeros(aims, *shape))
         self.register_buffer("mask", torch.zeros(aims, 1, *shape[1:]))
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import Adam
 
 from dhbe.classifier import Classifier
-from dhbe.search.families import FAMILIES, Bounds, Family, Overlay
+from dhbe.search.families import FAMILIES, UNIT, Bounds, Family, Overlay
 from dhbe.settings import Setting
 from dhbe.steps import frozen
 
@@ -22,9 +22,6 @@ BETAS = (0.8, 0.95)
 
 FEW = 5
 """Classes below which standing out means little: of two classes none can, of three or four one soon does by chance."""
-
-SQUARES_UNIT = 32
-"""Side of the images for which the sides of `Squares` are given, in pixels; larger images have larger squares."""
 
 
 def margin(logits: Tensor, wanted: Tensor, usual: Tensor | None = None) -> Tensor:
@@ -106,6 +103,12 @@ class Search:
         return torch.stack([self.margin(model, family, wanted, pixels) for family in self.families])
 
 
+def middle_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The median of the last axis, and the median absolute deviation x 1.4826: a normal one's standard deviation."""
+    middle = values.quantile(0.5, dim=-1)
+    return middle, 1.4826 * (values - middle[..., None]).abs().quantile(0.5, dim=-1)
+
+
 def anomalies(margins: Tensor, least: Tensor) -> Tensor:
     """How far each class stands out of its family [families, classes], in robust standard deviations.
 
@@ -116,8 +119,7 @@ def anomalies(margins: Tensor, least: Tensor) -> Tensor:
         margins: Of each class under its trigger, or what the trigger adds [families, classes].
         least: A deviation below which differences mean nothing, a scalar.
     """
-    middle = margins.quantile(0.5, dim=1, keepdim=True)
-    deviation = 1.4826 * (margins - middle).abs().quantile(0.5, dim=1, keepdim=True)
+    middle, deviation = (each[:, None] for each in middle_and_deviation(margins))
     return (margins - middle) / deviation.clamp_min(least.item())
 
 
@@ -157,7 +159,7 @@ class Squares:
         mean, plain = (pattern * mask).sum((1, 2), keepdim=True) / mask.sum(), torch.ones_like(pattern)
         fillings = [pattern, pattern.round(), plain, 0 * plain, mean * plain, mean.round() * plain]
         best, margins = [], []
-        unit = max(1, round(height / SQUARES_UNIT))
+        unit = max(1, round(height / UNIT))
         for side in (unit * side for side in self.square_sides):
             boxes = self._boxes(row - side // 2, column - side // 2, side, unit, mask)
             for filling in fillings:

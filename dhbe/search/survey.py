@@ -20,8 +20,8 @@ from dhbe.search.excerpts import Excerpting
 from dhbe.search.families import FAMILIES, Bounds, Excerpts, Overlay
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
-from dhbe.search.search import Search, Squares, anomalies, baseline_margin
-from dhbe.search.statistics import STATISTICS, evidence, fused
+from dhbe.search.search import Search, Squares, anomalies, baseline_margin, middle_and_deviation
+from dhbe.search.statistics import ACCUSED, STATISTICS, evidence, fused
 from dhbe.search.trigger_bank import BankSettings, TriggerBank
 from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, descend, set_lr
@@ -77,13 +77,18 @@ class Findings(Plain):
     def standing(self, margin: Tensor) -> Tensor:
         """How far the margin of a square stands out of what squares reach in the untouched model for other classes."""
         others = self.margins[EXCERPTS][~self.suspected] if not self.suspected.all() else self.margins[EXCERPTS]
-        middle = others.quantile(0.5)
-        return (margin - middle) / (1.4826 * (others - middle).abs().quantile(0.5)).clamp_min(1e-6)
+        middle, deviation = middle_and_deviation(others)
+        return (margin - middle) / deviation.clamp_min(1e-6)
 
     @property
     def fused(self) -> Tensor:
         """What the statistics come to for each class [classes]; from `statistics.ACCUSED` on it is accused."""
         return fused(self.evidence)
+
+    @property
+    def unexplained(self) -> Tensor:
+        """Classes that the statistics accuse, and of which no trigger was found that stands out, bool [classes]."""
+        return (self.fused >= ACCUSED) & ~self.suspected
 
     @property
     def accusing(self) -> Tensor:

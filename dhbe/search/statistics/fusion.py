@@ -5,6 +5,7 @@ from torch import Tensor
 
 from dhbe.classifier import Classifier
 from dhbe.search.photographs import pieces
+from dhbe.search.search import middle_and_deviation
 from dhbe.search.statistics import head, margins
 
 LEAST_CLASSES = 4
@@ -59,9 +60,8 @@ def robust_index(values: Tensor) -> Tensor | None:
     """
     if len(values) < LEAST_CLASSES or not values.isfinite().all():
         return None
-    away = values.double() - values.double().quantile(0.5)
-    spread = 1.4826 * away.abs().quantile(0.5)
-    return (away / spread).float() if spread > 0 else None
+    middle, deviation = middle_and_deviation(values.double())
+    return ((values - middle) / deviation).float() if deviation > 0 else None
 
 
 def fused(indices: Tensor) -> Tensor:
