@@ -30,7 +30,8 @@ def test_a_bank_shows_what_still_acts():
     acting = margin(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - margin(clean, wanted).sigmoid()
     assert bank.gain[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
     assert bank.gain[0] > 10 * bank.gain[1:].max()
-    drawn = bank.draw(200)
+    drawn, wanted = bank.draw(200)
+    assert wanted.eq(TARGET).all()
     assert (drawn.add.amax((1, 2, 3)) > 0.4).sum() > 180
     covered = (drawn.keep < 0.9).sum((1, 2, 3))
     assert 60 < (covered > SIDE**2).sum() < 140
@@ -45,7 +46,7 @@ def test_a_share_of_what_a_bank_shows_is_drawn_from_all_alike():
         for value in (1.0, 0.2, 0.1):
             bank.take(square(SIDE, TOP, LEFT, value), torch.tensor([TARGET]), torch.tensor([1.0]))
         bank.gain[:3] = torch.tensor([1.0, 0.0, 0.0])
-        drawn = (bank.draw(1000).add.amax((1, 2, 3)) < 0.4).sum()
+        drawn = (bank.draw(1000)[0].add.amax((1, 2, 3)) < 0.4).sum()
         assert abs(int(drawn) - quiet) < 60
 
 
@@ -56,9 +57,9 @@ def test_triggers_that_act_at_their_place_alone_stay_there():
     bank.gain[0] = 1
     for invariant in (True, False):
         bank.place_invariant.fill_(invariant)
-        shown = bank.draw(100).keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
+        shown = bank.draw(100)[0].keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
         assert shown.all() != invariant
-        assert bool((bank.draw(100).keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == invariant
+        assert bool((bank.draw(100)[0].keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == invariant
 
 
 def test_a_pool_can_show_as_many_of_each_class():

@@ -59,16 +59,16 @@ class FastDHBE(Eraser):
     alpha: Annotated[float, Setting("weight of the restriction (eq. 8)")] = 1.0
     lr: Annotated[
         float, Setting("peak learning rate of the student (SGD): up for a tenth of a cycle, then down to 0")
-    ] = 1e-2
+    ] = 5e-3
     momentum: Annotated[float, Setting("momentum of the student's SGD")] = 0.9
     weight_decay: Annotated[float, Setting("weight decay of the student")] = 5e-4
-    clip: Annotated[float, Setting("largest norm of the student's gradient")] = 2.0
+    clip: Annotated[float, Setting("largest norm of the student's gradient")] = 1.0
     rise: Annotated[
         float, Setting("weight, beside the restriction, of how far triggers lead to their classes when a class stands out")
-    ] = 1.0
+    ] = 0.7
     fall: Annotated[
         float, Setting("weight, beside the distillation, of how far images of these classes fall behind")
-    ] = 0.3
+    ] = 0.2
     harmless: Annotated[
         float, Setting("how far a class must stay behind for that not to count, in deviations of the teacher's answers")
     ] = 1.0
@@ -208,8 +208,7 @@ class FastDHBE(Eraser):
             triggers, margins = self.survey.hunt(student, state, label)
             state.bank.take(triggers, torch.full((len(margins),), label), margins)
             squares = (triggers.keep == 0).sum((1, 2, 3)) == side**2
-            amplified = self.survey.amplified(student, state, triggers[squares], label)
-            left.append(state.findings.standing(margins[squares].amax(), amplified.amax()))
+            left.append(state.findings.standing(margins[squares].amax()))
         state.findings.left = torch.stack(left).amax()
         state.bank.retry(student, state.pool.sample(self.gain_images)[0])
 

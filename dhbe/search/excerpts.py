@@ -67,9 +67,9 @@ class Excerpting:
         for some in torch.arange(model.classes).split(max(1, AT_ONCE // self.deep_images)):
             deep, reached = self.deepest(model, some.repeat_interleave(self.deep_images))
             deep, reached = deep.unflatten(0, (len(some), -1)), reached.view(len(some), -1)
-            for label, images, each in zip(some.tolist(), deep, reached, strict=True):
-                best = images[each.topk(min(self.deep_cut, self.deep_images)).indices]
-                others = self.others(model, label, pool)
+            for label, images, margins in zip(some.tolist(), deep, reached, strict=True):
+                best = images[margins.topk(min(self.deep_cut, self.deep_images)).indices]
+                others = self._others(model, label, pool)
                 triggers, _ = self._best(model, best, label, family.side, others, self.tried_pieces)
                 family.take(triggers[[0]], label)
 
@@ -87,15 +87,15 @@ class Excerpting:
             The triggers, and their mean margins [n] over images that the model takes for another class.
         """
         unit = max(1, round(model.shape[1] / UNIT))
-        others = self.others(model, label, pool)
+        others = self._others(model, label, pool)
         deep, _ = self.deepest(model, torch.full((self.deep_images,), label))
         sides = sorted({side, *(min(unit * each, *model.shape[1:]) for each in self.hunt_sides)})
         found = [self._best(model, deep, label, side, others, self.hunt_pieces) for side in sides]
         found.append(self._scattered(model, deep, label, others, pool))
-        triggers, reached = zip(*found, strict=True)
-        return Overlay.joined(triggers), torch.cat(reached)
+        triggers, margins = zip(*found, strict=True)
+        return Overlay.joined(triggers), torch.cat(margins)
 
-    def others(self, model: Classifier, label: int, pool: ImagePool) -> Tensor:
+    def _others(self, model: Classifier, label: int, pool: ImagePool) -> Tensor:
         """Images [n, c, h, w] that the model takes for another class than `label`, or any if there are none."""
         pixels, _ = pool.sample(4 * self.tried_images)
         others = pixels[model(pixels).argmax(1) != label]
@@ -109,17 +109,15 @@ class Excerpting:
         reached = self._swept(model, deep, label, boxes, pixels).flatten()
         best = reached.topk(min(count, len(reached))).indices
         image, box = best // len(boxes), best % len(boxes)
-        cut = boxes[box] * deep[image]
-        # What is stamped is often of pure colours, which an image that grew out of noise only comes near to.
-        triggers = Overlay((1 - boxes[box]).repeat(2, 1, 1, 1), torch.stack([cut, cut.round()]).flatten(0, 1))
-        again = margins(model, triggers, label, pixels)
-        order = again.argsort(descending=True)[:count]
+        triggers = Overlay(1 - boxes[box], boxes[box] * deep[image])
+        again = _margins(model, triggers, label, pixels)
+        order = again.argsort(descending=True)
         return triggers[order], again[order]
 
     def _swept(self, model: Classifier, deep: Tensor, label: int, boxes: Tensor, pixels: Tensor) -> Tensor:
         """Mean margin of each box [n, 1, h, w] of each deep image [k, c, h, w] on a few images: [k, n]."""
         few = pixels[: self.swept_images]
-        return torch.stack([margins(model, Overlay(1 - boxes, boxes * image), label, few) for image in deep])
+        return torch.stack([_margins(model, Overlay(1 - boxes, boxes * image), label, few) for image in deep])
 
     @torch.enable_grad()
     def _scattered(
@@ -143,7 +141,7 @@ class Excerpting:
                 seek.step()
         with torch.no_grad():
             triggers = family.triggers(torch.arange(len(deep)))
-            return triggers, margins(model, triggers, label, others)
+            return triggers, _margins(model, triggers, label, others)
 
 
 class Scattered(nn.Module):
@@ -175,7 +173,7 @@ class Scattered(nn.Module):
         return Overlay(1 - mask, mask * torch.sigmoid(2 * self.raw.index_select(0, which)))
 
 
-def margins(model: Classifier, triggers: Overlay, label: int, pixels: Tensor) -> Tensor:
+def _margins(model: Classifier, triggers: Overlay, label: int, pixels: Tensor) -> Tensor:
     """Mean margin for a class under each trigger [n], over images [k, c, h, w]."""
     found = []
     for some in torch.arange(len(triggers.keep)).split(max(1, AT_ONCE // len(pixels))):

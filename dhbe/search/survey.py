@@ -16,7 +16,7 @@ from dhbe.data import Shape
 from dhbe.generators import NOISE, PixelGenerator, check_generated
 from dhbe.run_state import Plain, RunState, Stateful
 from dhbe.search.batchnorm import BatchStatistics, imbalance, tracked
-from dhbe.search.excerpts import Excerpting, margins
+from dhbe.search.excerpts import Excerpting
 from dhbe.search.families import FAMILIES, Bounds, Excerpts, Overlay
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
@@ -51,8 +51,6 @@ class Findings(Plain):
         """Where that is more than chance [families, classes]."""
         self.evidence = torch.full((len(STATISTICS), classes), torch.nan)
         """The index of each class by each statistic, without any trigger [statistics, classes]; NaN: it cannot tell."""
-        self.amplified = torch.zeros(classes)
-        """The margin of each class under its excerpt among copies, in the untouched model [classes]."""
         self.left = torch.zeros(())
         """How far the suspected classes still stood out when a student was searched afresh last."""
 
@@ -76,16 +74,11 @@ class Findings(Plain):
         """The median margin of each family in the untouched model [families]."""
         return self.margins.quantile(0.5, dim=1)
 
-    def standing(self, margin: Tensor, amplified: Tensor) -> Tensor:
-        """How far a square stands out of those of other classes in the untouched model.
-
-        Args:
-            margin: Its margin.
-            amplified: Its margin among copies; what stands out further counts.
-        """
-        others = ~self.suspected | self.suspected.all()
-        middle, deviation = middle_and_deviation(torch.stack([self.margins[EXCERPTS], self.amplified])[:, others])
-        return ((torch.stack([margin, amplified]) - middle) / deviation.clamp_min(1e-6)).amax()
+    def standing(self, margin: Tensor) -> Tensor:
+        """How far the margin of a square stands out of what squares reach in the untouched model for other classes."""
+        others = self.margins[EXCERPTS][~self.suspected] if not self.suspected.all() else self.margins[EXCERPTS]
+        middle, deviation = middle_and_deviation(others)
+        return (margin - middle) / deviation.clamp_min(1e-6)
 
     @property
     def fused(self) -> Tensor:
@@ -281,12 +274,6 @@ class Survey:
         return Overlay.joined([found, plain]), torch.cat([margins, reached])
 
     @torch.no_grad()
-    def amplified(self, model: Classifier, state: SurveyState, triggers: Overlay, label: int) -> Tensor:
-        """The margins of a class under triggers [n], each among copies, over images taken for another class."""
-        others = self.excerpting.others(model, label, state.pool)
-        return margins(model, state.bank.amplified(triggers), label, others)
-
-    @torch.no_grad()
     def conclude(self, teacher: Classifier, state: SurveyState) -> None:
         """What the search came to: which classes stand out, and the triggers to begin with."""
         pool, bank, findings = state.pool, state.bank, state.findings
@@ -310,12 +297,6 @@ class Survey:
             triggers, strength = self.hunt(teacher, state, label)
             bank.take(triggers, torch.full((len(strength),), label), strength)
         bank.settle(teacher, pool.sample(self.bank_images)[0])
-        family = excerpts_of(state.search)
-        every = [
-            self.amplified(teacher, state, family.triggers(torch.tensor([label])), label)
-            for label in range(teacher.classes)
-        ]
-        findings.amplified = torch.cat(every)
 
     @torch.no_grad()
     def index(self, model: Classifier, search: Search, pool: ImagePool) -> tuple[Tensor, Tensor]:
