@@ -2,7 +2,7 @@ import pytest
 
 from dhbe.search.scan import MIDDLE, SLOPE
 from dhbe.search.survey import Survey
-from experiments import attacks, calibration, pages, pareto, peers, precision, signs, sweep, table
+from experiments import attacks, calibration, constants, pages, pareto, peers, precision, signs, sweep, table
 from timings import memory, speed, target
 
 RESULTS = pages.ROOT / "results"
@@ -18,6 +18,7 @@ MADE = {
     ("docs/method.md", "experiments/signs.py"): lambda: signs.table(RESULTS / "signs"),
     ("docs/method.md", "experiments/sweep.py parts"): sweep.parts,
     ("docs/method.md", "experiments/sweep.py signs"): sweep.signs,
+    ("docs/models.md", "experiments/constants.py"): constants.table,
     ("docs/defenses.md", "experiments/peers.py"): lambda: peers.table(RESULTS / "peers"),
     **{
         ("docs/attacks.md", f"experiments/attacks.py {name}"): lambda name=name: attacks.tables()[name]
