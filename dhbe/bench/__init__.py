@@ -3,12 +3,12 @@
 Light to import: what computes is imported by the process that computes.
 """
 
-from dhbe.bench.cases import Case, Labels, erased, planted, scanned
+from dhbe.bench.cases import Case, Labels, called, erased, planted, scanned
 from dhbe.bench.drawing import Curves, Grid
 from dhbe.bench.experiment import Experiment, Results
 from dhbe.bench.scales import PAPER, SCALES, SMALL, SMOKE, Scale
 
 __all__ = [
     "PAPER", "SCALES", "SMALL", "SMOKE", "Case", "Curves", "Experiment", "Grid", "Labels", "Results", "Scale",
-    "erased", "planted", "scanned",
+    "called", "erased", "planted", "scanned",
 ]  # fmt: skip

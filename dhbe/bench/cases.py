@@ -128,8 +128,30 @@ def scanned(
     """A search for a backdoor in a victim, with the survey's settings where they differ from its defaults."""
     told = {"settings": dict(settings or {}), "seed": seed}
     return Case(
-        work="scan", settings=told, needs=(victim,), name=plain(f"scan-of-{victim.name}"), labels=labels, minutes=minutes
+        work="scan",
+        settings=told,
+        needs=(victim,),
+        name=plain(f"scan-of-{victim.name}"),
+        labels=labels,
+        minutes=minutes,
     )
+
+
+def called(
+    function: str, file: str, *, name: str, minutes: float = 1.0, labels: Labels | None = None, **settings: Any
+) -> Case:
+    """Whatever a function of the user's does: it returns a `Record`, or figures by name.
+
+    Args:
+        function: Its name.
+        file: Python code of the user's that defines it.
+        name: Of the case, for people.
+        minutes: That it takes, about.
+        labels: Where the case stands in its table.
+        **settings: What it is called with, in values that JSON has.
+    """
+    told = {"file": file, "function": function, "settings": settings}
+    return Case(work="call", settings=told, name=plain(name), labels=labels or {}, minutes=minutes)
 
 
 def with_needs(cases: Iterable[Case]) -> dict[str, Case]:

@@ -1,6 +1,7 @@
 """Which code a case's result depends on: its version is a hash of that code, as Python reads it.
 
-It counts: the attack's and the defence's own modules and all that these import, what loads, trains and measures, and
+A case that calls a function of the user's may do anything: all code of this package counts for it but what only draws.
+For the others it counts: the attack's and the defence's own modules and all that these import, what loads, trains and measures, and
 the user's file. It does not count: comments, docstrings and formatting, the command line, reports, drawing, other
 attacks and defences. Versions of torch and Python are in the record, and do not count.
 """
@@ -47,9 +48,17 @@ def files(case: Case) -> set[Path]:
     elif case.work == "erase":
         name = case.settings["defense"]
         room = PACKAGE / "defenses"
-        starts.append(room / f"{PRESETS[name]}.py" if name in PRESETS else room / "peers" / f"{name.replace('-', '_')}.py")
+        starts.append(
+            room / f"{PRESETS[name]}.py" if name in PRESETS else room / "peers" / f"{name.replace('-', '_')}.py"
+        )
     elif case.work == "scan":
         starts.append(_file("search.scan"))
+    elif case.work == "call":
+        starts += [
+            path
+            for path in PACKAGE.rglob("*.py")
+            if path.relative_to(PACKAGE).parts[0] not in ("bench", "cli", "report")
+        ]
     if case.settings.get("file"):
         starts.append(Path(case.settings["file"]))
     if case.settings.get("without"):
@@ -95,7 +104,10 @@ def _told(node: ast.stmt) -> bool:
 @cache
 def _imported(path: Path) -> list[Path]:
     """Files of this package that a file imports; `__init__` files that only list attacks or defences are passed by."""
-    found = [_file(name) for name in _names(path)]
+    names = list(_names(path))
+    found = [_file(name) for name in names if "/" not in name]
+    if PACKAGE not in path.parents:  # the user's; what lies beside it counts too
+        found += [Path(f"{name}.py") for name in names if "/" in name]
     lists = {PACKAGE / room / "__init__.py" for room in ("", "attacks", "defenses", "defenses/peers", "api", "bench")}
     return [each for each in found if each.exists() and each not in lists]
 
@@ -106,5 +118,8 @@ def _names(path: Path) -> Iterator[str]:
             module = node.module.removeprefix("dhbe").lstrip(".")
             yield module or "__init__"
             yield from (f"{module}.{alias.name}".lstrip(".") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from ("/".join([*node.module.split("."), alias.name]) for alias in node.names)
+            yield node.module.replace(".", "/")
         elif isinstance(node, ast.Import):
             yield from (alias.name.removeprefix("dhbe.") for alias in node.names if alias.name.startswith("dhbe."))

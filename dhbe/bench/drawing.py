@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 from dhbe.bench.cases import Labels
 from dhbe.bench.store import CaseRecord
@@ -173,7 +173,10 @@ class Curves:
             shown = (self.x, *self.y) if not over else self.y
             figures = told if over else [None, *told]
             rows.append(
-                [*map(str, kind), *(cell(mine, [value], _one(figure)) for value, figure in zip(shown, figures, strict=False))]
+                [
+                    *map(str, kind),
+                    *(cell(mine, [value], _one(figure)) for value, figure in zip(shown, figures, strict=False)),
+                ]
             )
         named = [NAMES.get(value, value) for value in ((self.x, *self.y) if not over else self.y)]
         title = self.title + (" In brackets: the paper's." if self.paper else "")

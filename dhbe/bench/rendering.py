@@ -15,7 +15,9 @@ SPECIAL = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "---"} | {char: f"\
 
 def markdown(table: Table) -> str:
     """As pages have it."""
-    cells = ([part.replace("|", "\\|") for part in row] for row in (table.heads, ["---"] * len(table.heads), *table.rows))
+    cells = (
+        [part.replace("|", "\\|") for part in row] for row in (table.heads, ["---"] * len(table.heads), *table.rows)
+    )
     return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
@@ -71,7 +73,7 @@ def svg(drawn: Drawn) -> str:
     return out.getvalue()
 
 
-def _lines(axes, panel: Panel) -> None:  # noqa: ANN001 (matplotlib's)
+def _lines(axes, panel: Panel) -> None:
     for number, (name, points) in enumerate(panel.lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         x, y = [point.x for point in points], [point.y for point in points]
@@ -85,7 +87,7 @@ def _lines(axes, panel: Panel) -> None:  # noqa: ANN001 (matplotlib's)
         axes.legend(fontsize=7)
 
 
-def _boxes(axes, panel: Panel) -> None:  # noqa: ANN001
+def _boxes(axes, panel: Panel) -> None:
     names = ("whislo", "q1", "med", "q3", "whishi")
     axes.bxp(
         [{"label": name, **dict(zip(names, box, strict=True))} for name, box in panel.boxes.items()], showfliers=False

@@ -98,7 +98,9 @@ class Scale:
     def ours(self, victim: Case, /, *, seed: int = 0, changes: Settings | None = None, **labels: Any) -> Case:
         """DHBE, as it is at this scale, with some settings changed."""
         preset, settings = self.dhbe
-        return erased(victim, preset, {**settings, **(changes or {})}, seed=seed, minutes=self._minutes("dhbe"), **labels)
+        return erased(
+            victim, preset, {**settings, **(changes or {})}, seed=seed, minutes=self._minutes("dhbe"), **labels
+        )
 
     def theirs(
         self, victim: Case, defense: str, /, *, share: str = "", subset: int | None = None, seed: int = 0,

@@ -29,7 +29,11 @@ class Page:
 
 
 def page(
-    experiment: Experiment, cases: Sequence[Case], store: Store, scale: Scale, only: Sequence[str] | Mapping[str, object] = ()
+    experiment: Experiment,
+    cases: Sequence[Case],
+    store: Store,
+    scale: Scale,
+    only: Sequence[str] | Mapping[str, object] = (),
 ) -> Page:
     """Draws an experiment from the records that there are."""
     results = []
@@ -41,7 +45,9 @@ def page(
     chosen = f" --only {' '.join(map(str, only))}" if only else ""
     command = f"dhbe bench run {name} --scale {scale.name}{chosen}"
     drawn = [draw(results) for draw in experiment.draw] if results else []
-    return Page(experiment.name, experiment.title, experiment.note, drawn, provenance(results, len(cases), scale), command)
+    return Page(
+        experiment.name, experiment.title, experiment.note, drawn, provenance(results, len(cases), scale), command
+    )
 
 
 def provenance(results: Sequence[Result], asked: int, scale: Scale) -> str:

@@ -1,6 +1,7 @@
 """What a worker does with a case. Only processes that compute import this."""
 
 import importlib.util
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,17 +45,18 @@ def work(case: Case, code: str, needed: Handed, device: str = "auto", folder: Pa
     """
     began = time.monotonic()
     told: dict[str, Any] = {}
-    outcome: tuple[Mapping[str, bytes], Mapping[str, bytes]] = {}, {}
+    handed: Mapping[str, bytes] = {}
+    pictures: Mapping[str, bytes] = {}
     try:
-        told, *outcome = WORKS[case.work](case, needed, device, folder)
+        told, handed, pictures = WORKS[case.work](case, needed, device, folder)
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:500]}
     record = CaseRecord(
         id=case.id, code=code, name=case.name, work=case.work, settings=dict(case.settings),
-        needs=[need.id for need in case.needs], pictures=sorted(outcome[1]), seconds=time.monotonic() - began,
+        needs=[need.id for need in case.needs], pictures=sorted(pictures), seconds=time.monotonic() - began,
         device=_device(device), versions=machine.versions(), finished=machine.now(), **told,
     )  # fmt: skip
-    return Outcome(record, *outcome)
+    return Outcome(record, handed, pictures)
 
 
 Did = tuple[dict[str, Any], Mapping[str, bytes], Mapping[str, bytes]]
@@ -84,7 +86,11 @@ def _erase(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
     run: dict[str, Any] = {"seed": told["seed"], "device": device, "evidence": evidence}
     run["precision"] = told.get("precision", "auto")
     if folder and case.minutes >= LONG:
-        run |= {"out": folder, "resume": (folder / "checkpoint").exists(), "overwrite": not (folder / "checkpoint").exists()}
+        run |= {
+            "out": folder,
+            "resume": (folder / "checkpoint").exists(),
+            "overwrite": not (folder / "checkpoint").exists(),
+        }
     if name in PRESETS:
         defense = settings.changed(PRESETS[name], told["settings"])
         with _taken_out(told.get("without")):
@@ -158,9 +164,15 @@ def _imagine(case: Case, needed: Handed, device: str, folder: Path | None) -> Di
     return {}, {}, {f"{name}.png": report.grid(pixels.detach().clamp(0, 1).cpu(), scale=2)}
 
 
+def _call(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
+    """Whatever a function of the user's does."""
+    made = getattr(user_code(case.settings["file"]), case.settings["function"])(**case.settings["settings"])
+    return ({"record": brief(made)} if isinstance(made, Record) else {"found": made}), {}, {}
+
+
 WORKS: dict[str, Callable[[Case, Handed, str, Path | None], Did]] = {
     "plant": _plant, "erase": _erase, "scan": _scan, "move": _move, "classes": _classes, "amplify": _amplify,
-    "imagine": _imagine,
+    "imagine": _imagine, "call": _call,
 }  # fmt: skip
 
 
@@ -208,6 +220,8 @@ def user_code(file: str) -> Any:
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     assert spec is not None
     assert spec.loader is not None
+    if "" not in sys.path:  # as for a script, what lies beside it in the folder at hand can be imported
+        sys.path.insert(0, "")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -45,7 +45,9 @@ def _run(argv: Sequence[str]) -> int:
         description="Runs the cases that have no record yet; killed or interrupted, the same command goes on.",
     )
     _experiments(parser)
-    parser.add_argument("--jobs", type=values.whole, default=1, metavar="N", help="processes on this machine (default: 1)")
+    parser.add_argument(
+        "--jobs", type=values.whole, default=1, metavar="N", help="processes on this machine (default: 1)"
+    )
     parser.add_argument("--on", metavar="CLUSTER", help="run on Ray (extra ray): auto, or ray://HOST:PORT")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; with CUDA, jobs share the GPUs in turn")
     parser.add_argument("--any-code", action="store_true", help="records of older code count too")
@@ -67,7 +69,7 @@ def _run(argv: Sequence[str]) -> int:
         _say(args.quiet, told)
     from dhbe.bench.watchers import watching
 
-    def watch(case, record, done) -> None:  # noqa: ANN001
+    def watch(case, record, done) -> None:
         said = record.error or f"{record.seconds:.1f} s"
         _say(args.quiet, f"[{done}/{len(planned.waiting)}] {case.name}: {said}")
         seen(case, record)
@@ -82,7 +84,9 @@ def _run(argv: Sequence[str]) -> int:
             raise Interrupted("interrupted; what is done is kept, and the same command goes on") from None
     failed = [case.stem for key, case in planned.cases.items() if key in going.failed]
     if failed:
-        print(f"dhbe: {len(failed)} cases failed; their records in {store.records} say why: {failed[0]}", file=sys.stderr)
+        print(
+            f"dhbe: {len(failed)} cases failed; their records in {store.records} say why: {failed[0]}", file=sys.stderr
+        )
         return FAILED
     return DONE
 
@@ -94,13 +98,19 @@ def _show(argv: Sequence[str]) -> int:
         description="Draws tables and figures from records; with --check, compares the pages that show them.",
     )
     _experiments(parser, optional=True)
-    parser.add_argument("--form", choices=["markdown", "latex", "csv", "html"], default="markdown", help="default: markdown")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="write each table in every form, and charts as SVG, there")
+    parser.add_argument(
+        "--form", choices=["markdown", "latex", "csv", "html"], default="markdown", help="default: markdown"
+    )
+    parser.add_argument(
+        "--to", type=Path, metavar="DIR", help="write each table in every form, and charts as SVG, there"
+    )
     parser.add_argument(
         "--check", nargs="*", type=Path, metavar="PAGE",
         help="compare pages (default: README.md and docs/*.md) with the records; exit code 1 if one shows something else",
     )  # fmt: skip
-    parser.add_argument("--update", action="store_true", help="with --check: write what the records give into the pages")
+    parser.add_argument(
+        "--update", action="store_true", help="with --check: write what the records give into the pages"
+    )
     args = parser.parse_args(argv)
     from dhbe.bench import pages, showing
 
@@ -129,7 +139,9 @@ def _export(argv: Sequence[str]) -> int:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="ends in .csv or .parquet")
     _scale(parser)
-    parser.add_argument("--out", type=Path, default=RECORDS, metavar="DIR", help=f"folder of the records (default: {RECORDS})")
+    parser.add_argument(
+        "--out", type=Path, default=RECORDS, metavar="DIR", help=f"folder of the records (default: {RECORDS})"
+    )
     args = parser.parse_args(argv)
     from dhbe.bench import export
 
@@ -168,7 +180,9 @@ def _experiments(parser: Parser, *, optional: bool = False) -> None:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="LABEL=VALUE", help="only cases so labelled, as defense=dhbe size=3"
     )
-    parser.add_argument("--out", type=Path, default=RECORDS, metavar="DIR", help=f"folder of records (default: {RECORDS})")
+    parser.add_argument(
+        "--out", type=Path, default=RECORDS, metavar="DIR", help=f"folder of records (default: {RECORDS})"
+    )
     parser.add_argument(
         "--work", type=Path, default=WORK, metavar="DIR", help=f"folder of weights that cases share (default: {WORK})"
     )
@@ -179,15 +193,17 @@ def _watchers(parser: Parser) -> None:
     parser.add_argument("--mlflow", metavar="URI", help="a run of MLflow for each case (extra mlflow)")
 
 
-def _store(args) -> Store:  # noqa: ANN001
+def _store(args) -> Store:
     return Store(args.out / args.scale, args.work / args.scale)
 
 
-def _asked(args) -> list:  # noqa: ANN001
+def _asked(args) -> list:
     scale: Scale = SCALES[args.scale]
     asked = [case for each in find(args.names) for case in cases(each, scale, _only(args.only))]
     if not asked:
-        raise Refused(f"no case has the labels {' '.join(args.only)}: dhbe bench run {args.names[0]} --dry-run lists them")
+        raise Refused(
+            f"no case has the labels {' '.join(args.only)}: dhbe bench run {args.names[0]} --dry-run lists them"
+        )
     return asked
 
 
@@ -201,7 +217,7 @@ def _only(given: Sequence[str]) -> dict[str, list[str]]:
     return only
 
 
-def _team(args):  # noqa: ANN001, ANN202
+def _team(args):
     if args.on:
         from dhbe.bench.on_ray import Cluster
 

@@ -7,7 +7,9 @@ def cases(scale: Scale) -> list[Case]:
     """DHBE with each alpha."""
     victim = scale.victim("badnets", scale.sizes[0])
     return [
-        scale.ours(victim, seed=seed, changes={"alpha": alpha}, alpha=alpha) for alpha in scale.alphas for seed in scale.seeds
+        scale.ours(victim, seed=seed, changes={"alpha": alpha}, alpha=alpha)
+        for alpha in scale.alphas
+        for seed in scale.seeds
     ]
 
 

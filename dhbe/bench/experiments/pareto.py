@@ -22,9 +22,16 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def cases(scale: Scale) -> list[Case]:
     """Each setting on a BadNets and a Trojaning victim."""
-    victims = {"badnets": scale.victim("badnets", scale.sizes[0]), "trojaning": scale.victim("trojaning", scale.sizes[1])}
+    victims = {
+        "badnets": scale.victim("badnets", scale.sizes[0]),
+        "trojaning": scale.victim("trojaning", scale.sizes[1]),
+    }
     chosen = dict(list(SETTINGS.items())[:1] + list(SETTINGS.items())[-2:]) if scale.name == "smoke" else SETTINGS
-    tiny = {"fast": scale.budgets.get("fast", {}), "paper": {"iterations": 2, "batch": 16}, "official": {"iterations": 1, "batch": 16}}
+    tiny = {
+        "fast": scale.budgets.get("fast", {}),
+        "paper": {"iterations": 2, "batch": 16},
+        "official": {"iterations": 1, "batch": 16},
+    }
     return [
         erased(
             victim, preset, {**changes, **(tiny[preset] if scale.name == "smoke" else {})}, minutes=scale.minutes["dhbe"],

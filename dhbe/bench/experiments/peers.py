@@ -9,7 +9,10 @@ DEFENSES = (
 
 def cases(scale: Scale) -> list[Case]:
     """All defences on a BadNets and on a Trojaning victim."""
-    victims = {"badnets": scale.victim("badnets", scale.sizes[0]), "trojaning": scale.victim("trojaning", scale.sizes[1])}
+    victims = {
+        "badnets": scale.victim("badnets", scale.sizes[0]),
+        "trojaning": scale.victim("trojaning", scale.sizes[1]),
+    }
     return [
         scale.by(victim, defense, seed=seed, victim=name)
         for name, victim in victims.items()

@@ -15,7 +15,8 @@ def cases(scale: Scale) -> list[Case]:
         victim = scale.victim("badnets", size, data=data)
         found.append(victim.labelled(data=data, size=size, defense="none"))
         found += [
-            scale.by(victim, defense, seed=seed, data=data, size=size) for defense, seed in product(DEFENSES, scale.seeds)
+            scale.by(victim, defense, seed=seed, data=data, size=size)
+            for defense, seed in product(DEFENSES, scale.seeds)
         ]
     return found
 
