@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 Labels = Mapping[str, Any]
@@ -29,8 +30,9 @@ class Case:
 
     @cached_property
     def id(self) -> str:
-        """Of its content, 12 hexadecimal digits."""
-        content = [self.work, self.settings, [case.id for case in self.needs]]
+        """Of its content, 12 hexadecimal digits; a file of the user's counts by its name, and by its code's version."""
+        told = {**self.settings, **({"file": Path(self.settings["file"]).name} if "file" in self.settings else {})}
+        content = [self.work, told, [case.id for case in self.needs]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

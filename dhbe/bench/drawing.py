@@ -112,6 +112,8 @@ class Grid:
     """The label whose values are the columns; without it each of `values` is a column."""
     paper: Paper = field(default_factory=dict)
     title: str = ""
+    mean: bool = False
+    """A last row has the means of the columns; the paper's are those of the same rows."""
 
     def __call__(self, results: Sequence[Result]) -> Drawn:
         kinds = _distinct(tuple(each.labels.get(row, "") for row in self.rows) for each in results)
@@ -131,10 +133,29 @@ class Grid:
                     for value, figure in zip(self.values, told, strict=False)
                 ]
             rows.append(cells)
+        if self.mean and len(kinds) > 1:
+            rows.append(
+                ["mean", *[""] * (len(self.rows) - 1), *(self._mean(results, kinds, column) for column in across)]
+            )
         named = [NAMES.get(value, value.replace("_", " ")) for value in self.values]
         heads = [f"{column}: {' / '.join(named)}" for column in across] if self.columns else named
         title = self.title + (" In brackets: the paper's." if self.paper else "")
         return Drawn(Table(title.strip(), [*self.rows, *heads], rows))
+
+    def _mean(self, results: Sequence[Result], kinds: Sequence[tuple], column: Any) -> str:
+        """Of a column: the mean over rows of the means over seeds."""
+        here = [each for each in results if each.labels[self.columns] == column]
+        means = []
+        for value in self.values:
+            each_row = [
+                _known(one.value(value) for one in here if tuple(one.labels.get(row, "") for row in self.rows) == kind)
+                for kind in kinds
+            ]
+            means.append([statistics.mean(values) for values in each_row if values])
+        told = [self.paper[(*kind, column)] for kind in kinds if (*kind, column) in self.paper]
+        ours = " / ".join(spread([statistics.mean(each)]) if each else "—" for each in means)
+        paper = " / ".join(f"{statistics.mean(_known(figures)):.2f}" for figures in zip(*told, strict=True))
+        return f"{ours} ({paper})" if paper else ours
 
 
 @dataclass(frozen=True)

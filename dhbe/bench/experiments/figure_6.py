@@ -22,5 +22,5 @@ def cases(scale: Scale, defenses: tuple[str, ...] = ("gdm", "dhbe")) -> list[Cas
 EXPERIMENT = Experiment(
     title="Figure 6: many triggers, DHBE and GDM",
     cases=cases,
-    draw=[Grid(rows=("trigger",), columns="defense", values=("acc", "asr"))],
+    draw=[Grid(rows=("trigger",), columns="defense", values=("acc", "asr"), mean=True)],
 )

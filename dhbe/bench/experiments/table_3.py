@@ -24,5 +24,5 @@ def cases(scale: Scale, defenses: tuple[str, ...] = DEFENSES) -> list[Case]:
 EXPERIMENT = Experiment(
     title="Table 3: DHBE against blind erasing methods",
     cases=cases,
-    draw=[Grid(rows=("attack", "size"), columns="defense", values=("acc", "asr"), paper=ERASED)],
+    draw=[Grid(rows=("attack", "size"), columns="defense", values=("acc", "asr"), paper=ERASED, mean=True)],
 )

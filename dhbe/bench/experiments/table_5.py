@@ -7,5 +7,5 @@ from dhbe.bench.paper import ERASED
 EXPERIMENT = Experiment(
     title="Table 5: DHBE against targeted erasing methods",
     cases=lambda scale: cases(scale, ("neural-cleanse", "gdm", "dhbe")),
-    draw=[Grid(rows=("attack", "size"), columns="defense", values=("acc", "asr"), paper=ERASED)],
+    draw=[Grid(rows=("attack", "size"), columns="defense", values=("acc", "asr"), paper=ERASED, mean=True)],
 )

@@ -15,5 +15,5 @@ def cases(scale: Scale) -> list[Case]:
 EXPERIMENT = Experiment(
     title="Table 6: amplified triggers",
     cases=cases,
-    draw=[Grid(rows=("size",), columns="defense", values=("asr", "asr_x4", "asr_x9"), paper=AMPLIFIED)],
+    draw=[Grid(rows=("size",), columns="defense", values=("asr", "asr_x4", "asr_x9"), paper=AMPLIFIED, mean=True)],
 )

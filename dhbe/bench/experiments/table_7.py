@@ -17,5 +17,5 @@ def cases(scale: Scale) -> list[Case]:
 EXPERIMENT = Experiment(
     title="Table 7: other target classes",
     cases=cases,
-    draw=[Grid(rows=("target",), columns="defense", values=("acc", "asr"), paper=TARGETS)],
+    draw=[Grid(rows=("target",), columns="defense", values=("acc", "asr"), paper=TARGETS, mean=True)],
 )
