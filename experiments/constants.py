@@ -1,24 +1,23 @@
 """Whether BatchNorm statistics name the constants that images are normalised with, when nobody says them.
 
-    python -m experiments.constants          # results/constants/named.json
-    python -m experiments.constants table    # docs/models.md
+    python -m experiments.constants    # results/constants/named.json
 
 On the models of `zoo/`, on third-party ones where their folder is at hand, and on ResNet-8s trained here on digits of 16 px
 with each way of normalising. Untrained networks are tried too: they should be seen not to answer.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
 
 from dhbe import claims, files, networks, suspects
+from dhbe.bench import pages
 from dhbe.classifier import Classifier
 from dhbe.data import Images, load
 from dhbe.evaluation.doubts import USUAL
 from dhbe.training import Fit
-from experiments import pages, victims
+from experiments import victims
 
 OUT = Path(__file__).resolve().parents[1] / "results" / "constants" / "named.json"
 HEADS = ("model", "normalised by", "named", "distance", "next", "0 / 1", "answers differ")
@@ -81,9 +80,10 @@ def table() -> str:
     return pages.table(HEADS, rows)
 
 
+def tables() -> dict[str, str]:
+    """What docs/models.md shows, by the name of its mark."""
+    return {"experiments/constants.py": table()}
+
+
 if __name__ == "__main__":
-    if "table" in sys.argv[1:]:
-        sys.argv.remove("table")
-        pages.tell("docs/models.md", {"experiments/constants.py": table()})
-    else:
-        measure()
+    measure()
