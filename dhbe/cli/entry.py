@@ -1,6 +1,7 @@
 """Where a command begins and ends: it finds the verb, and turns what goes wrong into one line and an exit code."""
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failed as error:
         return shown.said(error, FAILED)
     except Interrupted as error:
-        return shown.said(error, INTERRUPTED)
+        again = [word for word in words if word not in ("--resume", "--overwrite")]
+        return shown.said(f"{error}; this goes on: {shlex.join(['dhbe', *again, '--resume'])}", INTERRUPTED)
     except KeyboardInterrupt:
         return shown.said("interrupted", INTERRUPTED)
     except OSError as error:  # mostly of our output: its reader has gone, or its disk is full
@@ -100,6 +102,6 @@ def _overview() -> str:
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",
             "exit codes: 0 done; 1 a gate failed, or a backdoor was found; 2 wrong usage or refused input; 4 failed;\n"
-            "130 interrupted (erase and defend save their state)",
+            "130 interrupted (erase, defend and attack save their state)",
         ]
     )
