@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 
 from dhbe import checkpoint, files, formats, records, report, runs, settings, state_file, suspects
-from dhbe.api import halving, machine
+from dhbe.api import halving, judging, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
 from dhbe.errors import Failed, Refused
@@ -120,7 +120,7 @@ def run(
             return _finished(held.folder, suspect, asked, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
-        course, warnings = _Course(held, watch, defense.rounds), list(suspect.warnings)
+        course, warnings = _Course(held, watch, defense.rounds), list(suspect.notes)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
         while True:
             used = halving.halved(defense, course.halvings)
@@ -144,6 +144,7 @@ def run(
         recorded = {**named, **halving.recorded(defense, course.halvings)}
         warnings += halving.remarks(defense, course.halvings)
         warnings += used.remarks(course.run_state)
+        verdict, doubt = judging.judged(used.verdict(course.run_state), suspect)
         record = Record(
             kind="erase", model=suspect.info, defense=recorded,
             families=SENTENCES if isinstance(used, FastDHBE) else {},
@@ -152,7 +153,7 @@ def run(
             target=evidence.one_target if evidence else None,
             before=before, after=after, seconds=seconds, iterations=len(course.curve),
             device=machine.device_name(where), precision=how, versions=machine.versions(), seed=seed,
-            verdict=used.verdict(course.run_state), curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
+            verdict=verdict, doubt=doubt, curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
             finished=machine.now(),
         )  # fmt: skip
         cleaned.to("cpu")

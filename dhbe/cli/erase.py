@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
     evidence = arguments.evidence(args, suspect)
     gates.check(args, evidence)
     out = args.out or Path("runs") / args.model.stem
-    shown.notes(args, suspect.warnings)
+    shown.notes(args, suspect.notes)
     defense = settings.changed(PRESETS[args.preset], args)
     running = vendor.running(suspect.info.code)
     with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress, running:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dhbe import api, files, foreign, runs, sarif
-from dhbe.cli import arguments, settings, shown, vendor
-from dhbe.cli.codes import DONE, GATE
+from dhbe.cli import arguments, codes, gates, settings, shown, vendor
 from dhbe.cli.parser import Parser
 from dhbe.errors import Refused
 from dhbe.progress import Progress
@@ -24,6 +23,7 @@ def run(argv: Sequence[str]) -> int:
     )
     arguments.add_model(parser)
     arguments.add_search(parser)
+    gates.add_fail_on(parser)
     arguments.add_output(parser)
     parser.add_argument(
         "--sarif", type=Path, metavar="FILE", help="write the finding there too, as SARIF 2.1.0 for CI systems"
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
         raise Refused(f"--sarif {foreign.name(args.sarif)}: there is no folder {foreign.name(args.sarif.parent)}")
     if args.sarif and any(runs.same(args.sarif, path) for path in suspect.files):
         raise Refused(f"--sarif {foreign.name(args.sarif)} would replace what is scanned: give another file")
-    shown.notes(args, suspect.warnings)
+    shown.notes(args, suspect.notes)
     survey = settings.changed(Survey(), args)
     out = args.out or Path("runs") / f"{args.model.stem}-scan"
     with (
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
     if args.sarif:
         files.write(args.sarif, sarif.log(record))
     shown.show(args, _content(record), lambda: _text(record, out))
-    return GATE if record.backdoored else DONE
+    return codes.of(record.verdict, args.fail_on)
 
 
 def _content(record: Record) -> dict[str, object]:
@@ -79,6 +79,10 @@ def _text(record: Record, out: Path) -> str:
         "backdoored": f"backdoored: class {label} stands out",
         "unclear": f"unclear: class {label} stands out somewhat",
         "nothing found": "no backdoor found",
+        "input not usable": "input not usable",
     }[record.verdict or "unclear"]
+    if record.doubt:
+        lines.append(f"{record.verdict}: {record.doubt}")
+        return "\n".join([*lines, f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"])
     lines.append(f"{said} (index {index:.1f}, probability {chance:.0%} if half of all models are backdoored)")
     return "\n".join([*lines, f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"])

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dhbe import api, foreign
-from dhbe.cli import arguments, settings, shown, vendor
-from dhbe.cli.codes import DONE, GATE
+from dhbe.cli import arguments, codes, gates, settings, shown, vendor
 from dhbe.cli.parser import Parser
 from dhbe.progress import Progress
 from dhbe.records import Record
@@ -38,11 +37,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("after", type=Path, metavar="AFTER", help="the model after; built and fed as MODEL is")
     arguments.add_search(parser)
     arguments.add_evidence(parser, needed=False)
+    gates.add_fail_on(parser)
     arguments.add_output(parser)
     settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
     args = parser.parse_args(argv)
     suspect, cleaned = arguments.suspect(args), _cleaned(args)
-    shown.notes(args, [*suspect.warnings, *cleaned.warnings])
+    shown.notes(args, [*suspect.notes, *cleaned.warnings])
     evidence = arguments.evidence(args, suspect)
     survey = settings.changed(Survey(), args)
     out = args.out or Path("runs") / f"{args.model.stem}-verify"
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
         record = api.verify(suspect, cleaned, evidence=evidence, **options).record
     shown.notes(args, record.warnings)
     shown.show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _text(record, out))
-    return GATE if record.verdict in ("answers", "changed") else DONE
+    return codes.of(record.verdict, args.fail_on)
 
 
 def _cleaned(args: argparse.Namespace) -> Suspect:

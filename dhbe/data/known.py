@@ -33,9 +33,12 @@ KNOWN = {
     # The photographs are 250 px, the face fills the middle; constants of the grey copies in circulation.
     "lfw-100": Known((3, 64, 64), 100, (0.4788, 0.4788, 0.4788), (0.2061, 0.2061, 0.2061), middle=124),
 }
-"""Data sets by name. Digits are not here: they need no constants."""
+"""Data sets by name. scikit-learn's digits are not here: they need no constants."""
 
-NORMALISATION = {"imagenet": IMAGENET} | {
+MNIST = (0.1307,), (0.3081,)
+"""The same of the handwritten digits of 28 px that the field begins with."""
+
+NORMALISATION = {"imagenet": IMAGENET, "mnist": MNIST} | {
     name: (known.mean, known.std) for name, known in KNOWN.items() if known.mean and known.std
 }
 """Mean and standard deviation of each channel, by the name of the data."""

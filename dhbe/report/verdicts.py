@@ -85,6 +85,8 @@ ERASED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str, str]]
         "a class stands out in a fresh search of the cleaned model, or is accused and no trigger of it was found",
     ),
     "damaged": ("bad", "The cleaned model is damaged", "it answers otherwise than the suspect one on too many images"),
+    "unclear": ("caution", "It is unclear whether there was a backdoor", "the model is perhaps not fed as it was trained"),
+    "input not usable": ("caution", "The input is not usable", "the model answers to nothing"),
 }  # fmt: skip
 """Tone, headline and meaning of what a run says of its own result."""
 
@@ -120,6 +122,7 @@ def verdict(kind: str, states: Sequence[Measures]) -> Verdict:
 SEARCHED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str]] = {
     "backdoored": ("bad", "A backdoor was found"),
     "unclear": ("caution", "It is unclear whether there is a backdoor"),
+    "input not usable": ("caution", "The input is not usable"),
     "nothing found": ("good", "No backdoor was found"),
     "answers": ("bad", "The model after still answers a trigger"),
     "changed": ("caution", "No trigger found acts any more, but the model has become another one"),
