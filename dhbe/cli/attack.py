@@ -37,14 +37,14 @@ def run(argv: Sequence[str]) -> int:
             how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
             precision=precision, clean=clean, fine_tune=args.fine_tune, force=args.force, resume=args.resume,
             overwrite=args.overwrite, watch=progress.epoch, inputs=arguments.inputs(args),
+            command=args.command,
         )  # fmt: skip
     before = record.before
     assert before is not None
     shown.notes(args, record.warnings)
-    shown.show(
-        args, record.model_dump(mode="json"),
-        lambda: shown.rates({"made": before}) + f"\n{foreign.name(args.out / api.BACKDOORED)}",
-    )  # fmt: skip
+    content = record.model_dump(mode="json")
+    table = [shown.rates({"made": before}), foreign.name(args.out / api.BACKDOORED)]
+    shown.recorded(args, record, args.out, lambda: table, content)
     return DONE
 
 

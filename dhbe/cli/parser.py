@@ -1,6 +1,7 @@
 """The parser of a verb's arguments."""
 
 import argparse
+import shlex
 from typing import Any, NoReturn
 
 from dhbe.errors import Refused
@@ -17,6 +18,12 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **more,
         )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The options that were given, and as `command` the whole command line."""
+        found = super().parse_args(args, namespace)
+        found.command = shlex.join([*self.prog.split(), *args])
+        return found
 
     def error(self, message: str) -> NoReturn:
         raise Refused(f"{message} (see {self.prog} --help)")
