@@ -25,6 +25,14 @@ def tell(args: argparse.Namespace, line: str) -> None:
         print(foreign.line(line), file=sys.stderr, flush=True)
 
 
+def option(name: str, value: object) -> str:
+    """A setting as one gives it on the command line."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {value}"
+
+
 def notes(args: argparse.Namespace, lines: Iterable[str]) -> None:
     """What is worth knowing about a model, data or a run, each line once; it is no progress, and `--quiet` leaves it."""
     told = vars(args).setdefault("told", set())
