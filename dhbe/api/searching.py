@@ -59,6 +59,8 @@ class Searching(TypedDict):
     """Called after every round with its number and losses."""
     parts: NotRequired[Callable[[int, int], None]]
     """Called in the battery with how many parts are done, and of how many."""
+    command: NotRequired[str | None]
+    """The command line, for the record."""
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,7 @@ class _Search:
         self.model = _ready(suspect, self.where)
         self._inputs = [*suspect.files, *options.get("inputs", ())]
         self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
+        self._command = options.get("command")
         self._watch = options.get("watch", lambda number, round: None)
         self.parts = options.get("parts", lambda done, total: None)
         self._curve: list[dict[str, float]] = []
@@ -278,7 +281,7 @@ class _Search:
         """The record, and the files of the folder."""
         judged, doubt = judging.judged(verdict, self._suspect)
         record = Record(
-            kind=self.kind, model=self.info, verdict=judged, doubt=doubt, seconds=time.monotonic() - self._began, iterations=len(self._curve),
+            kind=self.kind, model=self.info, verdict=judged, doubt=doubt, command=self._command, seconds=time.monotonic() - self._began, iterations=len(self._curve),
             defense={"name": "dhbe", "preset": "fast", **self._recorded}, families=SENTENCES, statistics=STATISTICS, curve=self._curve, seed=self.seed,
             device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
             memory=machine.peak_memory(self.where), warnings=self._warnings, finished=machine.now(), **found,

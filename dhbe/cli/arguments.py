@@ -171,7 +171,7 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
     return Options(
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
         overwrite=args.overwrite, also=args.also, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
-        inputs=inputs(args),
+        inputs=inputs(args), command=args.command,
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Pro
     """What `add_search` was told, for one search."""
     return Searching(
         survey=survey, seed=args.seed, device=args.device, precision=args.precision, out=out, overwrite=args.overwrite,
-        watch=progress.round, parts=progress.part, inputs=inputs(args),
+        watch=progress.round, parts=progress.part, inputs=inputs(args), command=args.command,
     )  # fmt: skip
 
 

@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     shown.notes(args, record.warnings)
     if args.sarif:
         files.write(args.sarif, sarif.log(record))
-    shown.show(args, _content(record), lambda: _text(record, out))
+    shown.recorded(args, record, out, lambda: _table(record), _content(record))
     return codes.of(record.verdict, args.fail_on)
 
 
@@ -66,23 +66,10 @@ def _content(record: Record) -> dict[str, object]:
     }
 
 
-def _text(record: Record, out: Path) -> str:
-    assert record.before is not None
-    signs = record.before.signs
+def _table(record: Record) -> list[str]:
     lines = [f"{'class':>5}{'index':>8}{'margin':>8}{'success':>9}  trigger"]
     lines += [
         f"{label:>5}{found.index:>8.1f}{found.margin:>8.1f}{found.success_rate:>9.0%}  {found.family}"
         for label, found in enumerate(record.classes)
     ]
-    label, index, chance = int(signs["suspected_class"]), signs["anomaly_index"], signs["probability"]
-    said = {
-        "backdoored": f"backdoored: class {label} stands out",
-        "unclear": f"unclear: class {label} stands out somewhat",
-        "nothing found": "no backdoor found",
-        "input not usable": "input not usable",
-    }[record.verdict or "unclear"]
-    if record.doubt:
-        lines.append(f"{record.verdict}: {record.doubt}")
-        return "\n".join([*lines, f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"])
-    lines.append(f"{said} (index {index:.1f}, probability {chance:.0%} if half of all models are backdoored)")
-    return "\n".join([*lines, f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"])
+    return lines

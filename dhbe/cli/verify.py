@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhbe import api, foreign
+from dhbe import api
 from dhbe.cli import arguments, codes, gates, settings, shown, vendor
 from dhbe.cli.parser import Parser
 from dhbe.progress import Progress
@@ -13,13 +13,6 @@ from dhbe.search import verify
 from dhbe.search.survey import Survey
 from dhbe.settings import RENAMED
 from dhbe.suspects import Suspect
-
-SAID = {
-    "nothing found": "no backdoor was found in the model before, so there is nothing to verify",
-    "answers": "the model after still answers a trigger",
-    "changed": "the model after answers no trigger found, but it has become another model",
-    "quiet": "the model after answers no trigger found",
-}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -53,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
         options = arguments.searching(args, survey, out, progress)
         record = api.verify(suspect, cleaned, evidence=evidence, **options).record
     shown.notes(args, record.warnings)
-    shown.show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _text(record, out))
+    shown.recorded(args, record, out, lambda: _table(record))
     return codes.of(record.verdict, args.fail_on)
 
 
@@ -62,11 +55,8 @@ def _cleaned(args: argparse.Namespace) -> Suspect:
     return arguments.suspect(argparse.Namespace(**{**vars(args), "model": args.after}))
 
 
-def _text(record: Record, out: Path) -> str:
+def _table(record: Record) -> list[str]:
     assert record.before is not None
     assert record.after is not None
-    lines = [shown.rates({"before": record.before, "after": record.after})] if record.data else []
-    lines += shown.signs({"before": record.before, "after": record.after})
-    return "\n".join(
-        [*lines, SAID[record.verdict or ""], f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"]
-    )
+    columns = {"before": record.before, "after": record.after}
+    return [*([shown.rates(columns)] if record.data else []), *shown.signs(columns)]
