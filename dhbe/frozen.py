@@ -52,7 +52,7 @@ def foldable(network: nn.Module) -> list[tuple[str, str]]:
     def alone(node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
         return (
-            type(module) in kinds and runs[node.target] == 1 and str(node.target) not in apart
+            module is not None and type(module) in kinds and runs[node.target] == 1 and str(node.target) not in apart
             and not (module._forward_hooks or module._forward_pre_hooks)
         )  # fmt: skip
 
@@ -70,6 +70,8 @@ def foldable(network: nn.Module) -> list[tuple[str, str]]:
 def fold(network: nn.Module, layer_name: str, norm_name: str) -> None:
     """Moves a BatchNorm in eval mode into the weights of the layer before it; nothing is left in its place."""
     layer, norm = network.get_submodule(layer_name), network.get_submodule(norm_name)
+    assert isinstance(layer, LAYERS) and isinstance(norm, NORMS)
+    assert norm.running_mean is not None and norm.running_var is not None
     mean, scale = norm.running_mean.double(), (norm.running_var.double() + norm.eps).rsqrt()
     shift = torch.zeros_like(mean)
     if norm.weight is not None:
