@@ -70,8 +70,10 @@ def foldable(network: nn.Module) -> list[tuple[str, str]]:
 def fold(network: nn.Module, layer_name: str, norm_name: str) -> None:
     """Moves a BatchNorm in eval mode into the weights of the layer before it; nothing is left in its place."""
     layer, norm = network.get_submodule(layer_name), network.get_submodule(norm_name)
-    assert isinstance(layer, LAYERS) and isinstance(norm, NORMS)
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert isinstance(layer, LAYERS)
+    assert isinstance(norm, NORMS)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     mean, scale = norm.running_mean.double(), (norm.running_var.double() + norm.eps).rsqrt()
     shift = torch.zeros_like(mean)
     if norm.weight is not None:
