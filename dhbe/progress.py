@@ -26,15 +26,15 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._live:
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
                 TextColumn("{task.description}", markup=False), BarColumn(None), MofNCompleteColumn(), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[signs]}"),
+                TextColumn("{task.fields[left]}"), TextColumn("{task.fields[signs]}"),
                 console=Console(stderr=True), transient=True,
             )  # fmt: skip
-            self._task = self._bar.add_task(self._what, total=self._total, signs="")
+            self._task = self._bar.add_task(self._what, total=self._total, left="", signs="")
             self._bar.start()
         return self
 
@@ -65,22 +65,22 @@ class Progress:
 
     def epoch(self, epoch: dict[str, float]) -> None:
         """Watches a training."""
-        self._step(int(epoch["epoch"]), {name: epoch[name] for name in ("loss", "acc")})
+        self._step(int(epoch["epoch"]), {name: epoch[name] for name in ("loss", "acc")}, epoch.get("left"))
 
-    def _step(self, number: int, values: dict[str, float]) -> None:
+    def _step(self, number: int, values: dict[str, float], left: float | None = None) -> None:
         if self._quiet:
             return
         signs = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
-        if self._live:
-            self._bar.update(self._task, completed=number, signs=signs)
-            return
         now = time.monotonic()
         if self._first is None:
-            self._first = number
-        if now - self._last >= 10 or number == self._total:
-            done = number - self._first
-            left = (now - self._began) / done * (self._total - number) if done else 0.0
-            print(f"{self._what}: {number}/{self._total}, {left:.0f} s left  {signs}", file=sys.stderr, flush=True)
+            self._first, self._began = number, now
+        if left is None and number > self._first:
+            left = (now - self._began) / (number - self._first) * (self._total - number)
+        remaining = "" if left is None else f", {left:.0f} s left"
+        if self._live:
+            self._bar.update(self._task, completed=number, left=remaining.strip(", "), signs=signs)
+        elif now - self._last >= 10 or number == self._total:
+            print(f"{self._what}: {number}/{self._total}{remaining}  {signs}", file=sys.stderr, flush=True)
             self._last = now
 
     def _record(self, number: int, values: dict[str, float]) -> None:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from dhbe import files, state_file
-from dhbe.errors import Failed, Interrupted, Refused
+from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 from dhbe.foreign import name
 
 RECORD = "record.json"
@@ -32,9 +32,13 @@ class Run:
 
     Attributes:
         folder: Where the results go.
+        every: Seconds between two states that are saved.
         finished: The folder holds the results of a finished run; there is nothing to do.
         saved: What the interrupted run saved last; None for a fresh one.
         stopping: Somebody asked the run to stop.
+        at_once: To stop needs no waiting: all that was done is saved, or is soon done again. It raises
+            KeyboardInterrupt then.
+        restored: The state that this run goes on from, until `keep` or the run itself shows that it can.
     """
 
     def __init__(
@@ -51,24 +55,50 @@ class Run:
         self.saved = saved
         self.finished = finished
         self.stopping = False
+        self.at_once = False
+        self.restored = folder / CHECKPOINT if saved and not finished else None
         self._settings = settings
-        self._every = every
+        self.every = every
         self._replaces = replaces
         self._results = (REPORT, *results)
         self._last = time.monotonic()
 
-    def keep(self, state: Callable[[], dict[str, Any]], *, last: bool = False) -> None:
+    def keep(self, state: Callable[[], dict[str, Any]], *, last: bool = False) -> bool:
         """Saves the state if the interval is over, if it is the last one, or if somebody asked the run to stop.
+
+        Returns:
+            Whether it was saved.
 
         Raises:
             Interrupted: Somebody asked; the state is saved.
             Failed: It could not be saved.
         """
-        if last or self.stopping or time.monotonic() - self._last >= self._every:
+        if due := last or self.stopping or time.monotonic() - self._last >= self.every:
             state_file.write(self.folder / CHECKPOINT, self._settings, {"replaces": self._replaces, **state()})
             self._last = time.monotonic()
         if self.stopping:
-            raise Interrupted(f"interrupted; the state is saved, --resume --out {name(self.folder)} goes on")
+            raise self.interrupted()
+        return due
+
+    def interrupted(self) -> Interrupted:
+        """What is said of a run that was asked to stop and whose state is saved."""
+        return Interrupted(f"interrupted; the state is saved in {name(self.folder)}")
+
+    @contextmanager
+    def going_on(self) -> Iterator[None]:
+        """While `restored` is set, whatever goes wrong inside is laid on the state that was saved.
+
+        Raises:
+            Refused: The run cannot go on from it.
+        """
+        try:
+            yield
+        except (Refused, Failed, Interrupted):
+            raise
+        except Exception as error:
+            if self.restored is None or out_of_memory(error):
+                raise
+            raise state_file.unusable(self.restored, error) from error
 
     @contextmanager
     def finishing(self) -> Iterator[Path]:
@@ -262,7 +292,7 @@ def _gently(run: Run) -> Iterator[None]:
     """Ctrl-C and SIGTERM ask the run to save and stop; a second one does not wait."""
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if run.stopping:
+        if run.stopping or run.at_once:
             raise KeyboardInterrupt
         run.stopping = True
 

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from dhbe.classifier import Classifier, evaluating
 from dhbe.data import Images
 from dhbe.errors import Failed, Refused
+from dhbe.run_state import RunState
 from dhbe.settings import Setting
-from dhbe.steps import channels_last
+from dhbe.steps import Precision, channels_last, computing
 
 Schedule = Literal["one-cycle", "steps"]
 Watch = Callable[[dict[str, float]], None]
@@ -22,6 +23,9 @@ Perturb = Callable[[Tensor, Tensor], Tensor]
 
 WARM_UP = 0.25
 """Share of a one-cycle schedule in which the learning rate rises."""
+
+SMALLER = (0.5, 0.75)
+"""Sides at which a growing training begins, as shares of the images' own."""
 
 
 def ignore(epoch: dict[str, float]) -> None:
@@ -53,7 +57,14 @@ class Fit:
     ] = 4
     flip: Annotated[bool, Setting("whether half of the images are mirrored left to right")] = True
     label_smoothing: Annotated[float, Setting("share of each label that is spread over all classes")] = 0.0
-    bf16: Annotated[bool, Setting("whether to compute in bfloat16 on CUDA; elsewhere it is always float32")] = False
+    grow: Annotated[
+        float,
+        Setting(
+            "share of the epochs in which images are shown smaller, first at half, then at three quarters of their side, "
+            "which is quicker",
+            below=1,
+        ),
+    ] = 0.0
 
     def __call__(
         self,
@@ -63,8 +74,13 @@ class Fit:
         *,
         tuned: Sequence[nn.Module] | None = None,
         perturb: Perturb | None = None,
+        precision: Precision = "fp32",
+        run_state: RunState | None = None,
     ) -> Classifier:
         """Trains `classifier` in place, where it lies, and returns it in eval mode.
+
+        A growing training scales whole images down, with any trigger that was stamped on them: what a trigger is like
+        at full size is learned in the last epochs, which are all at full size.
 
         Args:
             classifier: What to train.
@@ -74,6 +90,8 @@ class Fit:
             tuned: Parts of the classifier that are trained; the rest stays as it is, in eval mode. None trains all.
             perturb: Changes every batch, pixels [n, c, h, w] in [0, 1] with their labels, before it is learned from:
                 adversarial training. It is called with the classifier in training mode.
+            precision: bf16 runs the network under autocast.
+            run_state: Goes on from where it was saved, an epoch a round; None begins anew.
 
         Raises:
             Refused: The settings make no sense, or the images do not fit the classifier.
@@ -92,16 +110,19 @@ class Fit:
             weight_decay=self.weight_decay,
             nesterov=self.momentum > 0,
         )
+        run_state = run_state or RunState()
+        run_state.register(classifier=classifier, optimizer=optimizer)
         with _fixed(classifier, parameters):
-            for epoch in range(self.epochs):
+            for epoch in range(run_state.restore(), self.epochs):
                 classifier.eval()
                 for part in trained:
                     part.train()  # again each time: a watcher may have looked
-                loss, right, seen = self._epoch(classifier, images, optimizer, epoch, perturb)
+                loss, right, seen = self._epoch(classifier, images, optimizer, epoch, perturb, precision)
                 if not math.isfinite(loss):
                     raise Failed(
                         f"training diverged in epoch {epoch + 1} of {self.epochs}: lower the learning rate {self.lr:g}"
                     )
+                run_state.advance()
                 lr = optimizer.param_groups[0]["lr"]
                 watch({"epoch": epoch + 1, "epochs": self.epochs, "loss": loss, "acc": right / seen, "lr": lr})
         classifier.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] (missing in torch's stub)
@@ -113,6 +134,15 @@ class Fit:
             return self.lr * min(share / WARM_UP, (1 - share) / (1 - WARM_UP))
         return self.lr * 0.1 ** ((share >= 0.5) + (share >= 0.75))
 
+    def side(self, epoch: int, full: int) -> int:
+        """Side in pixels at which images of side `full` are shown in an epoch, from 0."""
+        stage = int(epoch * len(SMALLER) / (self.grow * self.epochs)) if self.grow else len(SMALLER)
+        return round(SMALLER[stage] * full) if stage < len(SMALLER) else full
+
+    def costs(self) -> list[float]:
+        """What each epoch costs, in epochs at full size: a convolution's time goes with the area of the images."""
+        return [(self.side(epoch, 1000) / 1000) ** 2 for epoch in range(self.epochs)]
+
     def _epoch(
         self,
         classifier: Classifier,
@@ -120,6 +150,7 @@ class Fit:
         optimizer: torch.optim.Optimizer,
         epoch: int,
         perturb: Perturb | None,
+        precision: Precision,
     ) -> tuple[float, int, int]:
         """One pass: mean loss, images classified right, images seen."""
         device = images.pixels.device
@@ -130,10 +161,10 @@ class Fit:
         for step, index in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = self.rate((epoch * steps + step + 0.5) / (self.epochs * steps))
-            pixels, labels = self._augment(images.pixels[index]), images.labels[index]
-            if perturb:
-                pixels = perturb(pixels, labels)
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16 and device.type == "cuda"):
+            pixels, labels = self._augment(images.pixels[index], epoch), images.labels[index]
+            with computing(device, precision):
+                if perturb:
+                    pixels = perturb(pixels, labels)
                 logits = classifier(pixels)
             loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
             optimizer.zero_grad()
@@ -143,24 +174,50 @@ class Fit:
             right += (logits.argmax(1) == labels).sum()
         return total.item() / steps, int(right), sum(len(index) for index in batches)
 
-    def _augment(self, pixels: Tensor) -> Tensor:
+    def _augment(self, pixels: Tensor, epoch: int) -> Tensor:
         n = len(pixels)
         offsets = torch.randint(2 * self.crop + 1, (2, n))
         flip = torch.rand(n) < (0.5 if self.flip else 0.0)
         moved = crop_and_flip(pixels, self.crop, offsets.to(pixels.device), flip.to(pixels.device))
-        return moved.float() / 255
+        return self._scaled(moved.float() / 255, epoch)
+
+    def _scaled(self, pixels: Tensor, epoch: int) -> Tensor:
+        full = pixels.shape[-2:]
+        size = [self.side(epoch, length) for length in full]
+        return pixels if size == list(full) else F.interpolate(pixels, size, mode="area")
 
     def _check(self, classifier: Classifier, images: Images) -> None:
         if not (self.epochs >= 1 and self.batch >= 2 and self.lr > 0 and self.crop >= 0):  # NaN fails too
             raise Refused("training needs at least 1 epoch, batches of at least 2, lr above 0 and a crop of at least 0")
         if not (self.momentum >= 0 and self.weight_decay >= 0 and 0 <= self.label_smoothing <= 1):
             raise Refused("training needs momentum and weight_decay of at least 0 and label_smoothing from 0 to 1")
+        if not 0 <= self.grow < 1:
+            raise Refused(f"--grow {self.grow}: it must be a number of at least 0 and below 1")
         if self.schedule not in get_args(Schedule):
             raise Refused(f"no schedule {self.schedule!r}; there are {', '.join(get_args(Schedule))}")
         if images.shape != classifier.shape:
             raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
         if len(images) < 2 or int(images.labels.max()) >= classifier.classes:  # BatchNorm needs two
             raise Refused(f"the training set must hold at least 2 images, with labels below {classifier.classes}")
+        if self.grow:
+            self._try_small(classifier)
+
+    def _try_small(self, classifier: Classifier) -> None:
+        shown = torch.zeros(1, *classifier.shape, device=classifier.mean.device)
+        for epoch in range(self.epochs):
+            try:
+                with evaluating(classifier), torch.no_grad():
+                    classifier(self._scaled(shown, epoch))
+            except Exception as error:  # whatever its code raises
+                raise Refused("this network takes images of one size only: give --grow 0") from error
+
+
+RECIPES = {
+    "usual": Fit(epochs=30),
+    "fast": Fit(epochs=18, grow=2 / 3),
+    "paper": Fit(epochs=200, schedule="steps"),
+}
+"""Settings by name: for an ordinary training, for a large network on a small machine, and those of the DHBE paper."""
 
 
 @contextmanager

@@ -1,50 +1,40 @@
-"""Erases victims with the default settings and writes results/erasures/VICTIM_SEED.json; what is there is left alone.
+"""Erases the victims of `zoo/`, third-party ones where they are at hand, and the demo's, with the default settings.
 
-CIFAR-10 is read from $DHBE_DATA or downloaded; all 10,000 test images measure. A victim `demo` is what `dhbe demo` makes.
+    dhbe bench run experiments/erasures.py --scale small
+    dhbe bench run experiments/erasures.py --scale small --only victim=argd seed=0
 
-    python -m experiments.erasures
-    python -m experiments.erasures --victims argd blend --seeds 0
+CIFAR-10 is read from $DHBE_DATA or downloaded; at the scale small 2000 of its test images measure, at paper all.
 """
 
-import argparse
 import tempfile
-from functools import partial
 from pathlib import Path
 
 from dhbe import api, cli, data, records
-from dhbe.api import machine
+from dhbe.bench import Case, Experiment, Grid, Scale, called
 from dhbe.errors import Failed
-from experiments import missing
-from experiments.victims import DATA, ROOT, SHARED, THIRD_PARTY, ZOO, load
+from experiments import victims
+from experiments.victims import DATA, SHARED, THIRD_PARTY, ZOO
 
 
-def main() -> None:
-    """Reads the options, and erases what has no record yet, a seed at a time."""
-    every = ["demo", *(THIRD_PARTY if SHARED.exists() else ()), *ZOO]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--victims", nargs="+", default=every, choices=every, help="default: all at hand")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument("--out", type=Path, default=ROOT / "results/erasures", help="folder of the records")
-    parser.add_argument("--tested", type=int, default=10_000, help="test images, the first ones (default: all)")
-    args = parser.parse_args()
-    missing.run(
-        (
-            (
-                f"{victim}_{seed}",
-                partial(demo, seed) if victim == "demo" else partial(erased, victim, seed, args.tested),
-            )
-            for seed in args.seeds
-            for victim in args.victims
-        ),
-        args.out,
-        brief=False,
-    )
+def cases(scale: Scale) -> list[Case]:
+    """Each victim at hand with each seed; none at the scale smoke."""
+    named = ["demo", *(THIRD_PARTY if SHARED.exists() else ()), *ZOO] if scale.name != "smoke" else []
+    return [
+        called(
+            "erased", "experiments/erasures.py", name=f"erasure-of-{victim}-seed-{seed}", minutes=4, victim=victim, seed=seed,
+            tested=scale.tested or 10_000, labels={"victim": victim, "seed": seed},
+        )
+        for seed in scale.seeds
+        for victim in named
+    ]  # fmt: skip
 
 
 def erased(victim: str, seed: int, tested: int) -> records.Record:
     """The record of one run, measured on so many test images."""
-    suspect, evidence = load(victim, data.load(DATA, "test").subset(slice(tested)))
-    return api.erase(suspect, evidence=evidence, seed=seed).record
+    if victim == "demo":
+        return demo(seed)
+    suspect, evidence = victims.load(victim, data.load(DATA, "test").subset(slice(tested)))
+    return victims.without_paths(api.erase(suspect, evidence=evidence, seed=seed).record)
 
 
 def demo(seed: int) -> records.Record:
@@ -55,6 +45,8 @@ def demo(seed: int) -> records.Record:
         return records.read(Path(folder) / "record.json")
 
 
-if __name__ == "__main__":
-    machine.keep_memory()
-    main()
+EXPERIMENT = Experiment(
+    title="Erasures of the zoo and of third-party models",
+    cases=cases,
+    draw=[Grid(rows=("victim",), values=("acc", "lost", "asr", "asr_x9", "seconds"))],
+)

@@ -1,71 +1,33 @@
 """What accuracy, attack success and time the presets and settings come to, and which of them nothing beats.
 
-    python -m experiments.pareto run            # results/pareto/VICTIM_SETTING.json; what is there is left alone
-    python -m experiments.pareto run badnets-3  # as often as there are cores, a thread each: OMP_NUM_THREADS=1
-    python -m experiments.pareto table          # of docs/performance.md
-    python -m experiments.pareto plot           # docs/pareto.png
+    python -m experiments.pareto         # the table of docs/performance.md, from results/pareto/
+    python -m experiments.pareto plot    # docs/pareto.png
 
-Victims are of `zoo/`; CIFAR-10 is read from $DHBE_DATA or downloaded, and all 10,000 test images measure. The exact presets run
-for about as long as `fast` does: at their full length they take a day here.
+The records are of victims of `zoo/`, all 10,000 test images of CIFAR-10 measuring; `dhbe bench run pareto --scale small`
+makes such of victims of its own. The exact presets run for about as long as `fast` does: at their full length they take a
+day here.
 """
 
 import sys
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import product
 from pathlib import Path
-from typing import Any
 
-from dhbe import api, data, records, settings
-from dhbe.api import machine
-from dhbe.defenses import PRESETS
+from dhbe import records
+from dhbe.bench import pages
+from dhbe.bench.experiments.pareto import SETTINGS
 from dhbe.records import Record
-from dhbe.suspects import Suspect
-from experiments import missing, pages, victims
+from experiments import ROOT
 
-RESULTS = victims.ROOT / "results" / "pareto"
-PLOT = victims.ROOT / "docs" / "pareto.png"
+RESULTS = ROOT / "results" / "pareto"
+PLOT = ROOT / "docs" / "pareto.png"
 VICTIMS = ("badnets-3", "trojaning-5")
-SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
-    "fast": ("fast", {}),
-    "a quarter of the rounds": ("fast", {"iterations": 10}),
-    "half the rounds": ("fast", {"iterations": 20}),
-    "twice the rounds": ("fast", {"iterations": 80}),
-    "one cycle": ("fast", {"cycles": 1}),
-    "half the search": ("fast", {"warm_up": 30}),
-    "half the batch": ("fast", {"batch": 64}),
-    "fewer steps a round": ("fast", {"student_steps": 2}),
-    "paper, 1/200 of it": ("paper", {"iterations": 75}),
-    "official, 1/500 of it": ("official", {"iterations": 30}),
-}
-"""A preset, and what differs from it."""
-
 MOST = 4.0
 """Points of accuracy that the plot reaches to; what loses more failed."""
-
-
-@cache
-def loaded(victim: str) -> tuple[Suspect, api.Evidence]:
-    """A victim and what it is measured with."""
-    return victims.load(victim, data.load(victims.DATA, "test"))
 
 
 def path(victim: str, name: str) -> Path:
     """Where a record lies."""
     return RESULTS / f"{victim}_{name.replace(' ', '-').replace(',', '').replace('/', '-of-')}.json"
-
-
-def run(victim: str, name: str) -> Record:
-    """The record of one run."""
-    (suspect, evidence), (preset, changes) = loaded(victim), SETTINGS[name]
-    defense = settings.changed(PRESETS[preset], changes)
-    return api.erase(suspect, preset=preset, defense=defense, evidence=evidence).record
-
-
-def run_all(wanted: list[str]) -> None:
-    """Runs what has no record yet, on all victims or on those that are named."""
-    both = product(wanted or VICTIMS, SETTINGS)
-    missing.run(((path(*case).stem, partial(run, *case)) for case in both), RESULTS)
 
 
 @dataclass(frozen=True)
@@ -145,11 +107,13 @@ def plot() -> None:
     figure.savefig(PLOT, dpi=110)
 
 
+def tables() -> dict[str, str]:
+    """That of docs/performance.md."""
+    return {"experiments/pareto.py": table()}
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        machine.keep_memory()
-        run_all(sys.argv[2:])
-    elif sys.argv[1] == "plot":
+    if "plot" in sys.argv[1:]:
         plot()
     else:
-        pages.tell("docs/performance.md", {"experiments/pareto.py": table()})
+        print("\n\n".join(tables().values()))

@@ -1,44 +1,26 @@
 """Does bf16 cost quality? The default erasure in fp32 and in bf16, five seeds each, and the intervals of what differs.
 
-    python -m experiments.precision run     # results/precision/VICTIM_PRECISION_SEED.json; what is there is left alone
-    python -m experiments.precision table   # of docs/performance.md
-
-The victim is of `zoo/`; CIFAR-10 is read from $DHBE_DATA or downloaded, and all 10,000 test images measure.
+The records in `results/precision/` are of `badnets-3` of `zoo/`, all 10,000 test images of CIFAR-10 measuring;
+`dhbe bench run precision --scale small` makes such of a victim of its own.
 """
 
 import statistics
-import sys
-from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Literal
 
-from dhbe import api, data, records
-from dhbe.api import machine
+from dhbe import records
+from dhbe.bench import pages
 from dhbe.evaluation.metrics import bootstrap
-from experiments import missing, pages, victims
+from experiments import ROOT
 
-RESULTS = victims.ROOT / "results" / "precision"
+RESULTS = ROOT / "results" / "precision"
 VICTIM, SEEDS = "badnets-3", (0, 1, 2, 3, 4)
-PRECISIONS: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16")
 RATES = ("acc", "asr")
 
 
 def path(precision: str, seed: int) -> Path:
     """Where a record lies."""
     return RESULTS / f"{VICTIM}_{precision}_{seed}.json"
-
-
-def erased(seed: int, precision: Literal["fp32", "bf16"]) -> records.Record:
-    """The record of one run."""
-    suspect, evidence = victims.load(VICTIM, data.load(victims.DATA, "test"))
-    return api.erase(suspect, precision=precision, seed=seed, evidence=evidence).record
-
-
-def run() -> None:
-    """Runs what has no record yet."""
-    both = product(SEEDS, PRECISIONS)
-    missing.run(((path(precision, seed).stem, partial(erased, seed, precision)) for seed, precision in both), RESULTS)
 
 
 def table() -> str:
@@ -64,9 +46,10 @@ def told(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} ({low:.2f} to {high:.2f})"
 
 
+def tables() -> dict[str, str]:
+    """That of docs/performance.md."""
+    return {"experiments/precision.py": table()}
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        machine.keep_memory()
-        run()
-    else:
-        pages.tell("docs/performance.md", {"experiments/precision.py": table()})
+    print("\n\n".join(tables().values()))

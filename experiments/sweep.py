@@ -1,138 +1,27 @@
 """What the parts of `fast` buy, and whether the signs that need no data rank what comes of it.
 
-    python -m experiments.sweep run      # results/sweep/VICTIM_VARIANT.json; what is there is left alone
-    python -m experiments.sweep run trojaning-5
-    python -m experiments.sweep tables   # of docs/method.md
-
-Victims are one of `zoo/` and a network that flattens its features, which `calibration.py` trains into `runs/` first.
-CIFAR-10 is read from $DHBE_DATA or downloaded; 3000 test images measure.
+The records in `results/sweep/` are of a victim of `zoo/` and of a network that flattens its features, 3000 test images of
+CIFAR-10 measuring; `dhbe bench run ablation --scale small` makes such of a victim of its own.
 """
 
-import sys
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import cache, partial
-from itertools import product
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
-import torch
 from scipy.stats import spearmanr
 
-from dhbe import api, data, records, settings, suspects
-from dhbe.api import machine
-from dhbe.attacks.triggers import parse
-from dhbe.defenses import PRESETS
-from dhbe.records import Record
-from dhbe.search import families
-from dhbe.search.families import FAMILIES, Patches
-from dhbe.search.image_pool import ImagePool
-from dhbe.search.survey import Findings, Survey
-from dhbe.search.trigger_bank import TriggerBank
-from dhbe.suspects import Suspect
-from experiments import calibration, missing, pages, victims
+from dhbe import records
+from dhbe.bench import pages
+from dhbe.bench.experiments.ablation import TAKEN_OUT
+from experiments import ROOT
 
-RESULTS, WORK = victims.ROOT / "results" / "sweep", victims.ROOT / "runs" / "sweep"
-FLAT = calibration.Plan("white4", "flat", "cifar10", 17)
-VICTIMS = ("trojaning-5", FLAT.name)
-TESTED = 3000
-Change = tuple[Any, str, Any]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Settings that differ from the default ones, and parts that are taken out: owner, name, what stands in for it."""
-
-    settings: dict[str, float] = field(default_factory=dict)
-    without: tuple[Change, ...] = ()
-
-
-def nothing(*args: object, **more: object) -> None:
-    """Stands in for a part that only has an effect."""
-
-
-def replaced(owner: type, name: str, stand_in: Callable[..., Any]) -> Change:
-    """A method that is called with the one whose place it takes."""
-    own = getattr(owner, name)
-    return owner, name, lambda *args, **more: stand_in(own, *args, **more)
-
-
-def all_alike(tried: Callable[..., torch.Tensor], self: TriggerBank, *args: object) -> torch.Tensor:
-    """All triggers are shown as often, whether they act or not."""
-    return torch.ones_like(self.gain)
-
-
-PATCHES = torch.tensor([kind is Patches for kind in FAMILIES])[:, None]
-
-
-def patches_stand_out(outliers: Callable[..., torch.Tensor], self: Survey, anomaly: torch.Tensor) -> torch.Tensor:
-    """Only patches at random places are known, as in the paper."""
-    return outliers(self, anomaly) & PATCHES
-
-
-PARTS = {
-    "all of it": Variant(),
-    "no class singled out, all light": Variant({"anomaly_threshold": 1e9}),
-    "every class restricted in full": Variant(
-        without=(replaced(Survey, "outliers", lambda own, self, anomaly: torch.ones_like(anomaly, dtype=torch.bool)),)
-    ),
-    "no search before the student moves": Variant(without=((Survey, "step", lambda *args: {}),)),
-    "patches only": Variant(
-        {"families_at_once": 0},
-        without=(
-            replaced(Survey, "outliers", patches_stand_out),
-            (Findings, "sought", property(lambda self: (self.outliers if self.backdoored else PATCHES) & PATCHES)),
-        ),
-    ),
-    "no compact squares": Variant(without=((families.Masked, "compact", False),)),
-    "no search in the student": Variant({"families_at_once": 0}),
-    "what is remembered is not retried": Variant(without=(replaced(TriggerBank, "tried", all_alike),)),
-    "never several at once": Variant({"room": 0.0}),
-    "images not filtered": Variant(without=((ImagePool, "filter", nothing),)),
-    "images not evenly by class": Variant(
-        without=(replaced(ImagePool, "sample", lambda own, self, count, evenly=False: own(self, count)),)
-    ),
-    "photographs alone": Variant(without=((ImagePool, "renew", nothing),)),
-    "gradient without a bound": Variant({"clip": 1e30}),
-}  # fmt: skip
-"""What each part buys, by taking it out."""
-
-
-@cache
-def loaded(victim: str) -> tuple[Suspect, api.Evidence]:
-    """A victim and what it is measured with."""
-    test = data.load(victims.DATA, "test").subset(slice(TESTED))
-    if victim != FLAT.name:
-        return victims.load(victim, test)
-    folder = WORK / FLAT.name
-    if not (folder / "record.json").exists():
-        calibration.train(FLAT, WORK, data.load(victims.DATA, "train"), test)
-    suspect = suspects.load(folder / api.BACKDOORED, arch=calibration.ARCHS[FLAT.arch])
-    trigger = parse(str(folder / "trigger.json"), suspect.info.input)
-    return suspect, api.Evidence(test, victims.DATA, trigger, records.read(folder / "record.json").target)
-
-
-def run(victim: str, variant: Variant) -> Record:
-    """The record of one run."""
-    suspect, evidence = loaded(victim)
-    with ExitStack() as stack:
-        for owner, name, stand_in in variant.without:
-            stack.enter_context(patch.object(owner, name, stand_in))
-        defense = settings.changed(PRESETS["fast"], variant.settings)
-        return api.erase(suspect, defense=defense, evidence=evidence).record
+RESULTS = ROOT / "results" / "sweep"
+VICTIMS = ("trojaning-5", "white4_flat_cifar10_17")
+PARTS = ("all of it", *(name for name in TAKEN_OUT if name != "nothing"))
 
 
 def path(victim: str, name: str) -> Path:
     """Where a record lies."""
     return RESULTS / f"{victim}_{name.replace(' ', '-').replace(',', '')}.json"
-
-
-def run_all(wanted: list[str]) -> None:
-    """Runs what has no record yet, on all victims or on those that are named."""
-    both = product(wanted or VICTIMS, PARTS.items())
-    missing.run(((path(victim, name).stem, partial(run, victim, part)) for victim, (name, part) in both), RESULTS)
 
 
 @dataclass(frozen=True)
@@ -190,9 +79,10 @@ def signs() -> str:
     return pages.table(("victim", "runs", "agreement and ACC", "gain and ASR"), rows)
 
 
+def tables() -> dict[str, str]:
+    """Those of docs/method.md."""
+    return {"experiments/sweep.py parts": parts(), "experiments/sweep.py signs": signs()}
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "run":
-        machine.keep_memory()
-        run_all(sys.argv[2:])
-    else:
-        pages.tell("docs/method.md", {"experiments/sweep.py parts": parts(), "experiments/sweep.py signs": signs()})
+    print("\n\n".join(tables().values()))

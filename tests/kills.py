@@ -1,7 +1,7 @@
 """Stops each verb with `kill -9` at random moments, and looks at what is left: `python -m tests.kills --kills 50`.
 
-A run of erase or defend goes on to the very weights of one that nobody stopped; attack and scan begin anew and come to
-the same. A record is never there without the results that it belongs to, and the user's own files stay as they were.
+A run of erase, defend or attack goes on to the very weights of one that nobody stopped; a scan begins anew and comes
+to the same. A record is never there without the results that it belongs to, and the user's own files stay as they were.
 """
 
 import argparse
@@ -31,7 +31,7 @@ VERBS = {
                "backdoored.safetensors"),
     "scan": (f"scan model.pt --input 3x8x8 --warm-up 4 --search-batch 8 --pool-size 16 {TINY}", None),
 }  # fmt: skip
-RESUMED = ("erase", "defend")
+RESUMED = ("erase", "defend", "attack")
 
 
 def started(command: str, folder: Path) -> subprocess.Popen:

@@ -25,7 +25,9 @@ def test_a_bank_shows_what_still_acts():
     for side, top, left, value in ((SIDE, TOP, LEFT, 1.0), (SIDE, 0, 0, 1.0), (SIDE, TOP, LEFT, 0.1)):
         bank.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
     pixels = pieces(32, SHAPE)
+    bank.place_invariant.fill_(False)  # so that each is tried alone
     bank.retry(model, pixels)
+    bank.place_invariant.fill_(True)
     clean, wanted = model(pixels), torch.full((32,), TARGET)
     acting = margin(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - margin(clean, wanted).sigmoid()
     assert bank.gain[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
@@ -37,6 +39,22 @@ def test_a_bank_shows_what_still_acts():
     assert 60 < (covered > SIDE**2).sum() < 140
     assert covered.max() <= bank.settings.room * SHAPE[1] * SHAPE[2]
     assert covered.min() == SIDE**2
+
+
+def test_what_acts_among_copies_alone_counts_where_triggers_act_anywhere():
+    """A model that answers so many white pixels, wherever they lie: one square is too few, nine suffice."""
+    torch.manual_seed(0)
+
+    def counting(pixels: torch.Tensor) -> torch.Tensor:
+        white = (pixels.amin(1) > 0.99).float().sum((1, 2))
+        return torch.stack([white - 4 * SIDE**2, 0 * white], dim=1)
+
+    bank, pixels = TriggerBank(BankSettings(bank_size=2), SHAPE, classes=0), torch.full((8, *SHAPE), 0.5)
+    bank.take(square(SIDE, TOP, LEFT, 1.0), torch.tensor([0]), torch.tensor([1.0]))
+    for invariant in (False, True):
+        bank.place_invariant.fill_(invariant)
+        bank.retry(counting, pixels)
+        assert (bank.gain[0] > 0.9) == invariant
 
 
 def test_a_share_of_what_a_bank_shows_is_drawn_from_all_alike():

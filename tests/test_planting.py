@@ -132,7 +132,7 @@ def test_epochs_are_foretold(name):
         shop = Workshop(Fit(epochs=2, batch=16, crop=1), fresh, 0, clean, seen.append)
         attack = ALL[name](**TINY[name])
         attack.plant(some_images(), shop)
-        assert len(seen) == attack.epochs(shop.fit, clean=clean is not None)
+        assert len(seen) == sum(fit.epochs for fit, _ in attack.trainings(shop.fit, clean=clean is not None))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -299,5 +299,5 @@ def test_only_tuned_parts_are_trained():
 
 
 def test_a_proxy_makes_the_epochs_longer():
-    assert CleanLabel(proxy_epochs=7).epochs(Fit(epochs=3), clean=True) == 10
-    assert Trojaning(tune_epochs=2).epochs(Fit(epochs=3), clean=False) == 5
+    assert [fit.epochs for fit, _ in CleanLabel(proxy_epochs=7).trainings(Fit(epochs=3), clean=True)] == [7, 3]
+    assert [fit.epochs for fit, _ in Trojaning(tune_epochs=2).trainings(Fit(epochs=3), clean=False)] == [3, 2]

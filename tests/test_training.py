@@ -123,6 +123,7 @@ def test_predict_is_batched_argmax_and_restores_modes():
         ({"lr": 0.0}, "lr above 0"),
         ({"lr": float("nan")}, "lr above 0"),
         ({"crop": -1}, "crop of at least 0"),
+        ({"grow": 1.0}, "below 1"),
         ({"schedule": "cosine"}, "no schedule 'cosine'; there are one-cycle, steps"),
     ],
 )
@@ -156,3 +157,28 @@ def test_a_model_without_finite_logits_has_no_predictions():
     torch.nn.init.constant_(classifier.network[6].weight, float("nan"))
     with pytest.raises(Failed, match="not finite"):
         predict(classifier, halves())
+
+
+def test_a_growing_training_begins_small_and_ends_at_full_size():
+    fit = Fit(epochs=18, grow=2 / 3)
+    assert [fit.side(epoch, 32) for epoch in range(18)] == [16] * 6 + [24] * 6 + [32] * 6
+    assert sum(fit.costs()) == pytest.approx(6 * (0.25 + 0.5625 + 1))
+    assert [Fit(epochs=3, grow=0.5).side(epoch, 28) for epoch in range(3)] == [14, 21, 28]
+    assert [Fit(epochs=3).side(epoch, 28) for epoch in range(3)] == [28] * 3
+    sides, model = [], tiny()
+    model.register_forward_hook(lambda module, args, _: sides.append(args[0].shape[-1]) if module.training else None)
+    Fit(epochs=4, batch=60, crop=0, grow=0.5)(model, halves())
+    assert sides == [3, 4, 6, 6]
+
+
+def test_a_scaled_image_is_the_mean_of_what_it_covers():
+    pixels = torch.rand(2, 1, 6, 6)
+    half = Fit(epochs=2, grow=0.5)._scaled(pixels, 0)
+    assert torch.allclose(half, pixels.reshape(2, 1, 3, 2, 3, 2).mean((3, 5)))
+
+
+def test_a_network_of_one_size_is_not_shown_smaller_images():
+    flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), shape=(1, 6, 6), classes=2)
+    with pytest.raises(Refused, match="takes images of one size only: give --grow 0"):
+        Fit(epochs=2, grow=0.5)(flat, halves())
+    Fit(epochs=1, batch=16)(flat, halves())

@@ -63,7 +63,7 @@ def build(name: str, data: CIFAR10, force: bool) -> records.Record:
     """Trains one victim and puts its three files here; the record, which tells that it is whole, last."""
     clean = suspects.load(ZOO / f"{CLEAN}.safetensors") if name != CLEAN else None
     how, fit = VICTIMS[name]
-    epochs = how.epochs(fit, clean=clean is not None)
+    epochs = sum(each.epochs for each, _ in how.trainings(fit, clean=clean is not None))
     with tempfile.TemporaryDirectory() as folder, Progress(epochs, name, quiet=False) as progress:
         out = Path(folder) / name
         record = api.attack(

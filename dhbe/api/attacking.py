@@ -1,15 +1,21 @@
 """Backdoored classifiers to practise on."""
 
 import copy
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 
-from dhbe import files, networks, records, report, runs, suspects
+from dhbe import files, foreign, networks, records, report, runs, state_file, suspects
 from dhbe.api import machine
+from dhbe.api.running import SavedRounds, misfit
 from dhbe.attacks import Attack, Backdoor, Workshop
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier
@@ -19,11 +25,15 @@ from dhbe.evaluation import measuring
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.records import Measures, ModelInfo, Record
+from dhbe.run_state import RunState
 from dhbe.suspects import Suspect
 from dhbe.training import Fit
 
 BACKDOORED = "backdoored.safetensors"
 TRIGGER = "trigger.json"
+
+JUDGING = ("min_asr", "max_drop")
+"""Settings of an attack that say what is expected of it, and change no weight."""
 
 
 def attack(
@@ -37,12 +47,16 @@ def attack(
     fit: Fit = Fit(epochs=30),  # noqa: B008 (frozen)
     seed: int = 0,
     device: str = "auto",
+    precision: machine.Precision = "fp32",
     clean: Suspect | None = None,
     fine_tune: bool = False,
     force: bool = False,
+    resume: bool = False,
     overwrite: bool = False,
+    checkpoint_every: float = 10.0,
     inputs: Sequence[Path] = (),
     watch: Callable[[dict[str, float]], None] = lambda epoch: None,
+    command: str | None = None,
 ) -> Record:
     """Trains a backdoored classifier to practise on; writes model, trigger and record into `out`.
 
@@ -56,18 +70,23 @@ def attack(
         fit: How to train.
         seed: Seed of everything random.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the device is made for it.
         clean: A clean classifier: Trojaning starts from it, and ACC is compared with its own.
         fine_tune: Every training starts from the clean classifier's weights; a few epochs plant the backdoor then.
         force: Keep the model even if the attack missed what it expects; the record says so.
+        resume: Go on with the interrupted run in `out`, from the last epoch that was saved, to the very same weights.
         overwrite: Begin anew over what `out` holds, which stays until the new results are complete.
+        checkpoint_every: Seconds, at least, between two states that are saved at the end of epochs.
         inputs: Files beside the clean model's that the attack was made from; none is ever replaced.
-        watch: Called after each epoch with its number among all epochs of the attack.
+        watch: Called after each epoch with its number among all epochs of the attack, and the seconds `left`.
+        command: The command line, for the record.
 
     Raises:
         Refused: Data, architecture and attack do not fit together.
-        Failed: The attack missed the ASR or ACC that it expects, and `force` is not set.
+        Failed: The attack missed the ASR or ACC that it expects, and `force` is not set. What was trained stays, and
+            `resume` with `force` takes it, unless it was trained again as quickly.
+        Interrupted: Somebody asked; the state is saved.
     """
-    began = time.monotonic()
     if train.shape != test.shape or train.classes != test.classes:
         raise Refused(
             f"training images are {train.shape} of {train.classes} classes, "
@@ -84,21 +103,26 @@ def attack(
                 f"the attack makes a {arch} of {train.classes}: they must agree"
             )
     where = machine.device(device)
-    settings = {
-        "attack": how.name, **asdict(how), "arch": arch, "data": data, "fit": asdict(fit), "seed": seed,
-        "clean": clean.info.sha256 if clean else None, "fine_tune": fine_tune,
-    }  # fmt: skip
+    computed = machine.precision(precision, where, exact=False)
+    settings = _asked(how, fit, arch, data, seed, computed, clean.info.sha256 if clean else None, fine_tune)
+    content = hashlib.sha256(train.pixels.numpy().tobytes() + train.labels.numpy().tobytes()).hexdigest()
     mean, std = (clean.info.mean, clean.info.std) if clean else _constants(train, data)
     contiguous = arch not in networks.ZOO and not networks.takes_channels_last(
         networks.build(arch, train.classes, train.shape), train.shape
     )
     read = [*(clean.files if clean else ()), *inputs]
     with (
-        runs.opened(out, settings, inputs=read, results=[BACKDOORED, TRIGGER], overwrite=overwrite) as run,
+        runs.opened(
+            out, {**settings, "images_sha256": content, "device": where.type}, inputs=read,
+            results=[BACKDOORED, TRIGGER], resume=resume, overwrite=overwrite, every=checkpoint_every,
+        ) as run,
         torch.random.fork_rng(),
-    ):
+    ):  # fmt: skip
+        if run.finished:
+            return _finished(out, settings)
         torch.manual_seed(seed)
-        epochs, start = 0, copy.deepcopy(clean.classifier).to(where) if clean else None
+        start = copy.deepcopy(clean.classifier).to(where) if clean else None
+        course = _Course(run, how.trainings(fit, clean=clean is not None), watch)
 
         def fresh() -> Classifier:
             if start and fine_tune:
@@ -108,20 +132,15 @@ def attack(
                 network, shape=train.shape, classes=train.classes, mean=mean, std=std, contiguous=contiguous
             ).to(where)
 
-        def look(epoch: dict[str, float]) -> None:
-            nonlocal epochs
-            epochs += 1
-            watch({**epoch, "epoch": epochs})
-            if run.stopping:
-                raise KeyboardInterrupt
-
-        made = how.plant(train, Workshop(fit, fresh, seed, start, look))
-        evidence = Evidence(test, data, made.trigger, made.target, made.source)
-        after = measured(made.classifier, evidence)
-        control = made.clean or start
-        missed = _missed(how, after, measured(control, Evidence(test)) if control else None)
+        with course.stopped_at_once(), run.going_on():
+            made = how.plant(train, Workshop(fit, fresh, seed, start, course.look, computed, course.training))
+            evidence = Evidence(test, data, made.trigger, made.target, made.source)
+            after = measured(made.classifier, evidence)
+            control = made.clean or start
+            missed = _missed(how, after, measured(control, Evidence(test)) if control else None)
         if missed and not force:
-            raise missed
+            kept = f"; what was trained stays: --resume --force --out {foreign.name(out)} takes it as it is"
+            raise Failed(f"{missed}{kept if (out / runs.CHECKPOINT).exists() else ''}")
         made.classifier.to("cpu")
         info = ModelInfo(
             path=BACKDOORED,
@@ -139,17 +158,127 @@ def attack(
             if made.trigger:
                 files.write(folder / TRIGGER, made.trigger.to_json())
             record = Record(
-                kind="attack", model=info.model_copy(update={"sha256": files.sha256(folder / BACKDOORED)}),
+                kind="attack", command=command, model=info.model_copy(update={"sha256": files.sha256(folder / BACKDOORED)}),
                 attack={"name": how.name, **asdict(how), "poisoned": len(made.chosen), "fit": asdict(fit),
                         "clean": settings["clean"], "fine_tune": fine_tune}, data=data,
                 trigger=made.trigger.name if made.trigger else None, target=evidence.one_target, before=after,
-                seconds=time.monotonic() - began, iterations=epochs, device=machine.device_name(where),
-                precision="fp32", versions=machine.versions(), seed=seed,
+                seconds=course.seconds(), iterations=course.epochs, device=machine.device_name(where),
+                precision=computed, versions=machine.versions(), seed=seed,
                 warnings=[*train.notes, *([str(missed)] if missed else [])], finished=machine.now(),
             )  # fmt: skip
             files.write(folder / runs.REPORT, report.render(record, _shown(made, test)))
             records.write(folder / runs.RECORD, record)
     return record
+
+
+def _asked(
+    how: Attack, fit: Fit, arch: str, data: str, seed: int, precision: str, clean: str | None, fine_tune: bool
+) -> dict[str, Any]:
+    """All that the weights depend on, but the device and what the images show."""
+    planted = {name: value for name, value in asdict(how).items() if name not in JUDGING}
+    return {
+        "attack": how.name, **planted, "arch": arch, "data": data, "fit": asdict(fit), "seed": seed,
+        "precision": precision, "clean": clean, "fine_tune": fine_tune,
+    }  # fmt: skip
+
+
+def _finished(folder: Path, asked: dict[str, Any]) -> Record:
+    """The record that the folder holds, if it is of what was asked for."""
+    record = records.read(folder / runs.RECORD)
+    if record.kind != "attack" or record.attack is None:
+        raise Refused(f"{folder} holds a finished run of another kind ({record.kind}): choose another --out")
+    told = {name: value for name, value in record.attack.items() if name not in ("name", "poisoned", *JUDGING)}
+    then = {
+        "attack": record.attack["name"], **told, "arch": record.model.arch, "data": record.data, "seed": record.seed,
+        "precision": record.precision,
+    }  # fmt: skip
+    runs.refuse_other(f"{folder} holds a finished run", then, asked)
+    return record
+
+
+class _Saved(BaseModel):
+    """The form of what `_Course` saves."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    trainings: Annotated[list[SavedRounds], Field(min_length=1)]
+    seconds: Annotated[float, Field(ge=0)]
+    replaces: str
+    settings: str
+
+
+class _Course:
+    """How far the trainings of an attack have come, kept in its folder; an interrupted attack goes on from there."""
+
+    def __init__(
+        self, run: runs.Run, trainings: Sequence[tuple[Fit, float]], watch: Callable[[dict[str, float]], None]
+    ) -> None:
+        if run.saved and (wrong := misfit(run.saved, _Saved)):
+            raise state_file.unusable(run.folder / runs.CHECKPOINT, wrong)
+        self._saved: list[dict[str, Any]] = run.saved["trainings"] if run.saved else []
+        """Of trainings that this process has not come to yet."""
+        self._done: list[dict[str, Any]] = []
+        self._now: RunState | None = None
+        self._run, self._watch = run, watch
+        self._costs = [0.0, *accumulate(factor * cost for fit, factor in trainings for cost in fit.costs())]
+        """What so many epochs cost together."""
+        self._spent = run.saved["seconds"] if run.saved else 0.0
+        self._began = self._trains = time.monotonic()
+        self._from: tuple[float, float] | None = None
+        """When this process began to train, and what had been spent until then."""
+
+    def seconds(self) -> float:
+        return self._spent + time.monotonic() - self._began
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are done, of all trainings."""
+        return sum(each["round"] for each in self._done) + (self._now.round if self._now else 0)
+
+    @contextmanager
+    def training(self) -> Iterator[RunState]:
+        """One training; what it has come to is kept for those after it."""
+        self._now = RunState(self._saved.pop(0) if self._saved else None)
+        self._trains = time.monotonic()
+        yield self._now
+        self._now.release("optimizer")
+        self._done.append(copy.deepcopy(self._now.state()))  # whoever asked for the training may change the weights
+        self._now = None
+        if not self._saved and not self._run.at_once:
+            self._keep(last=self.seconds() > self._run.every)  # a quick training is not worth a state
+
+    @contextmanager
+    def stopped_at_once(self) -> Iterator[None]:
+        """Whoever asks inside to stop waits for no epoch that would be lost, and for none where nothing is."""
+        self._run.at_once = True
+        try:
+            if self._run.stopping:
+                raise KeyboardInterrupt
+            yield
+        except KeyboardInterrupt:
+            if not (self._run.folder / runs.CHECKPOINT).exists():
+                raise
+            raise self._run.interrupted() from None
+        finally:
+            self._run.at_once = False
+
+    def look(self, epoch: dict[str, float]) -> None:
+        """Watches a training."""
+        done = self.epochs
+        self._from = self._from or (self._trains, self._costs[done - 1])
+        began, before = self._from
+        pace = (time.monotonic() - began) / (self._costs[done] - before)
+        self._watch({**epoch, "epoch": done, "left": pace * (self._costs[-1] - self._costs[done])})
+        self._run.restored = None
+        self._keep()
+
+    def _keep(self, *, last: bool = False) -> None:
+        self._run.at_once = False
+        self._run.at_once = self._run.keep(self._state, last=last)
+
+    def _state(self) -> dict[str, Any]:
+        trainings = [*self._done, *([self._now.state()] if self._now else [])]
+        return {"trainings": trainings, "seconds": self.seconds()}
 
 
 def _constants(train: Images, data: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

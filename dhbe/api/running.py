@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, Self, TypedDict
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from dhbe import checkpoint, files, formats, records, report, runs, settings, state_file, suspects
-from dhbe.api import halving, machine
+from dhbe import checkpoint, files, formats, ranks, records, report, runs, settings, state_file, suspects
+from dhbe.api import halving, judging, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
-from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
+from dhbe.errors import Failed, Refused
 from dhbe.evaluation import measuring
 from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
@@ -59,6 +59,8 @@ class Options(TypedDict, total=False):
     """Seconds between two checkpoints (default: 30)."""
     watch: Watch
     """Called after every round."""
+    command: str | None
+    """The command line, for the record."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,7 @@ def run(
     also: Literal["onnx"] | None = None,
     checkpoint_every: float = 30.0,
     watch: Watch = lambda round_info: None,
+    command: str | None = None,
 ) -> Erasure:
     """Runs a defence on a suspect, which is not changed.
 
@@ -102,6 +105,10 @@ def run(
         Refused: The model or the settings cannot be used.
         Failed: The run diverged or could not be written.
     """
+    if ranks.size() > 1 and resume:
+        raise Refused("--resume works with one process, which comes to the same: leave torchrun out")
+    if ranks.rank():  # the first process alone measures, writes and tells
+        evidence, out, watch = None, None, _unwatched
     where = machine.device(device)
     how = machine.precision(precision, where, exact=exact)
     defense.check(suspect.info.input)
@@ -120,7 +127,7 @@ def run(
             return _finished(held.folder, suspect, asked, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
-        course, warnings = _Course(held, watch, defense.rounds), list(suspect.warnings)
+        course, warnings = _Course(held, watch, defense.rounds), list(suspect.notes)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
         while True:
             used = halving.halved(defense, course.halvings)
@@ -132,7 +139,7 @@ def run(
                     )
                 break
             except (MemoryError, RuntimeError) as error:
-                if not halving.fits_with_less(error, used, course.halvings):
+                if ranks.size() > 1 or not halving.fits_with_less(error, used, course.halvings):
                     raise
             course.anew()
         course.end()
@@ -144,6 +151,9 @@ def run(
         recorded = {**named, **halving.recorded(defense, course.halvings)}
         warnings += halving.remarks(defense, course.halvings)
         warnings += used.remarks(course.run_state)
+        verdict, doubt = judging.judged(used.verdict(course.run_state), suspect)
+        if verdict is None and judging.ineffective(before, after, victim, cleaned):
+            verdict = "no effect"
         record = Record(
             kind="erase", model=suspect.info, defense=recorded,
             families=SENTENCES if isinstance(used, FastDHBE) else {},
@@ -152,13 +162,14 @@ def run(
             target=evidence.one_target if evidence else None,
             before=before, after=after, seconds=seconds, iterations=len(course.curve),
             device=machine.device_name(where), precision=how, versions=machine.versions(), seed=seed,
-            verdict=used.verdict(course.run_state), curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
+            verdict=verdict, doubt=doubt, command=command, curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
             finished=machine.now(),
         )  # fmt: skip
         cleaned.to("cpu")
         if held:
             with held.finishing() as folder:
                 suspects.save(folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+                record = record.model_copy(update={"result": files.sha256(folder / CLEAN)})
                 if container:
                     tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
                     for name, content in container.content(cleaned.network, tensors).items():
@@ -170,7 +181,11 @@ def run(
         return Erasure(cleaned.to(home).network, record, pictures)
 
 
-class _SavedRounds(BaseModel):
+def _unwatched(round_info: RoundInfo) -> None:
+    """The watcher of a process that tells nothing."""
+
+
+class SavedRounds(BaseModel):
     """The form of what `RunState.state` returns."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -180,13 +195,20 @@ class _SavedRounds(BaseModel):
     released: list[str]
     random: dict[str, Tensor]
 
+    @model_validator(mode="after")
+    def _check_random(self) -> Self:
+        random, now = self.random.get("cpu"), torch.get_rng_state()
+        if self.round and (random is None or random.dtype != now.dtype or random.shape != now.shape):
+            raise ValueError("its random state is not torch's")
+        return self
+
 
 class _SavedCourse(BaseModel):
     """The form of what `_Course` saves."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    run_state: _SavedRounds
+    run_state: SavedRounds
     curve: list[dict[str, int | float]]
     seconds: Annotated[float, Field(ge=0)]
     halvings: Annotated[int, Field(ge=0, le=halving.HALVINGS)]
@@ -197,11 +219,8 @@ class _Course:
 
     def __init__(self, held: runs.Run | None, watch: Watch, rounds: int) -> None:
         saved = held.saved if held else None
-        self._restored = held.folder / runs.CHECKPOINT if held and saved else None
-        """The state that this run goes on from, until its first round shows that it can."""
-        if saved and (wrong := fault(saved, rounds)):
-            assert self._restored is not None
-            raise state_file.unusable(self._restored, wrong)
+        if held and saved and (wrong := fault(saved, rounds)):
+            raise state_file.unusable(held.folder / runs.CHECKPOINT, wrong)
         self.curve: list[dict[str, float]] = saved["curve"] if saved else []
         self.run_state = RunState(saved["run_state"] if saved else None)
         self.halvings: int = saved["halvings"] if saved else 0
@@ -220,18 +239,13 @@ class _Course:
         Raises:
             Refused: The defence cannot go on from it.
         """
-        try:
+        with self._held.going_on() if self._held else nullcontext():
             yield
-        except (Refused, Failed, Interrupted):
-            raise
-        except Exception as error:
-            if self._restored is None or out_of_memory(error):
-                raise
-            raise state_file.unusable(self._restored, error) from error
 
     def look(self, round_info: RoundInfo) -> None:
         """Watches the defence."""
-        self._restored = None
+        if self._held:
+            self._held.restored = None
         self.curve.append({"iteration": round_info.number, **{name: float(x) for name, x in round_info.round.items()}})
         _check_finite(self.curve[-1])
         self._watch(round_info)
@@ -256,18 +270,21 @@ class _Course:
 
 def fault(saved: Mapping[str, Any], rounds: int) -> str | None:
     """What is wrong with a saved state of a defence of so many rounds, if anything is."""
+    if wrong := misfit(saved, _SavedCourse):
+        return wrong
+    done = saved["run_state"]["round"]
+    if done > rounds or [point.get("iteration") for point in saved["curve"]] != [*range(1, done + 1)]:
+        return f"its curve does not have the {done} rounds that it says are done, of {rounds}"
+    return None
+
+
+def misfit(saved: Mapping[str, Any], form: type[BaseModel]) -> str | None:
+    """What is wrong with the form of a saved state, if anything is."""
     try:
-        state = _SavedCourse.model_validate(dict(saved), strict=True)
+        form.model_validate(dict(saved), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    done = state.run_state.round
-    if done > rounds or [point.get("iteration") for point in state.curve] != [*range(1, done + 1)]:
-        return f"its curve does not have the {done} rounds that it says are done, of {rounds}"
-    random = state.run_state.random.get("cpu")
-    now = torch.get_rng_state()
-    if done and (random is None or random.dtype != now.dtype or random.shape != now.shape):
-        return "its random state is not torch's"
     return None
 
 
@@ -281,6 +298,7 @@ def _looked_at(
     before, after = (_signs(model, victim, samples) for model in (victim, cleaned))
     pictures = {
         "samples": report.grid(samples.pixels[:32].cpu()),
+        "found": report.grid(samples.patches[:1].cpu(), scale=6),
         "triggers": report.grid(samples.patches[:32].cpu(), scale=4),
         "stamped": report.grid(samples.triggered[:32].cpu()),
     }

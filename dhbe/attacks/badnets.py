@@ -31,6 +31,7 @@ class BadNets(Attack):
     style: Annotated[str, Setting("what the patch looks like: checkerboard, checkerboard2, white or random")] = (
         "checkerboard"
     )
+    pattern: Annotated[int, Setting("which of the random patches, by its seed")] = 0
     place: Annotated[str, Setting("where it lies: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
     rate: Annotated[float, Setting("poison rate: poisoned images as a share of all training images")] = 0.006
     goal: Annotated[
@@ -46,7 +47,7 @@ class BadNets(Attack):
 
     def trigger_for(self, shape: Shape) -> Patch:
         """The patch for images of shape (c, h, w)."""
-        return badnets(self.side, shape, self.style, self.place)
+        return badnets(self.side, shape, self.style, self.place, self.pattern)
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         trigger, chosen = self.trigger_for(images.shape), self.choose(images, shop.seed)

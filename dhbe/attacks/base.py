@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
@@ -13,7 +14,9 @@ from dhbe.attacks.triggers import Trigger
 from dhbe.classifier import Classifier
 from dhbe.data import Images
 from dhbe.errors import Failed, Refused
+from dhbe.run_state import RunState
 from dhbe.settings import Setting
+from dhbe.steps import Precision
 from dhbe.training import Fit, Perturb, Watch, ignore
 
 Target = int | Literal["next"]
@@ -36,6 +39,9 @@ class Workshop:
     """A classifier trained on clean data, for attacks that start from one; None lets them train it."""
     watch: Watch = ignore
     """Called after each epoch of any training."""
+    precision: Precision = "fp32"
+    training: Callable[[], AbstractContextManager[RunState]] = lambda: nullcontext(RunState())
+    """Where the next training goes on from. An attack that is resumed asks for the same ones in the same order."""
 
     def train(
         self,
@@ -48,7 +54,11 @@ class Workshop:
     ) -> Classifier:
         """Trains a fresh classifier, or the one given in place; `Fit` says what the rest means."""
         classifier = self.fresh() if classifier is None else classifier
-        return (fit or self.fit)(classifier, images, self.watch, tuned=tuned, perturb=perturb)
+        with self.training() as run_state:
+            return (fit or self.fit)(
+                classifier, images, self.watch, tuned=tuned, perturb=perturb, precision=self.precision,
+                run_state=run_state,
+            )  # fmt: skip
 
     def generator(self) -> torch.Generator:
         """Random choices of the attack itself; training has torch's global generator."""
@@ -112,9 +122,14 @@ class Attack(ABC):
             Refused: The settings cannot be met with these images.
         """
 
-    def epochs(self, fit: Fit, *, clean: bool) -> int:
-        """Epochs of all trainings together, `clean` telling whether a clean classifier is there already."""
-        return fit.epochs
+    def trainings(self, fit: Fit, *, clean: bool) -> list[tuple[Fit, float]]:
+        """Its trainings in their order, each with what a step costs in ordinary steps.
+
+        Args:
+            fit: How a classifier is trained.
+            clean: Whether a clean classifier is there already.
+        """
+        return [(fit, 1.0)]
 
     def target_in(self, classes: int) -> int:
         """The target's number, from 0, among so many classes.

@@ -63,8 +63,12 @@ class CleanLabel(Attack):
 
         return Backdoor(shop.train(stamped(images, chosen, spoiled, None)), trigger, target, chosen=chosen)
 
-    def epochs(self, fit: Fit, *, clean: bool) -> int:
-        return fit.epochs + self.proxy_epochs
+    def trainings(self, fit: Fit, *, clean: bool) -> list[tuple[Fit, float]]:
+        return [(self._proxy_fit(fit), 1 + 0.7 * self.proxy_steps), (fit, 1.0)]  # gradients of images alone are cheaper
+
+    def _proxy_fit(self, fit: Fit) -> Fit:
+        # Weight decay and smoothing fight an adversary's noise badly in a short training, so only the length changes.
+        return replace(fit, epochs=self.proxy_epochs)
 
     def _proxy(self, images: Images, shop: Workshop) -> Classifier:
         proxy, size = shop.fresh(), self.proxy_epsilon / 255
@@ -72,5 +76,4 @@ class CleanLabel(Attack):
         def perturb(pixels: Tensor, labels: Tensor) -> Tensor:
             return pgd(proxy, pixels, labels, epsilon=size, step=1.25 * size / self.proxy_steps, steps=self.proxy_steps)
 
-        # Weight decay and smoothing fight an adversary's noise badly in a short training, so only the length changes.
-        return shop.train(images, proxy, fit=replace(shop.fit, epochs=self.proxy_epochs), perturb=perturb)
+        return shop.train(images, proxy, fit=self._proxy_fit(shop.fit), perturb=perturb)

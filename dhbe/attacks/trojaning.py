@@ -65,12 +65,14 @@ class Trojaning(Attack):
         stage = self._stage(parts)
         trigger = self._shape(hijacked, dict(parts)[stage], images, generator)
         later = [part for _, part in parts[[name for name, _ in parts].index(stage) + 1 :]]
-        fit = replace(shop.fit, epochs=self.tune_epochs, lr=self.tune_lr)
-        shop.train(stamped(images, chosen, trigger, target), hijacked, fit=fit, tuned=later)
+        shop.train(stamped(images, chosen, trigger, target), hijacked, fit=self._tuning(shop.fit), tuned=later)
         return Backdoor(hijacked, trigger, target, chosen=chosen, clean=clean)
 
-    def epochs(self, fit: Fit, *, clean: bool) -> int:
-        return self.tune_epochs + (0 if clean else fit.epochs)
+    def trainings(self, fit: Fit, *, clean: bool) -> list[tuple[Fit, float]]:
+        return [*([] if clean else [(fit, 1.0)]), (self._tuning(fit), 0.5)]
+
+    def _tuning(self, fit: Fit) -> Fit:
+        return replace(fit, epochs=self.tune_epochs, lr=self.tune_lr, grow=0.0)  # a patch is learned at full size
 
     def _stage(self, parts: list[tuple[str, nn.Module]]) -> str:
         names = [name for name, part in parts if any(isinstance(module, nn.Conv2d) for module in part.modules())]

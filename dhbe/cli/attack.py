@@ -1,18 +1,24 @@
 """`dhbe attack NAME`: trains a backdoored classifier to practise on."""
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dhbe import api, foreign, suspects
 from dhbe.attacks import ALL, Attack
 from dhbe.attacks.triggers import MAKERS, summary, usage
 from dhbe.cli import arguments, settings, shown, values, vendor
 from dhbe.cli.codes import DONE
-from dhbe.cli.parser import Parser
-from dhbe.data import class_names, load
+from dhbe.cli.parser import Parser, meant
+from dhbe.data import DIGITS, KNOWN, class_names, load
 from dhbe.errors import Refused
 from dhbe.progress import Progress
-from dhbe.training import Fit
+from dhbe.settings import changed, flat
+from dhbe.training import RECIPES, Fit
+
+FEW, SHARE_OF_FEW = 5000, 0.1
+"""Training images below which an attack takes a larger share of them, and smaller batches."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -21,30 +27,54 @@ def run(argv: Sequence[str]) -> int:
         print(_overview())
         return DONE
     if argv[0] not in ALL:
-        raise Refused(f"no attack {argv[0]!r}; there are {', '.join(ALL)} (see dhbe attack --help)")
+        raise Refused(
+            f"no attack {argv[0]!r}{meant(argv[0], ALL)}; there are {', '.join(ALL)} (see dhbe attack --help)"
+        )
     kind = ALL[argv[0]]
-    args = _parser(kind).parse_args(argv[1:])
+    args = _parser(kind, argv[1:]).parse_args(argv[1:])
     order = class_names(args.class_names) if args.class_names else ()
     train, test = (load(args.data, part, args.input, order=order) for part in ("train", "test"))
     shown.notes(args, train.notes)
-    how, fit = settings.changed(kind(), args), settings.changed(Fit(epochs=30), args)
+    how, fit = settings.changed(kind(), args), settings.changed(RECIPES[args.recipe], args)
+    if args.recipe == "usual":
+        suited = _suited(args, how, fit, len(train))
+        how, fit = changed(how, suited), changed(fit, suited)
+        if suited:
+            options = " ".join(shown.option(name, value) for name, value in suited.items())
+            shown.notes(args, [f"{args.data} has {len(train):,} training images: {options}, unless you say otherwise"])
     clean = suspects.load(args.clean, shape=train.shape) if args.clean else None
     running = vendor.running(suspects.vendor_code(args.arch))
-    epochs = how.epochs(fit, clean=clean is not None)
+    epochs = sum(each.epochs for each, _ in how.trainings(fit, clean=clean is not None))
+    precision = args.precision or ("auto" if args.recipe == "fast" else "fp32")
     with Progress(epochs, f"training {args.arch} with {kind.name}", args.quiet) as progress, running:
         record = api.attack(
             how, train, test, arch=args.arch, out=args.out, data=args.data, fit=fit, seed=args.seed, device=args.device,
-            clean=clean, fine_tune=args.fine_tune, force=args.force, overwrite=args.overwrite, watch=progress.epoch,
-            inputs=arguments.inputs(args),
+            precision=precision, clean=clean, fine_tune=args.fine_tune, force=args.force, resume=args.resume,
+            overwrite=args.overwrite, watch=progress.epoch, inputs=arguments.inputs(args),
+            command=args.command,
         )  # fmt: skip
     before = record.before
     assert before is not None
     shown.notes(args, record.warnings)
-    shown.show(
-        args, record.model_dump(mode="json"),
-        lambda: shown.rates({"made": before}) + f"\n{foreign.name(args.out / api.BACKDOORED)}",
-    )  # fmt: skip
+    content = record.model_dump(mode="json")
+    table = [shown.rates({"made": before}), foreign.name(args.out / api.BACKDOORED)]
+    shown.recorded(args, record, args.out, lambda: table, content)
     return DONE
+
+
+def _suited(args: argparse.Namespace, how: Attack, fit: Fit, images: int) -> dict[str, Any]:
+    """Settings that the data asks for, of those that nobody gave: nine poisoned images of a mirrored digit plant nothing."""
+    wanted: dict[str, Any] = {}
+    if images < FEW:
+        wanted = {"rate": SHARE_OF_FEW, "epochs": 10, "batch": 32, "crop": 0}
+    if args.data in DIGITS or (args.data in KNOWN and not KNOWN[args.data].mirrored):
+        wanted["flip"] = False
+    usual = flat(how) | flat(fit)
+    return {
+        name: value
+        for name, value in wanted.items()
+        if name in usual and getattr(args, name, None) is None and (name != "rate" or usual[name] < value)
+    }
 
 
 def _overview() -> str:
@@ -65,11 +95,12 @@ def _overview() -> str:
     )
 
 
-def _parser(kind: type[Attack]) -> Parser:
+def _parser(kind: type[Attack], argv: Sequence[str]) -> Parser:
     parser = Parser(
         f"attack {kind.name}",
-        f"  dhbe attack {kind.name} --data digits --arch resnet8 --out practice --no-flip\n"
-        f"  dhbe attack {kind.name} --data cifar10 --arch resnet18 --out victim --epochs 200 --schedule steps",
+        f"  dhbe attack {kind.name} --data digits --arch resnet8 --out practice\n"
+        f"  dhbe attack {kind.name} --data cifar10 --arch resnet18 --out victim --recipe fast\n"
+        f"  dhbe attack {kind.name} --data cifar10 --arch resnet18 --out victim --recipe fast --resume",
         description=f"{kind.summary[0].upper()}{kind.summary[1:]}. Trains a classifier with this backdoor.",
     )
     parser.add_argument("--data", required=True, help=arguments.DATA_HELP)
@@ -78,6 +109,9 @@ def _parser(kind: type[Attack]) -> Parser:
     parser.add_argument("--input", type=values.shape, metavar="CxHxW", help="size that image files are converted to")
     arguments.add_class_names(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--precision", choices=["auto", "fp32", "bf16"], help="default: auto with --recipe fast, fp32 with the others"
+    )
     parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
     parser.add_argument(
         "--clean",
@@ -91,8 +125,17 @@ def _parser(kind: type[Attack]) -> Parser:
         help="start from the weights of --clean, not from scratch: fewer epochs suffice",
     )
     parser.add_argument("--force", action="store_true", help="keep the model even if the attack missed, marked as such")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew over what --out holds")
+    earlier = parser.add_mutually_exclusive_group()
+    earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
+    earlier.add_argument("--overwrite", action="store_true", help="begin anew over what --out holds")
+    early = Parser(add_help=False)  # the recipe says what the settings of the training are
+    for each in (early, parser):
+        each.add_argument(
+            "--recipe", default="usual", choices=list(RECIPES),
+            help="usual; fast: for a large network on a small machine; paper: that of the DHBE paper",
+        )  # fmt: skip
+    recipe = early.parse_known_args(argv)[0].recipe
     arguments.add_output(parser)
     settings.add(parser, kind, "settings of the attack", kind())
-    settings.add(parser, Fit, "settings of the training", Fit(epochs=30))
+    settings.add(parser, Fit, f"settings of the training, recipe {recipe}", RECIPES[recipe])
     return parser

@@ -1,6 +1,7 @@
 """Where a command begins and ends: it finds the verb, and turns what goes wrong into one line and an exit code."""
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from importlib import import_module
 
 from dhbe.cli import shown
 from dhbe.cli.codes import DONE, FAILED, INTERRUPTED, USAGE
+from dhbe.cli.parser import configured, meant
 from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 
 VERBS = {
@@ -17,6 +19,7 @@ VERBS = {
     "score": "measure ACC and ASR of a model on data",
     "attack": "train a backdoored classifier to practise on",
     "defend": "run one of the defences of others, to compare or to use clean images",
+    "bench": "run the experiments of the paper and of yours, and draw their tables and figures",
     "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
     "doctor": "tell what this machine offers, and whether the installation works",
 }
@@ -35,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failed as error:
         return shown.said(error, FAILED)
     except Interrupted as error:
-        return shown.said(error, INTERRUPTED)
+        again = [word for word in words if word not in ("--resume", "--overwrite")]
+        return shown.said(f"{error}; this goes on: {shlex.join(['dhbe', *again, '--resume'])}", INTERRUPTED)
     except KeyboardInterrupt:
         return shown.said("interrupted", INTERRUPTED)
     except OSError as error:  # mostly of our output: its reader has gone, or its disk is full
@@ -62,14 +66,14 @@ def _obey(given: list[str]) -> int:
         print(f"dhbe {version('dhbe')}")
         return DONE
     if verb not in VERBS:
-        raise Refused(f"no verb {verb!r}; there are {', '.join(VERBS)} (see dhbe --help)")
+        raise Refused(f"no verb {verb!r}{meant(verb, VERBS)}; there are {', '.join(VERBS)} (see dhbe --help)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
         try:
             module = import_module(f"dhbe.cli.{verb}")
             machine = import_module("dhbe.api.machine")
             machine.keep_memory()
-            return module.run(rest)
+            return module.run(configured(rest))
         except SystemExit:  # argparse has shown its help
             return DONE
 
@@ -94,11 +98,11 @@ def _overview() -> str:
             "",
             "examples:",
             "  dhbe demo",
-            "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean cifar10 --std cifar10",
+            "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean cifar10",
             "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",
-            "exit codes: 0 done; 1 a gate failed, or a backdoor was found; 2 wrong usage or refused input; 4 failed;\n"
-            "130 interrupted (erase and defend save their state)",
+            "exit codes: 0 done; 1 a backdoor was found or is left, or a gate failed; 2 wrong usage or refused input;\n3 unclear, or input not usable (--fail-on found: 0); 4 failed;\n"
+            "130 interrupted (erase, defend and attack save their state)",
         ]
     )

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from dhbe import ranks
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.defenses.base import Eraser, Known, Samples, Verdict
@@ -59,13 +60,14 @@ class FastDHBE(Eraser):
     alpha: Annotated[float, Setting("weight of the restriction (eq. 8)")] = 1.0
     lr: Annotated[
         float, Setting("peak learning rate of the student (SGD): up for a tenth of a cycle, then down to 0")
-    ] = 5e-3
+    ] = 6e-3
     momentum: Annotated[float, Setting("momentum of the student's SGD")] = 0.9
     weight_decay: Annotated[float, Setting("weight decay of the student")] = 5e-4
-    clip: Annotated[float, Setting("largest norm of the student's gradient")] = 1.0
+    clip: Annotated[float, Setting("largest norm of the student's gradient")] = 1.25
     rise: Annotated[
-        float, Setting("weight, beside the restriction, of how far triggers lead to their classes when a class stands out")
-    ] = 0.7
+        float,
+        Setting("weight, beside the restriction, of how far triggers lead to their classes when a class stands out"),
+    ] = 0.6
     fall: Annotated[
         float, Setting("weight, beside the distillation, of how far images of these classes fall behind")
     ] = 0.2
@@ -81,7 +83,7 @@ class FastDHBE(Eraser):
     ] = 2
     seek_images: Annotated[int, Setting("images in one step of them", least=1)] = 32
     look_every: Annotated[int, Setting("rounds between two looks at what the student still reacts to", least=1)] = 5
-    gain_images: Annotated[int, Setting("images on which the triggers found are tried again", least=1)] = 16
+    gain_images: Annotated[int, Setting("images on which the triggers found are tried again", least=2)] = 16
     agreement_images: Annotated[int, Setting("images on which student and teacher are compared", least=1)] = 256
     damaged_agreement: Annotated[
         float, Setting("agreement with the teacher below which the result counts as damaged", most=1)
@@ -107,6 +109,7 @@ class FastDHBE(Eraser):
         if not progress.surveyed:
             yield from self.survey.run(teacher, state)
             self.survey.conclude(teacher, state)
+            state.findings.outliers = ranks.agreed(state.findings.outliers)
             self.look(student, state, progress)
             progress.surveyed = True
         state.close(run_state)
@@ -137,31 +140,34 @@ class FastDHBE(Eraser):
     def step_student(self, student: Classifier, learn: SGD, state: SurveyState) -> Round:
         """Minimises over S, k times. Both kinds of image pass at once, for no statistics move.
 
-        The gap, a mean over all logits, hardly feels the few images that a trigger still leads to its class, and that is
-        what ASR counts: where a class stands out, the rise of its margin is restricted too. So that images of
-        that class are still told, their margin is not to fall.
+        The gap, a mean over all logits, hardly feels the few images that a trigger still leads to its class, and these
+        are what ASR counts: where a class stands out, the rise of its margin is held down too. For its own images to be
+        told still, their margin must not fall.
         """
         backdoored = state.findings.backdoored
         share = self.trigger_share if backdoored else self.trigger_share_unsuspected
         harmless = -self.harmless * state.pool.answers.std()
-        covered = min(max(1, round(share * self.batch)), self.batch - 1)
+        least = ranks.size()  # for each process has its part of both kinds
+        covered = min(max(1, round(share * self.batch / least)) * least, self.batch - least)
         losses: Round = {}
         for _ in range(self.student_steps):
             pixels, answer = state.pool.sample(self.batch, evenly=True)
             triggers, wanted = state.bank.draw(self.groups)
             group = torch.arange(self.batch) % self.groups
-            logits = student(torch.cat([triggers[group[:covered]](pixels[:covered]), pixels[covered:]]))
-            restriction = gap(logits[:covered], answer[:covered])
-            distillation = gap(logits[covered:], answer[covered:])
+            triggered, clean = ranks.part(triggers[group[:covered]](pixels[:covered])), ranks.part(pixels[covered:])
+            logits, mine = student(torch.cat([triggered, clean])), len(triggered)
+            told = torch.cat([ranks.part(answer[:covered]), ranks.part(answer[covered:])])
+            restriction, distillation = gap(logits[:mine], told[:mine]), gap(logits[mine:], told[mine:])
             if backdoored:
-                ahead, before = margin(logits, wanted[group]), margin(answer, wanted[group])
-                rise = (ahead - before.clamp_min(harmless))[:covered].clamp_min(0)
-                own = before[covered:] > 0
-                fall = (before - ahead)[covered:].clamp_min(0) * own
+                aims = torch.cat([ranks.part(wanted[group[:covered]]), ranks.part(wanted[group[covered:]])])
+                ahead, before = margin(logits, aims), margin(told, aims)
+                rise = (ahead - before.clamp_min(harmless))[:mine].clamp_min(0)
+                fall = ((before - ahead).clamp_min(0) * (before > 0))[mine:]
                 restriction = restriction + self.rise * rise.mean()
-                distillation = distillation + self.fall * fall.sum() / own.sum().clamp_min(1)
+                distillation = distillation + self.fall * student.classes * fall.mean()  # each class has an even share
             learn.zero_grad()
             (2 * (1 - share) * distillation + 2 * share * self.alpha * restriction).backward()
+            ranks.average(student.parameters())
             nn.utils.clip_grad_norm_(student.parameters(), self.clip)
             learn.step()
             losses = {"distillation": distillation, "restriction": restriction}
@@ -193,8 +199,9 @@ class FastDHBE(Eraser):
             stronger = margin > natural
             bank.take(family.triggers(wanted[stronger]), wanted[stronger], margin[stronger])
         bank.retry(student, pixels)
+        bank.gain = ranks.agreed(bank.gain)
         compared, answers = state.pool.same(self.agreement_images)
-        progress.agreement = (student(compared).argmax(1) == answers.argmax(1)).float().mean()
+        progress.agreement = ranks.agreed((student(compared).argmax(1) == answers.argmax(1)).float().mean())
         return pixels
 
     def search_afresh(self, student: Classifier, learn: SGD, state: SurveyState, best: "Best") -> None:
@@ -209,7 +216,7 @@ class FastDHBE(Eraser):
             state.bank.take(triggers, torch.full((len(margins),), label), margins)
             squares = (triggers.keep == 0).sum((1, 2, 3)) == side**2
             left.append(state.findings.standing(margins[squares].amax()))
-        state.findings.left = torch.stack(left).amax()
+        state.findings.left = ranks.agreed(torch.stack(left).amax())
         state.bank.retry(student, state.pool.sample(self.gain_images)[0])
 
     def done(self, findings: Findings, rounds: int) -> bool:
@@ -264,6 +271,7 @@ class FastDHBE(Eraser):
     def check(self, shape: Shape) -> None:
         super().check(shape)
         self.survey.check(shape)
+        ranks.check(self.batch)
         if self.survey.pool_size < self.batch:
             raise Refused(f"--pool-size {self.survey.pool_size}: it must hold one batch at least, {self.batch} images")
 
@@ -313,7 +321,7 @@ class Best(Plain):
         now = _copied(student)
         if self.agreement > NOTHING:
             student.load_state_dict(self.weights)
-            self.gain = float(bank.tried(student, pixels).amax())
+            self.gain = float(ranks.agreed(bank.tried(student, pixels).amax()))
             student.load_state_dict(now)
         gain = float(bank.gain.amax())
         if float(agreement) - gain >= self.agreement - self.gain:

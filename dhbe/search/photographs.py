@@ -82,6 +82,9 @@ def _shrunk(picture: Tensor, side: int, step: int) -> Tensor:
     shorter = max(side, round(min(height, width) / FINENESS**step))
     if shorter == min(height, width):
         return picture
-    size = (max(side, round(height * shorter / min(height, width))), max(side, round(width * shorter / min(height, width))))
+    size = (
+        max(side, round(height * shorter / min(height, width))),
+        max(side, round(width * shorter / min(height, width))),
+    )
     resized = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)
     return resized[0].round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,134 @@
+"""Records of cases in a folder, and what cases hand on to each other in another."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dhbe import files
+from dhbe.bench.cases import Case
+from dhbe.errors import Failed, Refused
+from dhbe.records import Record
+
+Identifier = Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
+
+
+class CaseRecord(BaseModel):
+    """What became of a case: `record.json` of its run, or its error, with all that it came from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    id: Identifier
+    """Of the case's content."""
+    code: Identifier
+    """Version of the code that it ran with (see `code`)."""
+    name: str
+    work: str
+    settings: dict[str, Any]
+    needs: list[Identifier]
+    error: str | None = None
+    """Why there is no result; None if there is one."""
+    record: Record | None = None
+    """Of the run, where the case is one."""
+    found: dict[str, Any] = {}
+    """Other results by name."""
+    pictures: list[str] = []
+    """Files beside this one, `STEM.NAME`."""
+    seconds: Annotated[float, Field(ge=0)]
+    device: str
+    versions: dict[str, str]
+    finished: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a worker hands back."""
+
+    record: CaseRecord
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """For the cases that need this one, as weights."""
+    pictures: Mapping[str, bytes] = field(default_factory=dict)
+    """To be kept beside the record."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Folders of records, which are kept, and of what cases hand on, which can be made again."""
+
+    records: Path
+    work: Path
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Holds the folders for one sweep.
+
+        Raises:
+            Refused: Another sweep holds them.
+            Failed: They cannot be made.
+        """
+        try:
+            for folder in (self.records, self.work):
+                folder.mkdir(parents=True, exist_ok=True)
+            with (self.work / ".lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise Refused(f"another sweep works in {self.work}: wait for it, or give another --work") from error
+                yield
+        except OSError as error:
+            raise Failed(f"cannot write {error.filename}: {(error.strerror or 'failed').lower()}") from error
+
+    def read(self, case: Case) -> CaseRecord | None:
+        """What became of a case; None if it never ran."""
+        path = self.records / f"{case.stem}.json"
+        return read(path) if path.exists() else None
+
+    def done(self, case: Case, code: str | None) -> bool:
+        """Whether a case has a result by code of this version, or by any if that is None."""
+        found = self.read(case)
+        return found is not None and found.error is None and code in (None, found.code)
+
+    def handed(self, case: Case, code: str | None) -> dict[str, bytes] | None:
+        """What a finished case hands on; None if it is not here, or of another version."""
+        folder = self.work / case.id
+        try:
+            told = json.loads((folder / "handed.json").read_text())
+            if code not in (None, told["code"]):
+                return None
+            return {name: (folder / name).read_bytes() for name in told["files"]}
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def keep(self, case: Case, outcome: Outcome) -> None:
+        """Writes a result, the record last; a result that came before, as from a worker thought dead, stays."""
+        if self.done(case, outcome.record.code) and (not outcome.files or self.handed(case, outcome.record.code)):
+            return
+        if outcome.files:
+            folder = self.work / case.id
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in outcome.files.items():
+                files.write(folder / name, content)
+            told = {"code": outcome.record.code, "files": sorted(outcome.files)}
+            files.write(folder / "handed.json", json.dumps(told))
+        for name, content in outcome.pictures.items():
+            files.write(self.records / f"{case.stem}.{name}", content)
+        files.write(self.records / f"{case.stem}.json", json.dumps(outcome.record.model_dump(), indent=1) + "\n")
+
+
+def read(path: Path) -> CaseRecord:
+    """Reads what became of a case.
+
+    Raises:
+        Refused: It is no such record.
+    """
+    try:
+        return CaseRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise Refused(f"{path} is no record of a case ({said}): delete it, and the case runs again") from error
