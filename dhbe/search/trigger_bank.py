@@ -97,8 +97,10 @@ class TriggerBank(nn.Module):
         return self._among_copies(laid, drawn, several * copies), self.wanted[index]
 
     def _among_copies(self, laid: Overlay, drawn: Overlay, copies: Tensor) -> Overlay:
-        """Triggers under so many copies [n] at places by chance, or as many as there is room for; none where they act at
-        their own place alone, or cover nothing."""
+        """Triggers under so many copies [n] at places by chance, or as many as there is room for.
+
+        There are none of what acts at its own place alone, or covers nothing.
+        """
         area = drawn.area
         room = (self.settings.room / area).floor() - 1  # endless for what covers nothing
         copies = copies.minimum(room.clamp_min(0)) * self.place_invariant * (area > 0)
