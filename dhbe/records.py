@@ -129,13 +129,17 @@ class Measures(_Part):
     """The data-free signs by name."""
 
 
+UNSEARCHED = "not searched"
+"""The family of a class that a scan of many did not search."""
+
+
 class ClassFound(_Part):
     """The trigger that stands out most for one class, found without data."""
 
     index: float
     """How far the class stands out, in robust standard deviations of all classes."""
     family: Text
-    """Of the trigger, one of the record's `families`."""
+    """Of the trigger, one of the record's `families`; or `UNSEARCHED`, and then the figures are 0."""
     margin: float
     """Of the class under it, in logits."""
     success_rate: Fraction

@@ -86,7 +86,17 @@ def nothing(model, survey, **options):
     classes, grey = model.classes, torch.full((16, *model.shape), 0.5)
     triggers = Overlay(torch.ones(classes, 1, *model.shape[1:]), torch.zeros(classes, *model.shape))
     low = torch.full((classes,), 0.1)
-    return scan.Found(low, ["patches"] * classes, low, low, triggers, low.expand(len(STATISTICS), -1), low, grey)
+    return scan.Found(
+        low,
+        ["patches"] * classes,
+        low,
+        low,
+        triggers,
+        low.expand(len(STATISTICS), -1),
+        low,
+        grey,
+        torch.arange(classes),
+    )
 
 
 def test_a_scan_of_a_model_whose_label_lies_gives_no_all_clear(tmp_path, dhbe, monkeypatch):

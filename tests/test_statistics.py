@@ -28,9 +28,11 @@ def test_margins_name_the_planted_class_and_leave_the_model_alone():
     torch.manual_seed(0)
     model = planted().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for found in (margins.from_noise(model), margins.from_images(model, pieces(8, SHAPE))):
+    every, some = torch.arange(4), torch.tensor([3, TARGET])
+    for found in (margins.from_noise(model, every), margins.from_images(model, every, pieces(8, SHAPE))):
         assert found.shape == (4,)
         assert found.argmax() == TARGET
+    assert margins.from_noise(model, some).argmax() == 1
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -49,7 +51,7 @@ def test_one_pattern_stays_faint():
             return self.linear(x.mean((2, 3)))
 
     start = 0.25 + 0.5 * torch.rand(8, *SHAPE)
-    margins.by_one_pattern(Classifier(Seeing(), shape=SHAPE, classes=4).eval(), start)
+    margins.by_one_pattern(Classifier(Seeing(), shape=SHAPE, classes=4).eval(), torch.arange(4), start)
     for batch in seen:
         change = batch.view(-1, 8, *SHAPE) - start
         assert change.abs().max() <= margins.FAINT + 1e-6
@@ -64,7 +66,8 @@ def test_margins_of_probabilities_are_those_of_what_goes_into_the_softmax():
         Classifier(network, shape=SHAPE, classes=5, softmax=softmax).eval()
         for network, softmax in ((plain, False), (nn.Sequential(plain, nn.Softmax(1)), True))
     )
-    torch.testing.assert_close(margins.from_images(logits, start), margins.from_images(chances, start))
+    found = [margins.from_images(model, torch.arange(5), start) for model in (logits, chances)]
+    torch.testing.assert_close(*found)
 
 
 def test_the_heads_signature_is_the_mean_of_its_weights():

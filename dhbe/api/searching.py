@@ -20,10 +20,11 @@ from dhbe.evaluation import battery, measuring
 from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
-from dhbe.records import ClassFound, Measures, Record, Verdict
+from dhbe.records import UNSEARCHED, ClassFound, Measures, Record, Verdict
 from dhbe.search import scan as search
 from dhbe.search import verify as both
 from dhbe.search.families import SENTENCES
+from dhbe.search.narrowed import SUSPICIOUS
 from dhbe.search.search import FEW
 from dhbe.search.statistics import ACCUSED, STATISTICS
 from dhbe.search.survey import Survey
@@ -97,18 +98,23 @@ def scan(
         found = run.fitting(
             lambda survey: search.scan(run.model, survey, seed=run.seed, precision=run.precision, watch=run.watch)
         )
-        label, index = found.suspected_class, float(found.indices.max())
+        label, index, most_suspected = found.suspected_class, float(found.indices.max()), int(found.indices.argmax())
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
-        accused, most = int(found.fused.argmax()), float(found.fused.max())
+        accused, most = int(found.labels[found.fused.argmax()]), float(found.fused.max())
         doubted = chance > UNLIKELY or most >= ACCUSED or run.few
         if most >= ACCUSED and (not backdoored or accused != label):
             run.note(
                 f"the statistics that need no trigger accuse class {accused} (evidence {most:.2f}, 1 accuses), and no trigger "
                 f"was found that explains it"
             )
-        classes = [
-            ClassFound(
+        if len(found.labels) < run.info.classes:
+            run.note(
+                f"of {run.info.classes} classes {len(found.labels)} were searched: {SUSPICIOUS} that quick statistics name, and "
+                "others by chance, which show how far classes usually go"
+            )
+        searched = {
+            label: ClassFound(
                 index=index,
                 family=family,
                 margin=margin,
@@ -116,7 +122,8 @@ def scan(
                 statistics={name: x for name, x in zip(STATISTICS, told, strict=True) if x == x},
                 evidence=evidence,
             )
-            for index, family, margin, rate, told, evidence in zip(
+            for label, index, family, margin, rate, told, evidence in zip(
+                found.labels.tolist(),
                 found.indices.tolist(),
                 found.families,
                 found.margins.tolist(),
@@ -125,12 +132,15 @@ def scan(
                 found.fused.tolist(),
                 strict=True,
             )
-        ]
-        grey = torch.full_like(found.pixels[:1], 0.5).expand(len(classes), -1, -1, -1)
+        }
+        unsearched = ClassFound(index=0.0, family=UNSEARCHED, margin=0.0, success_rate=0.0)
+        classes = [searched.get(number, unsearched) for number in range(run.info.classes)]
+        grey = torch.full_like(found.pixels[:1], 0.5).expand(len(searched), -1, -1, -1)
+        strongest = found.triggers[[most_suspected]]
         pictures = {
-            "found": report.grid(found.triggers[[label]](grey[:1]).cpu(), scale=6),
+            "found": report.grid(strongest(grey[:1]).cpu(), scale=6),
             "found_each": report.grid(found.triggers(grey).cpu(), scale=4),
-            "stamped": report.grid(found.triggers[[label]](found.pixels[:16]).cpu()),
+            "stamped": report.grid(strongest(found.pixels[:16]).cpu()),
         }
         signs = {"anomaly_index": index, "suspected_class": label, "probability": chance, "evidence": most}
         return run.end(

@@ -8,7 +8,7 @@ from dhbe.cli import arguments, codes, gates, settings, shown, vendor
 from dhbe.cli.parser import Parser
 from dhbe.errors import Refused
 from dhbe.progress import Progress
-from dhbe.records import Record
+from dhbe.records import UNSEARCHED, Record
 from dhbe.search.survey import Survey
 from dhbe.settings import RENAMED
 
@@ -71,5 +71,6 @@ def _table(record: Record) -> list[str]:
     lines += [
         f"{label:>5}{found.index:>8.1f}{found.margin:>8.1f}{found.success_rate:>9.0%}  {found.family}"
         for label, found in enumerate(record.classes)
+        if found.family != UNSEARCHED
     ]
     return lines

@@ -51,7 +51,7 @@ PICTURES = {
     "trigger": "The trigger on an empty image.",
     "stamped": "Images with the trigger.",
     "found": "The strongest trigger found, on a grey image.",
-    "found_each": "The trigger found for each class, from class 0 on.",
+    "found_each": "The trigger found for each class that was searched, in the order of their numbers.",
 }
 """What a picture shows."""
 

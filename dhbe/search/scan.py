@@ -8,6 +8,8 @@ from torch import Tensor
 
 from dhbe.classifier import Classifier
 from dhbe.search.families import FAMILIES, Overlay
+from dhbe.search.narrowed import SEARCHED, Narrowed, narrowed
+from dhbe.search.statistics import rankings
 from dhbe.search.survey import Survey, SurveyState
 from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
 
@@ -20,7 +22,7 @@ Watch = Callable[[int, Round], None]
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The trigger that stands out most for each class."""
+    """The trigger that stands out most for each class that was searched."""
 
     indices: Tensor
     """How far each class stands out [classes], in robust standard deviations of its family."""
@@ -38,11 +40,13 @@ class Found:
     """What these come to [classes]; from `statistics.ACCUSED` on a class is accused."""
     pixels: Tensor
     """Some of the images that they were tried on [n, c, h, w]."""
+    labels: Tensor
+    """The classes that were searched, in ascending order [classes]."""
 
     @property
     def suspected_class(self) -> int:
         """The class that stands out most."""
-        return int(self.indices.argmax())
+        return int(self.labels[self.indices.argmax()])
 
 
 def scan(
@@ -66,6 +70,8 @@ def scan(
     channels_last(teacher)
     with secluded(), on(device), computing(device, precision):
         torch.manual_seed(seed)
+        if teacher.classes > SEARCHED:
+            teacher = narrowed(teacher, rankings(teacher))
         state = SurveyState(survey, teacher)
         for number, round in enumerate(survey.run(teacher, state), 1):
             watch(number, round)
@@ -75,21 +81,23 @@ def scan(
 
 @torch.no_grad()
 def _found(teacher: Classifier, survey: Survey, state: SurveyState) -> Found:
-    findings, labels = state.findings, torch.arange(teacher.classes)
+    findings, count = state.findings, teacher.classes - isinstance(teacher, Narrowed)
+    labels = torch.arange(count)
     pixels, answers = state.pool.sample(survey.probe_images)
-    anomaly = findings.anomaly.where(findings.accusing[:, None], -torch.inf)
+    anomaly = findings.anomaly.where(findings.accusing[:, None], -torch.inf)[:, :count]
     best = anomaly.argmax(0)
     triggers = [state.search.families[family].triggers(labels[[label]]) for label, family in enumerate(best.tolist())]
     rates = [success_rate(teacher, each, label, pixels, answers) for label, each in enumerate(triggers)]
     return Found(
         indices=anomaly.amax(0),
         families=[FAMILIES[family].name for family in best.tolist()],
-        margins=findings.margins.gather(0, best[None])[0],
+        margins=findings.margins[:, :count].gather(0, best[None])[0],
         success_rates=torch.stack(rates),
         triggers=Overlay.joined(triggers),
-        evidence=findings.evidence,
-        fused=findings.fused,
+        evidence=findings.evidence[:, :count],
+        fused=findings.fused[:count],
         pixels=pixels,
+        labels=teacher.labels if isinstance(teacher, Narrowed) else labels,
     )
 
 

@@ -19,6 +19,7 @@ from dhbe.search.batchnorm import BatchStatistics, imbalance, tracked
 from dhbe.search.excerpts import Excerpting
 from dhbe.search.families import FAMILIES, Bounds, Excerpts, Overlay
 from dhbe.search.image_pool import ImagePool
+from dhbe.search.narrowed import Narrowed
 from dhbe.search.photographs import pieces
 from dhbe.search.search import Search, Squares, anomalies, baseline_margin, middle_and_deviation
 from dhbe.search.statistics import ACCUSED, STATISTICS, evidence, fused
@@ -308,7 +309,10 @@ class Survey:
         margins = search.margins(model, pool.sample(self.judged_images)[0])
         gained = margins - baseline_margin(pool.answers)
         least = self.smallest_spread * pool.answers.std()
-        return margins, torch.minimum(anomalies(margins, least), anomalies(gained, least))
+        anomaly = torch.minimum(anomalies(margins, least), anomalies(gained, least))
+        if isinstance(model, Narrowed):  # what stands for all other classes accuses nobody
+            anomaly[:, -1] = -torch.inf
+        return margins, anomaly
 
     def outliers(self, anomaly: Tensor) -> Tensor:
         """Which classes stand out of which families by more than chance, bool [families, classes].

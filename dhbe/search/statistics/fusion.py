@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier
+from dhbe.search.narrowed import Narrowed
 from dhbe.search.photographs import pieces
 from dhbe.search.search import middle_and_deviation
 from dhbe.search.statistics import head, margins
@@ -38,18 +39,44 @@ def evidence(model: Classifier) -> Tensor:
     """The robust index of every class by each statistic [statistics, classes]; NaN where one cannot tell.
 
     Args:
-        model: The suspect, in eval mode.
+        model: The suspect, in eval mode. Of a narrowed one, what stands for the other classes has no index.
     """
+    whole, labels = _seen(model)
     natural = pieces(margins.IMAGES, model.shape).to(model.mean.device)
-    values = (
-        head.signature(model),
-        margins.from_noise(model),
-        margins.from_images(model, natural),
-        margins.by_one_pattern(model, natural),
-    )
-    nothing = torch.full((model.classes,), torch.nan)
-    indices = [None if value is None else robust_index(value) for value in values]
-    return torch.stack([nothing if index is None else index for index in indices])
+    signature = head.signature(whole)
+    indices = [
+        None if signature is None else robust_index(signature),
+        robust_index(margins.from_noise(whole, labels)),
+        robust_index(margins.from_images(whole, labels, natural)),
+        robust_index(margins.by_one_pattern(whole, labels, natural)),
+    ]
+    if indices[0] is not None:
+        indices[0] = indices[0][labels]
+    found = torch.full((len(indices), model.classes), torch.nan)
+    for row, index in zip(found, indices, strict=True):
+        if index is not None:
+            row[: len(labels)] = index
+    return found
+
+
+@torch.no_grad()
+def rankings(model: Classifier) -> list[Tensor]:
+    """What tells soon which classes of many to look at: values of each class [classes], the larger the more suspicious."""
+    every, signature = torch.arange(model.classes), head.signature(model)
+    natural = pieces(margins.FEW_IMAGES, model.shape).to(model.mean.device)
+    noise = torch.rand(margins.FEW_IMAGES, *model.shape)
+    raised = [
+        margins.by_one_pattern(model, every, natural, margins.FEW_STEPS),
+        margins.raised(model, every, noise, steps=margins.FEW_STEPS),
+    ]
+    return raised if signature is None else [*raised, signature]
+
+
+def _seen(model: Classifier) -> tuple[Classifier, Tensor]:
+    """The whole classifier, and the classes of it that are looked at."""
+    if isinstance(model, Narrowed):
+        return model.whole, model.labels
+    return model, torch.arange(model.classes)
 
 
 def robust_index(values: Tensor) -> Tensor | None:

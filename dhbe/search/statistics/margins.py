@@ -17,44 +17,58 @@ AT_ONCE = 160
 IMAGES, STEPS, LR = 8, 20, 0.05
 """For each class; the learning rate is for changes without a bound."""
 
+FEW_IMAGES, FEW_STEPS = 2, 8
+"""For each class, where the question is only which classes of many to look at."""
+
 FAINT = 16 / 255
 """Largest change of a pixel by a pattern that all images share."""
 
 
-def from_noise(model: Classifier) -> Tensor:
-    """The mean margin that whole images reach from uniform noise [classes]."""
-    return raised(model, torch.rand(IMAGES, *model.shape))
+def from_noise(model: Classifier, labels: Tensor) -> Tensor:
+    """The mean margin of classes [k] that whole images reach from uniform noise [k]."""
+    return raised(model, labels, torch.rand(IMAGES, *model.shape))
 
 
-def from_images(model: Classifier, pixels: Tensor) -> Tensor:
+def from_images(model: Classifier, labels: Tensor, pixels: Tensor) -> Tensor:
     """The same from natural images [n, c, h, w], eight or more: clean networks are quieter there, and blends stand out."""
-    return raised(model, pixels)
+    return raised(model, labels, pixels)
 
 
-def by_one_pattern(model: Classifier, pixels: Tensor) -> Tensor:
-    """The mean margin that natural images [n, c, h, w] reach by one faint pattern added to them all [classes]."""
-    return raised(model, pixels, bound=FAINT, lr=FAINT / 4, shared=True)
+def by_one_pattern(model: Classifier, labels: Tensor, pixels: Tensor, steps: int = STEPS) -> Tensor:
+    """The mean margin that natural images [n, c, h, w] reach by one faint pattern added to them all [k]."""
+    return raised(model, labels, pixels, bound=FAINT, lr=FAINT / 4, shared=True, steps=steps)
 
 
 @torch.enable_grad()
-def raised(model: Classifier, start: Tensor, *, bound: float = 1.0, lr: float = LR, shared: bool = False) -> Tensor:
-    """Leads images to every class; each class starts from the same ones.
+def raised(
+    model: Classifier,
+    labels: Tensor,
+    start: Tensor,
+    *,
+    bound: float = 1.0,
+    lr: float = LR,
+    shared: bool = False,
+    steps: int = STEPS,
+) -> Tensor:
+    """Leads images to classes; each class starts from the same ones.
 
     Args:
         model: The suspect. It is not changed.
+        labels: The classes [k].
         start: Pixels [n, c, h, w] in [0, 1].
         bound: Largest change of a pixel; 1 is free.
         lr: Learning rate of Adam.
         shared: Whether all images of a class get the same change.
+        steps: Of Adam.
 
     Returns:
-        The mean margin that is reached [classes].
+        The mean margin that is reached [k].
     """
     teacher, reached = Unsaturated(frozen_copy(model)), []
-    for labels in torch.arange(model.classes).split(max(1, AT_ONCE // len(start))):
-        change = nn.Parameter(torch.zeros(len(labels), 1 if shared else len(start), *model.shape))
-        ascend, wanted = torch.optim.Adam([change], lr), labels.repeat_interleave(len(start))
-        for _ in range(STEPS):
+    for some in labels.split(max(1, AT_ONCE // len(start))):
+        change = nn.Parameter(torch.zeros(len(some), 1 if shared else len(start), *model.shape))
+        ascend, wanted = torch.optim.Adam([change], lr), some.repeat_interleave(len(start))
+        for _ in range(steps):
             ascend.zero_grad()
             (-margin(teacher((start + change).clamp(0, 1).flatten(0, 1)), wanted).sum()).backward()
             ascend.step()
@@ -64,7 +78,7 @@ def raised(model: Classifier, start: Tensor, *, bound: float = 1.0, lr: float = 
                     change.copy_((start + change).clamp(0, 1) - start)
         with torch.no_grad():
             final = margin(teacher((start + change).clamp(0, 1).flatten(0, 1)), wanted)
-        reached.append(final.view(len(labels), -1).mean(1))
+        reached.append(final.view(len(some), -1).mean(1))
     return torch.cat(reached)
 
 
