@@ -115,6 +115,7 @@ def attack(
         runs.opened(
             out, {**settings, "images_sha256": content, "device": where.type}, inputs=read,
             results=[BACKDOORED, TRIGGER], resume=resume, overwrite=overwrite, every=checkpoint_every,
+            command=command,
         ) as run,
         torch.random.fork_rng(),
     ):  # fmt: skip

@@ -116,7 +116,7 @@ def run(
         runs.opened(
             out, {**asked, "device": where.type}, inputs=[*suspect.files, *inputs],
             results=[CLEAN, ONNX, *(container.names if container else ())], resume=resume, overwrite=overwrite,
-            every=checkpoint_every,
+            every=checkpoint_every, command=command,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
         if held and held.finished:

@@ -20,6 +20,7 @@ VERBS = {
     "attack": "train a backdoored classifier to practise on",
     "defend": "run one of the defences of others, to compare or to use clean images",
     "bench": "run the experiments of the paper and of yours, and draw their tables and figures",
+    "resume": "go on with the interrupted run in a folder",
     "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
     "doctor": "tell what this machine offers, and whether the installation works",
 }

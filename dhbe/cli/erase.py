@@ -20,6 +20,7 @@ def run(argv: Sequence[str]) -> int:
     out = args.out or Path("runs") / args.model.stem
     shown.notes(args, suspect.notes)
     defense = settings.changed(PRESETS[args.preset], args)
+    arguments.affordable(args, suspect, defense)
     running = vendor.running(suspect.info.code)
     with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress, running:
         options = arguments.options(args, evidence, out, progress)
