@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from dhbe import ranks
 from dhbe.classifier import Classifier
 
 Precision = Literal["fp32", "bf16"]
@@ -53,6 +54,9 @@ def variation(images: Tensor) -> Tensor:
     across, down = images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., 1:, :-1] - images[..., :-1, 1:]
+    if ranks.size() > 1:  # the norms are those of the whole batch, whose parts lie apart
+        squares = [each.square().sum() for each in (across, down, falling, rising)]
+        return ranks.total(torch.stack(squares)).sqrt().sum()
     return across.norm() + down.norm() + falling.norm() + rising.norm()
 
 
@@ -62,11 +66,12 @@ def lay(patches: Tensor, height: int, width: int, *, each: bool) -> Tensor:
     Each patch has its own place or, as in the paper, all of a batch share one. The rows and columns are set by two
     products with 0/1 matrices, so that shapes stay fixed and nothing waits for the device.
     """
-    count, side = patches.shape[0] if each else 1, patches.shape[-1]
+    count, side = ranks.size() * patches.shape[0] if each else 1, patches.shape[-1]
     offsets = torch.arange(side, device=patches.device).view(1, side, 1)
 
     def rails(length: int) -> Tensor:
         first = torch.randint(length - side + 1, (count, 1, 1), device=patches.device)
+        first = ranks.part(first) if each else first
         return (torch.arange(length, device=patches.device) == first + offsets).to(patches.dtype)
 
     rows, columns = rails(height), rails(width)
@@ -77,6 +82,7 @@ def descend(optimizer: Optimizer, loss: Tensor) -> None:
     """One step down the loss. The gradients are let go at once: the next step's activations need the room."""
     optimizer.zero_grad()
     loss.backward()
+    ranks.average(parameter for group in optimizer.param_groups for parameter in group["params"])
     optimizer.step()
     optimizer.zero_grad()
 

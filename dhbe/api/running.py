@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from dhbe import checkpoint, files, formats, records, report, runs, settings, state_file, suspects
+from dhbe import checkpoint, files, formats, ranks, records, report, runs, settings, state_file, suspects
 from dhbe.api import halving, judging, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
@@ -105,6 +105,10 @@ def run(
         Refused: The model or the settings cannot be used.
         Failed: The run diverged or could not be written.
     """
+    if ranks.size() > 1 and resume:
+        raise Refused("--resume works with one process, which comes to the same: leave torchrun out")
+    if ranks.rank():  # the first process alone measures, writes and tells
+        evidence, out, watch = None, None, _unwatched
     where = machine.device(device)
     how = machine.precision(precision, where, exact=exact)
     defense.check(suspect.info.input)
@@ -135,7 +139,7 @@ def run(
                     )
                 break
             except (MemoryError, RuntimeError) as error:
-                if not halving.fits_with_less(error, used, course.halvings):
+                if ranks.size() > 1 or not halving.fits_with_less(error, used, course.halvings):
                     raise
             course.anew()
         course.end()
@@ -175,6 +179,10 @@ def run(
                 files.write(folder / runs.REPORT, report.render(record, pictures))
                 records.write(folder / runs.RECORD, record)
         return Erasure(cleaned.to(home).network, record, pictures)
+
+
+def _unwatched(round_info: RoundInfo) -> None:
+    """The watcher of a process that tells nothing."""
 
 
 class SavedRounds(BaseModel):

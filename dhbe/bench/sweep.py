@@ -115,7 +115,8 @@ class Sweep:
         for need in case.needs:
             handed = self.store.handed(need, None if self.any_code else self.plan.codes[need.id])
             needed.append(handed or {})
-        return case, self.plan.codes[case.id], needed, self.device, self.store.work / case.id
+        version = self.plan.codes[case.id]
+        return case, version, needed, self.device, self.store.work / f"{case.id}-{version}"
 
     def _lost(self, case: Case, why: str) -> CaseRecord:
         return CaseRecord(

@@ -1,6 +1,7 @@
 """What a worker does with a case. Only processes that compute import this."""
 
 import importlib.util
+import shutil
 import sys
 import tempfile
 import time
@@ -41,7 +42,7 @@ def work(case: Case, code: str, needed: Handed, device: str = "auto", folder: Pa
         code: Version of the code, for the record.
         needed: What the needed cases handed on.
         device: As on the command line.
-        folder: Where a long run may save its state.
+        folder: Where a long run may save its state; it is gone when the run is over.
     """
     began = time.monotonic()
     told: dict[str, Any] = {}
@@ -49,6 +50,8 @@ def work(case: Case, code: str, needed: Handed, device: str = "auto", folder: Pa
     pictures: Mapping[str, bytes] = {}
     try:
         told, handed, pictures = WORKS[case.work](case, needed, device, folder)
+        if folder and folder.exists():
+            shutil.rmtree(folder)
     except Exception as error:
         told = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:500]}
     record = CaseRecord(
@@ -69,11 +72,12 @@ def _plant(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
     train, test = images(told["data"], "train", told["images"]), images(told["data"], "test", told["tested"])
     with tempfile.TemporaryDirectory() as place:
         clean = suspects.load(_victim(needed[0], Path(place) / "clean")) if needed else None
-        out = Path(place) / "victim"
+        long = folder is not None and case.minutes >= LONG
+        out = folder if folder and long else Path(place) / "victim"
         record = api.attack(
             how, train, test, arch=told["arch"], out=out, data=told["data"],
             fit=settings.changed(Fit(epochs=1), told["fit"]), seed=told["seed"], device=device, clean=clean,
-            fine_tune=clean is not None, force=True,
+            fine_tune=clean is not None, force=True, resume=long,
         )  # fmt: skip
         made = {name: (out / name).read_bytes() for name in VICTIM if (out / name).exists()}
     return {"record": brief(record)}, made, {}
@@ -86,11 +90,7 @@ def _erase(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
     run: dict[str, Any] = {"seed": told["seed"], "device": device, "evidence": evidence}
     run["precision"] = told.get("precision", "auto")
     if folder and case.minutes >= LONG:
-        run |= {
-            "out": folder,
-            "resume": (folder / "checkpoint").exists(),
-            "overwrite": not (folder / "checkpoint").exists(),
-        }
+        run |= {"out": folder, "resume": True}
     if name in PRESETS:
         defense = settings.changed(PRESETS[name], told["settings"])
         with _taken_out(told.get("without")):

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhbe import api
+from dhbe import api, ranks
 from dhbe.cli import arguments, gates, settings, shown, vendor
+from dhbe.cli.codes import DONE
 from dhbe.cli.parser import Parser
 from dhbe.defenses import PRESETS
 from dhbe.progress import Progress
@@ -13,18 +14,28 @@ from dhbe.settings import RENAMED
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code: 1 if by its own signs the result still answers or is damaged, or a gate failed."""
+    with ranks.joined() as first:
+        return _erased(argv, first=first)
+
+
+def _erased(argv: Sequence[str], *, first: bool) -> int:
+    """The same in one of several processes, of which the first alone measures, writes and tells."""
     args = _parser(argv).parse_args(argv)
+    args.quiet = args.quiet or not first
     suspect = arguments.suspect(args)
     evidence = arguments.evidence(args, suspect)
     gates.check(args, evidence)
     out = args.out or Path("runs") / args.model.stem
-    shown.notes(args, suspect.notes)
+    if first:
+        shown.notes(args, suspect.notes)
     defense = settings.changed(PRESETS[args.preset], args)
     arguments.affordable(args, suspect, defense)
     running = vendor.running(suspect.info.code)
     with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress, running:
         options = arguments.options(args, evidence, out, progress)
         record = api.erase(suspect, preset=args.preset, defense=defense, **options).record
+    if not first:
+        return DONE
     shown.notes(args, record.warnings)
     shown.erased(args, record, out)
     return gates.passed(args, record)

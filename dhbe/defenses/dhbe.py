@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 
+from dhbe import ranks
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.defenses.base import Eraser, Known, Samples
@@ -74,10 +75,10 @@ class DHBE(Eraser):
             teacher.network.compile()
 
         def draw() -> Tensor:
-            return images(torch.randn(self.batch, NOISE))
+            return images(ranks.part(torch.randn(self.batch, NOISE)))
 
         def stamp(normalised: Tensor) -> Tensor:
-            return self.stamp(model, normalised, triggers(torch.randn(self.batch, NOISE)))
+            return self.stamp(model, normalised, triggers(ranks.part(torch.randn(self.batch, NOISE))))
 
         def iterate() -> Round:
             for _ in range(self.student_steps):  # minimise over S
@@ -104,14 +105,18 @@ class DHBE(Eraser):
             return losses | {"disagreement": disagreement, "reaction": reaction}
 
         whole = CudaGraph(iterate) if self.captures(model) else None
-        for iteration in range(done, self.iterations):
-            rate = self.rate(iteration)
-            set_lr(optimizers.values(), rate)
-            yield whole(rate) if whole else iterate()
+        with ranks.whole_batches(student, images, triggers):
+            for iteration in range(done, self.iterations):
+                rate = self.rate(iteration)
+                set_lr(optimizers.values(), rate)
+                yield whole(rate) if whole else iterate()
 
     def check(self, shape: Shape) -> None:
         super().check(shape)
         check_patch(self.patch, shape)
+        ranks.check(self.batch)
+        if self.engine != "eager" and ranks.size() > 1:
+            raise Refused(f"--engine {self.engine} works with one process: give --engine eager, or leave torchrun out")
 
     def captures(self, model: Classifier) -> bool:
         """Whether iterations become graphs, which there are on CUDA only.

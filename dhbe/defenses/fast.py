@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from dhbe import ranks
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.defenses.base import Eraser, Known, Samples, Verdict
@@ -97,6 +98,7 @@ class FastDHBE(Eraser):
         if not progress.surveyed:
             yield from self.survey.run(teacher, state)
             self.survey.conclude(teacher, state)
+            state.findings.outliers = ranks.agreed(state.findings.outliers)
             self.look(student, state, progress)
             progress.surveyed = True
         state.close(run_state)
@@ -127,16 +129,19 @@ class FastDHBE(Eraser):
     def step_student(self, student: Classifier, learn: SGD, state: SurveyState) -> Round:
         """Minimises over S, k times. Both kinds of image pass at once, for no statistics move."""
         share = self.trigger_share if state.findings.backdoored else self.trigger_share_unsuspected
-        covered = min(max(1, round(share * self.batch)), self.batch - 1)
+        least = ranks.size()  # for each process has its part of both kinds
+        covered = min(max(1, round(share * self.batch / least)) * least, self.batch - least)
         losses: Round = {}
         for _ in range(self.student_steps):
             pixels, answer = state.pool.sample(self.batch, evenly=True)
             triggers = state.bank.draw(self.groups)[torch.arange(covered) % self.groups]
-            logits = student(torch.cat([triggers(pixels[:covered]), pixels[covered:]]))
-            restriction = gap(logits[:covered], answer[:covered])
-            distillation = gap(logits[covered:], answer[covered:])
+            triggered, clean = ranks.part(triggers(pixels[:covered])), ranks.part(pixels[covered:])
+            logits, mine = student(torch.cat([triggered, clean])), len(triggered)
+            restriction = gap(logits[:mine], ranks.part(answer[:covered]))
+            distillation = gap(logits[mine:], ranks.part(answer[covered:]))
             learn.zero_grad()
             (2 * (1 - share) * distillation + 2 * share * self.alpha * restriction).backward()
+            ranks.average(student.parameters())
             nn.utils.clip_grad_norm_(student.parameters(), self.clip)
             learn.step()
             losses = {"distillation": distillation, "restriction": restriction}
@@ -168,8 +173,9 @@ class FastDHBE(Eraser):
             stronger = margin > natural
             bank.take(family.triggers(wanted[stronger]), wanted[stronger], margin[stronger])
         bank.retry(student, pixels)
+        bank.gain = ranks.agreed(bank.gain)
         compared, answers = state.pool.same(self.agreement_images)
-        progress.agreement = (student(compared).argmax(1) == answers.argmax(1)).float().mean()
+        progress.agreement = ranks.agreed((student(compared).argmax(1) == answers.argmax(1)).float().mean())
         return pixels
 
     def search_afresh(self, student: Classifier, learn: SGD, state: SurveyState, best: "Best") -> None:
@@ -184,7 +190,7 @@ class FastDHBE(Eraser):
             state.bank.take(triggers, torch.full((len(margins),), label), margins)
             squares = (triggers.keep == 0).sum((1, 2, 3)) == side**2
             left.append(state.findings.standing(margins[squares].amax()))
-        state.findings.left = torch.stack(left).amax()
+        state.findings.left = ranks.agreed(torch.stack(left).amax())
         state.bank.retry(student, state.pool.sample(self.gain_images)[0])
 
     def done(self, findings: Findings, rounds: int) -> bool:
@@ -239,6 +245,7 @@ class FastDHBE(Eraser):
     def check(self, shape: Shape) -> None:
         super().check(shape)
         self.survey.check(shape)
+        ranks.check(self.batch)
         if self.survey.pool_size < self.batch:
             raise Refused(f"--pool-size {self.survey.pool_size}: it must hold one batch at least, {self.batch} images")
 
@@ -288,7 +295,7 @@ class Best(Plain):
         now = _copied(student)
         if self.agreement > NOTHING:
             student.load_state_dict(self.weights)
-            self.gain = float(bank.tried(student, pixels).amax())
+            self.gain = float(ranks.agreed(bank.tried(student, pixels).amax()))
             student.load_state_dict(now)
         gain = float(bank.gain.amax())
         if float(agreement) - gain >= self.agreement - self.gain:

@@ -1,29 +1,36 @@
-"""Table 2: how far apart classes lie."""
+"""Table 2: how far apart classes lie, also by the number of directions that are looked along."""
 
-from dhbe.bench import Case, Experiment, Grid, Scale
+from dhbe.bench import SMOKE, Case, Experiment, Grid, Scale
 from dhbe.bench.paper import CLASSES
 
-COSTS = {"smoke": (10, 1), "small": (500, 12), "paper": (500, 12)}
-"""Directions and draws at each scale."""
+DIRECTIONS, DRAWS = 500, 12
+COUNTS, FEW, FEW_DRAWS = (100, 200, 1000), 10_000, 4
+"""How the figures depend on the number of directions is seen on fewer images."""
 
 
 def cases(scale: Scale) -> list[Case]:
-    """One for each data set."""
-    directions, draws = COSTS[scale.name]
-    told = {"images": scale.images, "directions": directions, "draws": draws}
-    return [
-        Case(
-            work="classes", settings={**told, "data": data}, name=f"classes-of-{data}", labels={"data": data}, minutes=5
-        )
-        for data in (scale.data, *(other for other in scale.others if other == "cifar100" and scale.name == "paper"))
-    ]
+    """One for each data set, and some with other numbers of directions on the first."""
+    if scale is SMOKE:
+        return [one(scale.data, scale.images, 10, 1)]
+    several = [one(scale.data, FEW, count, FEW_DRAWS) for count in COUNTS]
+    return [one(data, None, DIRECTIONS, DRAWS) for data in ("cifar10", "cifar100")] + several
+
+
+def one(data: str, images: int | None, directions: int, draws: int) -> Case:
+    """The distances in one data set, over so many of its training images."""
+    told = {"data": data, "images": images, "directions": directions, "draws": draws}
+    labels = {"data": data, "images": images or "all", "directions": directions}
+    return Case(work="classes", settings=told, name=f"classes-of-{data}", labels=labels, minutes=5)
 
 
 EXPERIMENT = Experiment(
     title="Table 2: how far apart classes lie",
     cases=cases,
     draw=[
-        Grid(rows=("data",), values=("closest", "mean"), paper=CLASSES, title="Sliced Wasserstein distances, L1 mass.")
+        Grid(
+            rows=("data", "images", "directions"), values=("closest", "mean"), title="Sliced Wasserstein distances, L1 mass.",
+            paper={(*data, "all", DIRECTIONS): figures for data, figures in CLASSES.items()},
+        )
     ],
     note="Dimensions x the largest distance along random directions: docs/attacks.md tells why the largest.",
-)
+)  # fmt: skip

@@ -1,0 +1,126 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dhbe import checkpoint, networks, ranks, records
+from dhbe.cli import main
+from tests.conftest import FEW
+
+ROOT = Path(__file__).parents[1]
+EXACT = "--preset official --iterations 3 --batch 16 --places sample --patch 3 --smooth .01"
+FAST = "--iterations 2 --cycles 1 --warm-up 1 --batch 16 --pool-size 16 --damaged-agreement 0 " + " ".join(
+    f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    for name, value in FEW.items()
+)
+
+
+def erase(settings, out):
+    return f"erase model.pt --input 3x16x16 --device cpu --precision fp32 --quiet {settings} --out {out}".split()
+
+
+def torchrun(folder, *words, processes=2):
+    """Starts a command as often as that, and waits; each process writes its final weights' sum into `sums`."""
+    here = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+        *words,
+    ]
+    return subprocess.run(command, cwd=folder, env=here, capture_output=True, text=True, timeout=280)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [EXACT, FAST], ids=["exact", "fast"])
+def test_two_processes_come_to_what_one_comes_to(settings, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    torch.save(networks.build("resnet8", 3, (3, 16, 16)).state_dict(), "model.pt")
+    assert main(erase(settings, "one")) in (0, 1)
+    ran = torchrun(tmp_path, "-m", "dhbe", *erase(settings, "two"))
+    assert ran.returncode == 0 or "exitcode  : 1 " in ran.stderr, ran.stderr[-2000:]
+    one, two = (checkpoint.read(Path(name) / "clean.safetensors").tensors for name in ("one", "two"))
+    before = torch.load("model.pt")
+    for name, value in one.items():
+        if value.is_floating_point():
+            moved = (value - before[name]).abs().max()
+            assert (two[name] - value).abs().max() <= 0.02 * moved + 1e-5, name
+    told = [records.read(Path(name) / "record.json") for name in ("one", "two")]
+    assert told[0].iterations == told[1].iterations
+    assert told[0].defense == told[1].defense
+
+
+PROGRAM = """
+import torch
+from torch import nn
+from dhbe import ranks
+from dhbe.steps import descend, lay, variation
+
+with ranks.joined() as first:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 2)).double().float()
+    learn = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9)
+    with ranks.whole_batches(network):
+        for _ in range(3):
+            pixels = ranks.part(3 * torch.randn(8, 3, 8, 8) + 1) + lay(ranks.part(torch.randn(8, 3, 2, 2)), 8, 8, each=True)
+            pixels = pixels.requires_grad_()
+            descend(learn, network(pixels).square().mean() + 0.01 * variation(network[:3](pixels)))
+    assert not any("forward" in vars(layer) for layer in network)
+    torch.save(network.state_dict(), f"{ranks.rank()}-of-{ranks.size()}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_gradients_statistics_and_places_are_those_of_the_whole_batch(tmp_path, monkeypatch):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    for processes in (1, 2):
+        ran = torchrun(tmp_path, "program.py", processes=processes)
+        assert ran.returncode == 0, ran.stderr[-2000:]
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name]), f"the processes differ in {name}"
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_alone_nothing_is_done():
+    layer, batch = nn.BatchNorm2d(2), torch.randn(4, 2, 3, 3)
+    with ranks.joined() as first, ranks.whole_batches(layer):
+        assert first
+        assert "forward" not in vars(layer)
+    assert ranks.part(batch) is batch
+    assert ranks.total(batch) is batch
+    assert ranks.agreed(batch) is batch
+    ranks.check(7)
+
+
+def test_a_layer_normalises_as_torchs_own(monkeypatch):
+    ours, theirs = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+    for _ in range(2):
+        pixels = 5 * torch.randn(4, 3, 6, 6) + 2
+        mine, its = pixels.clone().requires_grad_(), pixels.clone().requires_grad_()
+        made, expected = ranks._normalised(ours, mine), theirs(its)
+        made.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(made, expected)
+        torch.testing.assert_close(mine.grad, its.grad, atol=1e-4, rtol=1e-4)
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    ours.eval()
+    torch.testing.assert_close(ranks._normalised(ours, pixels), theirs.eval()(pixels))
+
+
+def test_what_processes_cannot_share_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(ranks, "size", lambda: 3)
+    monkeypatch.chdir(tmp_path)
+    torch.save(networks.build("resnet8", 3, (3, 16, 16)).state_dict(), "model.pt")
+    for settings, said in ((f"{EXACT} --resume", "leave torchrun out"), (EXACT, "multiple of 3")):
+        assert main(erase(settings, "out")) == 2
+        assert said in capsys.readouterr().err
