@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import jinja2
+from markupsafe import escape
 
 from dhbe.records import Box, Measures, Record
 from dhbe.report.charts import boxplot, chart
@@ -48,6 +49,14 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
             (base64.b64encode(pictures[name]).decode() for name in ("found", "trigger") if name in pictures), None
         ),
         pictures=[(name, PICTURES.get(name), base64.b64encode(png).decode()) for name, png in pictures.items()],
+    )
+
+
+def framed(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """The same page in a frame of its own, for a notebook, whose styles it leaves alone."""
+    return (
+        f'<iframe sandbox srcdoc="{escape(render(record, pictures))}" '
+        'style="width: 100%; height: 40rem; border: 0" title="dhbe report"></iframe>'
     )
 
 
