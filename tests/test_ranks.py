@@ -9,14 +9,10 @@ from torch import nn
 
 from dhbe import checkpoint, networks, ranks, records
 from dhbe.cli import main
-from tests.conftest import FEW
 
 ROOT = Path(__file__).parents[1]
-EXACT = "--preset official --iterations 3 --batch 16 --places sample --patch 3 --smooth .01"
-FAST = "--iterations 2 --cycles 1 --warm-up 1 --batch 16 --pool-size 16 --damaged-agreement 0 " + " ".join(
-    f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-    for name, value in FEW.items()
-)
+EXACT = "--preset official --iterations 2 --student-steps 2 --lr .01 --lr-generators 0 --batch 16 --places sample --patch 3 --smooth .01"
+"""At small rates: at the usual ones an untrained network enlarges rounding tenfold a step, and Adam begins with signs."""
 
 
 def erase(settings, out):
@@ -39,20 +35,21 @@ def torchrun(folder, *words, processes=2):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [EXACT, FAST], ids=["exact", "fast"])
-def test_two_processes_come_to_what_one_comes_to(settings, tmp_path, monkeypatch):
+def test_two_processes_come_to_what_one_comes_to(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     torch.save(networks.build("resnet8", 3, (3, 16, 16)).state_dict(), "model.pt")
-    assert main(erase(settings, "one")) in (0, 1)
-    ran = torchrun(tmp_path, "-m", "dhbe", *erase(settings, "two"))
-    assert ran.returncode == 0 or "exitcode  : 1 " in ran.stderr, ran.stderr[-2000:]
+    assert main(erase(EXACT, "one")) == 0
+    ran = torchrun(tmp_path, "-m", "dhbe", *erase(EXACT, "two"))
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert ran.stdout.count("see two/report.html") == 1, "one process tells"
     one, two = (checkpoint.read(Path(name) / "clean.safetensors").tensors for name in ("one", "two"))
     before = torch.load("model.pt")
     for name, value in one.items():
         if value.is_floating_point():
             moved = (value - before[name]).abs().max()
-            assert (two[name] - value).abs().max() <= 0.02 * moved + 1e-5, name
+            assert moved > 0
+            assert (two[name] - value).abs().max() <= 0.01 * moved + 1e-6, name
     told = [records.read(Path(name) / "record.json") for name in ("one", "two")]
     assert told[0].iterations == told[1].iterations
     assert told[0].defense == told[1].defense
@@ -61,7 +58,10 @@ def test_two_processes_come_to_what_one_comes_to(settings, tmp_path, monkeypatch
 PROGRAM = """
 import torch
 from torch import nn
+from types import SimpleNamespace
 from dhbe import ranks
+from dhbe.classifier import Classifier
+from dhbe.defenses import FastDHBE
 from dhbe.steps import descend, lay, variation
 
 with ranks.joined() as first:
@@ -74,12 +74,19 @@ with ranks.joined() as first:
             pixels = pixels.requires_grad_()
             descend(learn, network(pixels).square().mean() + 0.01 * variation(network[:3](pixels)))
     assert not any("forward" in vars(layer) for layer in network)
+    student = Classifier(network.eval(), shape=(3, 8, 8), classes=2)
+    pool = SimpleNamespace(sample=lambda count, evenly: (torch.rand(count, 3, 8, 8), torch.randn(count, 2)))
+    stamp = lambda pixels: (pixels + 0.1).clamp(0, 1)
+    stamps = type("Stamps", (), {"__getitem__": lambda self, index: stamp})()
+    bank = SimpleNamespace(draw=lambda groups: stamps)
+    state = SimpleNamespace(pool=pool, bank=bank, findings=SimpleNamespace(backdoored=True))
+    FastDHBE(batch=12).step_student(student, torch.optim.SGD(student.parameters(), 0.1), state)
     torch.save(network.state_dict(), f"{ranks.rank()}-of-{ranks.size()}.pt")
 """
 
 
 @pytest.mark.slow
-def test_gradients_statistics_and_places_are_those_of_the_whole_batch(tmp_path, monkeypatch):
+def test_gradients_statistics_places_and_students_steps_are_those_of_the_whole_batch(tmp_path, monkeypatch):
     (tmp_path / "program.py").write_text(PROGRAM)
     for processes in (1, 2):
         ran = torchrun(tmp_path, "program.py", processes=processes)
