@@ -30,7 +30,18 @@ def __getattr__(name: str) -> Any:
     """Public names are loaded when they are first used: `import dhbe` takes no torch along."""
     from importlib import import_module
 
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("dhbe")
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            return "unknown"
     if name not in _PLACES:
         raise AttributeError(f"module 'dhbe' has no attribute {name!r}")
     module, _, other = _PLACES[name].partition(":")
     return getattr(import_module(module), other or name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,17 +71,17 @@ class Progress:
     def _step(self, number: int, values: dict[str, float], left: float | None = None) -> None:
         if self._quiet:
             return
-        signs = "  ".join(f"{name} {value:.3f}" for name, value in values.items())
+        signs = "  ".join(f"{name} {value:.2f}" for name, value in in_words(values).items())
         now = time.monotonic()
         if self._first is None:
             self._first, self._began = number, now
         if left is None and number > self._first:
             left = (now - self._began) / (number - self._first) * (self._total - number)
-        remaining = "" if left is None else f", {left:.0f} s left"
+        remaining = "" if left is None or number == self._total else f", {spell(left)} left"
         if self._live:
             self._bar.update(self._task, completed=number, left=remaining.strip(", "), signs=signs)
         elif now - self._last >= 10 or number == self._total:
-            print(f"{self._what}: {number}/{self._total}{remaining}  {signs}", file=sys.stderr, flush=True)
+            print(f"{self._what}: {number} of at most {self._total}{remaining}  {signs}", file=sys.stderr, flush=True)
             self._last = now
 
     def _record(self, number: int, values: dict[str, float]) -> None:
@@ -96,3 +97,38 @@ class Progress:
             self._events = SummaryWriter(str(self._folder / "events"))
         for name, value in values.items():
             self._events.add_scalar(name, value, number)
+
+
+WORDS = {
+    "bn_loss": "BatchNorm loss", "gain": "trigger gain", "loss": "loss", "acc": "training accuracy",
+    "distillation": "distillation loss", "restriction": "restriction loss",
+}  # fmt: skip
+"""What the values of a round are called."""
+
+
+def in_words(values: Mapping[str, float]) -> dict[str, float]:
+    """The values of a round as one reads them: of the margins of all families of triggers, the largest alone.
+
+    >>> in_words({"bn_loss": 0.2, "margin_masked": -7.1, "margin_faint": -2.0, "agreement": 0.9})
+    {'BatchNorm loss': 0.2, 'largest margin': -2.0, 'agreement': 0.9}
+    """
+    margins = [value for name, value in values.items() if name.startswith("margin_")]
+    said = {}
+    for name, value in values.items():
+        if not name.startswith("margin_"):
+            said[WORDS.get(name, name.replace("_", " "))] = value
+        elif "largest margin" not in said:
+            said["largest margin"] = max(margins)
+    return said
+
+
+def spell(seconds: float) -> str:
+    """A length of time, as exactly as one can know it.
+
+    >>> spell(7.2), spell(125), spell(26219)
+    ('7 s', '2 min', '7 h 17 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60:,} h {minutes % 60} min"

@@ -50,6 +50,7 @@ class Run:
         every: float,
         replaces: str,
         results: Iterable[str],
+        command: str | None = None,
     ) -> None:
         self.folder = folder
         self.saved = saved
@@ -58,6 +59,7 @@ class Run:
         self.at_once = False
         self.restored = folder / CHECKPOINT if saved and not finished else None
         self._settings = settings
+        self._command = command
         self.every = every
         self._replaces = replaces
         self._results = (REPORT, *results)
@@ -74,7 +76,11 @@ class Run:
             Failed: It could not be saved.
         """
         if due := last or self.stopping or time.monotonic() - self._last >= self.every:
-            state_file.write(self.folder / CHECKPOINT, self._settings, {"replaces": self._replaces, **state()})
+            state_file.write(
+                self.folder / CHECKPOINT,
+                self._settings,
+                {"replaces": self._replaces, "command": self._command, **state()},
+            )
             self._last = time.monotonic()
         if self.stopping:
             raise self.interrupted()
@@ -141,6 +147,7 @@ def opened(
     resume: bool = False,
     overwrite: bool = False,
     every: float = 30.0,
+    command: str | None = None,
 ) -> Iterator[Run]:
     """Takes a folder for one run. If the run leaves nothing there, the folder is as it was before.
 
@@ -152,6 +159,7 @@ def opened(
         resume: Go on with the interrupted run in the folder; a finished one is recognised.
         overwrite: Begin anew over an earlier run's results, which stay until the new ones are complete.
         every: Seconds between two checkpoints.
+        command: The command line, which the state keeps.
 
     Raises:
         Refused: The folder cannot be written, another process holds it, it holds a run that was not asked for, or a
@@ -180,7 +188,7 @@ def opened(
         if saved and not finished:
             refuse_other(f"{name(folder)} holds a run", json.loads(saved["settings"]), settings)
         _sweep(folder)
-        run = Run(folder, text, saved, finished, every, there, results)
+        run = Run(folder, text, saved, finished, every, there, results, command)
         with _gently(run):
             yield run
 
@@ -295,6 +303,8 @@ def _gently(run: Run) -> Iterator[None]:
         if run.stopping or run.at_once:
             raise KeyboardInterrupt
         run.stopping = True
+        with suppress(OSError):
+            os.write(2, b"\nstopping after this round; Ctrl-C again quits at once\n")
 
     try:
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -102,7 +102,7 @@ class Suspect:
 
 
 def load(
-    path: Path,
+    path: str | Path,
     *,
     arch: str | None = None,
     classes: int | None = None,
@@ -129,6 +129,7 @@ def load(
     Raises:
         Refused: The file, the architecture or the numbers do not fit together.
     """
+    path = Path(path)
     label = _label(path)
     weights, output = weights or (label.weights if label else None), output or (label.output if label else None)
     state = formats.read(path, weights)

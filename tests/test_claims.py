@@ -11,6 +11,7 @@ import torch
 from dhbe import networks, suspects
 from dhbe.api import judging
 from dhbe.errors import Refused
+from dhbe.records import Measures
 from dhbe.search import scan
 from dhbe.search.families import Overlay
 from dhbe.search.statistics import STATISTICS
@@ -123,3 +124,13 @@ def test_what_the_user_says_wins(tmp_path):
 def test_large_images_are_not_tried_because_a_file_says_so(tmp_path):
     with pytest.raises(Refused, match="says that its images are 3x1024x1024: add --input 3x1024x1024 if they are"):
         suspects.load(labelled(tmp_path / "m.safetensors", input=[3, 1024, 1024]))
+
+
+def test_a_defence_without_effect_is_told_by_the_asr_or_by_its_weights():
+    torch.manual_seed(0)
+    model, other = (suspects.of(networks.build("resnet8", 4, (3, 8, 8)), (3, 8, 8)).classifier for _ in range(2))
+    measured = [Measures(asr=rate, asr_x9=1.0, n=9, asr_n=9) for rate in (0.99, 0.95, 0.3)]
+    assert judging.ineffective(measured[0], measured[1], model, other)
+    assert not judging.ineffective(measured[0], measured[2], model, model)
+    assert judging.ineffective(Measures(), Measures(), model, model)
+    assert not judging.ineffective(Measures(), Measures(), model, other)

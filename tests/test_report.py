@@ -12,7 +12,8 @@ from PIL import Image
 
 from dhbe.errors import Refused
 from dhbe.records import Battery, FormRates, Measures, ModelInfo, Reactivation, Record, Relearning
-from dhbe.report import boxplot, chart, grid, render, verdict
+from dhbe.report import boxplot, chart, compared, framed, grid, line, render, verdict
+from dhbe.report.names import placed
 
 HOSTILE = "</style></title><script>alert(1)</script><img src=https://evil.test/x onerror='a()'>\"{{ 7*7 }} $\\frac$"
 MODEL = {"path": "victim.pt", "sha256": "ab" * 32, "arch": "resnet8", "classes": 10, "input": (3, 32, 32)}
@@ -277,3 +278,42 @@ def test_a_grid_of_grey_and_of_impossible_images():
     for shape in ((0, 3, 4, 4), (2, 2, 4, 4), (3, 4, 4)):
         with pytest.raises(Refused, match="a picture is drawn of images"):
             grid(torch.zeros(shape))
+
+
+FOUND = Measures(signs={"suspected_class": 9, "anomaly_index": 11.8, "gain": 0.13, "agreement": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("verdict", "doubt", "said", "tone"),
+    [("erased", None, "erased: class 9 behaved as backdoored (index 11.8); in the cleaned model the strongest trigger found leads 13.0%", "good"),
+     ("nothing found", None, "nothing found: no class stood out (class 9 most", "unknown"),
+     ("still answers", None, "still answers: class 9 behaved as backdoored (index 11.8), and in the cleaned model the strongest trigger found still leads", "bad"),
+     ("unclear", "give --mean cifar10", "unclear: give --mean cifar10", "caution")],
+)  # fmt: skip
+def test_the_page_answers_first_and_says_what_the_terminal_says(verdict, doubt, said, tone):
+    nothing = {"data": None, "trigger": None, "target": None}
+    found = record(verdict=verdict, doubt=doubt, before=FOUND, after=Measures(signs={"agreement": 0.9}), **nothing)
+    assert line(found).startswith(said)
+    page = render(found)
+    assert f'<section class="verdict {tone}">' in page
+    assert said[1:] in Page(page).text.partition("Measured on real images")[0]
+
+
+def test_signs_of_the_cleaned_model_stand_under_it():
+    before, after = placed([FOUND.signs, {"agreement": 0.9}])
+    assert "gain" not in before
+    assert after == {"gain": 0.13, "agreement": 0.9}
+
+
+def test_a_comparison_names_each_defence_with_its_rates():
+    page = Page(compared(record().model, {"clp": record(), HOSTILE: record(verdict="no effect")}))
+    assert "script" not in page.tags
+    assert "clp: The trigger is suppressed" in page.text
+    assert "The defence had no effect" in page.text
+    assert page.text.count("98.3%") >= 2
+
+
+def test_a_notebook_shows_the_page_in_a_frame_of_its_own():
+    frame = Page(framed(record()))
+    assert frame.tags == ["iframe"]
+    assert dict(frame.attributes)["srcdoc"] == render(record())

@@ -14,7 +14,9 @@ import pytest
 from conftest import listing, saved, small_state
 
 KILLS = int(os.environ.get("DHBE_KILLS", "4"))
-LONG = "--iterations 8 --warm-up 4 --batch 8 --pool-size 16 --anomaly-threshold 1e9 --damaged-agreement 0"
+LONG = (
+    "--iterations 8 --warm-up 4 --batch 8 --pool-size 16 --anomaly-threshold 1e9 --damaged-agreement 0 --fail-on found"
+)
 ERASE = f"erase model.pt --input 3x8x8 {LONG} --device cpu --precision fp32 --checkpoint-every 0"
 
 # Its processes are forked from one that has imported everything, and so begin at once.

@@ -13,6 +13,7 @@ from conftest import ATTACK, ERASE, colours, listing, packed, saved, small_state
 
 from dhbe import runs, state_file
 from dhbe.cli import main
+from dhbe.cli.resume import again
 
 LONG = ERASE.replace("--iterations 2", "--iterations 4") + " --device cpu --precision fp32 --quiet"
 STATE = runs.CHECKPOINT
@@ -252,3 +253,19 @@ def test_results_that_cannot_all_be_moved_leave_no_record_of_others(when, here, 
     assert sorted(listing(here / "out")) == sorted(old)
     assert (here / "out/clean.safetensors").read_bytes() != old["clean.safetensors"]
     assert json.loads((here / "out/record.json").read_text())["seed"] == 0
+
+
+def test_resume_takes_the_command_from_the_state_and_runs_no_code_that_it_names(here, dhbe):
+    state = here / "out" / runs.CHECKPOINT
+    state.parent.mkdir(parents=True)
+    state_file.write(state, "{}", {"replaces": "", "command": "dhbe erase model.pt --input 3x16x16"})
+    assert again(here.__class__("out")) == ["erase", "model.pt", "--input", "3x16x16", "--out", "out", "--resume"]
+    for command, said in (
+        ("dhbe erase model.pt --arch evil.py:net", "code that the folder names"),
+        ("rm -rf x", "does not tell its command"),
+    ):
+        state_file.write(state, "{}", {"replaces": "", "command": command})
+        code, _, err = dhbe("resume out")
+        assert (code, said in err) == (2, True)
+    code, _, err = dhbe("resume elsewhere")
+    assert (code, "holds no interrupted run" in err) == (2, True)

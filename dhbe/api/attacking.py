@@ -42,7 +42,7 @@ def attack(
     test: Images,
     *,
     arch: str,
-    out: Path,
+    out: str | Path,
     data: str = "",
     fit: Fit = Fit(epochs=30),  # noqa: B008 (frozen)
     seed: int = 0,
@@ -87,6 +87,7 @@ def attack(
             `resume` with `force` takes it, unless it was trained again as quickly.
         Interrupted: Somebody asked; the state is saved.
     """
+    out = Path(out)
     if train.shape != test.shape or train.classes != test.classes:
         raise Refused(
             f"training images are {train.shape} of {train.classes} classes, "
@@ -115,6 +116,7 @@ def attack(
         runs.opened(
             out, {**settings, "images_sha256": content, "device": where.type}, inputs=read,
             results=[BACKDOORED, TRIGGER], resume=resume, overwrite=overwrite, every=checkpoint_every,
+            command=command,
         ) as run,
         torch.random.fork_rng(),
     ):  # fmt: skip

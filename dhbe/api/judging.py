@@ -25,16 +25,12 @@ def judged(verdict: Verdict | None, suspect: Suspect) -> tuple[Verdict | None, s
 
 
 LITTLE = 0.1
-"""By how much the strongest form of a trigger must lead fewer images astray for a defence to have had an effect."""
+"""By how much the ASR must fall for a defence to have had an effect."""
 
 
 def ineffective(before: Measures, after: Measures, victim: Classifier, cleaned: Classifier) -> bool:
     """Whether a defence had no effect: where a trigger was measured, on it; else whether it changed no weight."""
-    rates = [
-        max((rate for rate in (each.asr, each.asr_x4, each.asr_x9) if rate is not None), default=None)
-        for each in (before, after)
-    ]
-    if rates[0] is not None and rates[1] is not None:
-        return rates[0] >= LITTLE and rates[1] > rates[0] - LITTLE
+    if before.asr is not None and after.asr is not None:
+        return before.asr >= LITTLE and after.asr > before.asr - LITTLE
     old, new = victim.network.state_dict(), cleaned.network.state_dict()
     return all(torch.equal(old[name], new[name].to(old[name].device)) for name in old)

@@ -45,7 +45,7 @@ class Options(TypedDict, total=False):
     """`fp32`, `bf16`, or `auto` (default): bf16 for `fast` where the device is made for it, fp32 elsewhere."""
     evidence: Evidence | None
     """Data to measure ACC and ASR on, before and after. The defence never sees it."""
-    out: Path | None
+    out: str | Path | None
     """Folder for the results and the checkpoint; None (default) keeps all in memory."""
     resume: bool
     """Go on with the interrupted run in `out`."""
@@ -74,6 +74,13 @@ class Erasure:
     pictures: dict[str, bytes]
     """PNG files for the report."""
 
+    def __repr__(self) -> str:
+        return f"Erasure({report.line(self.record)})"
+
+    def _repr_html_(self) -> str:
+        """The report, as a notebook shows it."""
+        return report.framed(self.record, self.pictures)
+
 
 def run(
     suspect: Suspect,
@@ -86,7 +93,7 @@ def run(
     device: str = "auto",
     precision: machine.Precision = "auto",
     evidence: Evidence | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     inputs: Sequence[Path] = (),
@@ -109,6 +116,7 @@ def run(
         raise Refused("--resume works with one process, which comes to the same: leave torchrun out")
     if ranks.rank():  # the first process alone measures, writes and tells
         evidence, out, watch = None, None, _unwatched
+    out = Path(out) if out is not None else None
     where = machine.device(device)
     how = machine.precision(precision, where, exact=exact)
     defense.check(suspect.info.input)
@@ -120,7 +128,7 @@ def run(
         runs.opened(
             out, {**asked, "device": where.type}, inputs=[*suspect.files, *inputs],
             results=[CLEAN, ONNX, *(container.names if container else ())], resume=resume, overwrite=overwrite,
-            every=checkpoint_every,
+            every=checkpoint_every, command=command,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
         if held and held.finished:

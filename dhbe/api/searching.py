@@ -50,7 +50,7 @@ class Searching(TypedDict):
     """`auto` (default), `cpu`, `cuda`, `cuda:1`, ..."""
     precision: NotRequired[machine.Precision]
     """`fp32`, `bf16`, or `auto` (default): bf16 where the device is made for it."""
-    out: NotRequired[Path | None]
+    out: NotRequired[str | Path | None]
     """Folder for record and report; None (default) keeps all in memory."""
     overwrite: NotRequired[bool]
     """Begin anew over what `out` holds, which stays until the new results are complete."""
@@ -71,6 +71,13 @@ class Outcome:
     record: Record
     pictures: dict[str, bytes]
     """PNG files for the report."""
+
+    def __repr__(self) -> str:
+        return f"Outcome({report.line(self.record)})"
+
+    def _repr_html_(self) -> str:
+        """The report, as a notebook shows it."""
+        return report.framed(self.record, self.pictures)
 
 
 def scan(
@@ -234,7 +241,8 @@ class _Search:
         self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
         self.model = _ready(suspect, self.where)
         self._inputs = [*suspect.files, *options.get("inputs", ())]
-        self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
+        out = options.get("out")
+        self._out, self._overwrite = Path(out) if out else None, options.get("overwrite", False)
         self._command = options.get("command")
         self._watch = options.get("watch", lambda number, round: None)
         self.parts = options.get("parts", lambda done, total: None)

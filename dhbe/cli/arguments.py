@@ -2,14 +2,16 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 from dhbe import suspects
-from dhbe.api import Evidence, Options, Searching
+from dhbe.api import Evidence, Options, Searching, costing
 from dhbe.attacks.triggers import parse
 from dhbe.cli import shown, values, vendor
 from dhbe.cli.parser import Parser
 from dhbe.data import Images, Split, class_names, load, part_to_measure
+from dhbe.defenses import Defense
 from dhbe.errors import Refused
 from dhbe.progress import Progress
 from dhbe.search.survey import Survey
@@ -52,8 +54,35 @@ def add_model(parser: Parser) -> None:
     parser.add_argument("--output", metavar="N", help="which of several outputs the logits are, by number or name")
 
 
+LONG = 3600
+"""Seconds from which on it is asked whether a run is meant."""
+
+
+def affordable(args: argparse.Namespace, suspect: Suspect, what: Survey | Defense, *, twice: bool = False) -> None:
+    """Says what a run will cost, and asks where that is more than an hour.
+
+    Raises:
+        Refused: It is, and nobody said yes.
+    """
+    if getattr(args, "resume", False):
+        return
+    with vendor.running(suspect.info.code):
+        cost = costing.of(suspect, what, args.device, args.precision, twice=twice)
+    if cost is None:
+        return
+    shown.tell(args, f"this will take {cost} at the most")
+    if cost.seconds <= LONG or args.yes:
+        return
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print("go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+    raise Refused(f"this would take {cost}: add --yes if that is meant")
+
+
 def add_machine(parser: Parser) -> None:
     """What computes."""
+    parser.add_argument("--yes", action="store_true", help="do not ask, however long it will take")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="default: auto")
     parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")

@@ -19,7 +19,9 @@ VERBS = {
     "score": "measure ACC and ASR of a model on data",
     "attack": "train a backdoored classifier to practise on",
     "defend": "run one of the defences of others, to compare or to use clean images",
+    "compare": "run several defences on one model, and draw one page",
     "bench": "run the experiments of the paper and of yours, and draw their tables and figures",
+    "resume": "go on with the interrupted run in a folder",
     "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
     "doctor": "tell what this machine offers, and whether the installation works",
 }

@@ -29,6 +29,7 @@ def _erased(argv: Sequence[str], *, first: bool) -> int:
     if first:
         shown.notes(args, suspect.notes)
     defense = settings.changed(PRESETS[args.preset], args)
+    arguments.affordable(args, suspect, defense)
     running = vendor.running(suspect.info.code)
     with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress, running:
         options = arguments.options(args, evidence, out, progress)

@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
                 "--config", metavar="FILE", help="options as KEY = VALUE in a TOML file; those given here win"
             )
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The options that were given, and as `command` the whole command line."""
         found = super().parse_args(args, namespace)
         found.command = shlex.join([*self.prog.split(), *args])

@@ -37,6 +37,7 @@ def run(argv: Sequence[str]) -> int:
         raise Refused(f"--sarif {foreign.name(args.sarif)} would replace what is scanned: give another file")
     shown.notes(args, suspect.notes)
     survey = settings.changed(Survey(), args)
+    arguments.affordable(args, suspect, survey)
     out = args.out or Path("runs") / f"{args.model.stem}-scan"
     with (
         Progress(survey.rounds, f"scanning {args.model.name}", args.quiet) as progress,

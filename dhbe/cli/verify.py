@@ -38,6 +38,7 @@ def run(argv: Sequence[str]) -> int:
     shown.notes(args, [*suspect.notes, *cleaned.warnings])
     evidence = arguments.evidence(args, suspect)
     survey = settings.changed(Survey(), args)
+    arguments.affordable(args, suspect, survey, twice=True)
     out = args.out or Path("runs") / f"{args.model.stem}-verify"
     with (
         Progress(verify.rounds(survey), f"verifying {args.after.name}", args.quiet) as progress,

@@ -6,12 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 import jinja2
+from markupsafe import escape
 
-from dhbe.records import Box, Measures, Record
+from dhbe.records import Box, Measures, ModelInfo, Record
 from dhbe.report.charts import boxplot, chart
 from dhbe.report.names import ACTIVATIONS, CURVES, PICTURES, SIGNS, meaning, placed
-from dhbe.report.verdicts import RATES, Rate, Verdict, erased, searched, strongest_form, verdict
-from dhbe.report.words import duration, moment, setting
+from dhbe.report.verdicts import RATES, Rate, Verdict, erased, line, searched, strongest_form, verdict
+from dhbe.report.words import duration, moment, percent, setting
 
 
 def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({})) -> str:
@@ -51,24 +52,48 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
     )
 
 
+def framed(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({})) -> str:
+    """The same page in a frame of its own, for a notebook, whose styles it leaves alone."""
+    return (
+        f'<iframe sandbox srcdoc="{escape(render(record, pictures))}" '
+        'style="width: 100%; height: 40rem; border: 0" title="dhbe report"></iframe>'
+    )
+
+
 def _verdict(record: Record, states: Sequence[Measures]) -> Verdict:
     if record.verdict is None:
         return verdict(record.kind, states)
     return erased(record) if record.kind == "erase" else searched(record)
 
 
-def _template() -> jinja2.Template:
+def compared(model: ModelInfo, records: Mapping[str, Record]) -> str:
+    """One page for several defences of one model.
+
+    Args:
+        model: The suspect one.
+        records: Of each run, by the defence's name.
+    """
+    rows = []
+    for name, record in records.items():
+        judged = _verdict(record, [record.before or Measures(), record.after or Measures()])
+        rows.append((name, record, judged.tone, judged.headline, line(record)))
+    heads = ("ACC before", "ACC after", "ASR before", "ASR after", "ASR ×9 after")
+    return _template("compare.html").render(title=model.path or model.arch, rows=rows, heads=heads)
+
+
+def _template(name: str = "report.html") -> jinja2.Template:
     folder = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
     page = jinja2.Environment(
         loader=folder, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page.filters |= {
         "duration": duration,
+        "percent": percent,
         "moment": moment,
         "setting": setting,
         "rate": lambda value: Rate(value, None),
     }
-    return page.get_template("report.html")
+    return page.get_template(name)
 
 
 def _heads(record: Record, states: Sequence[Measures]) -> list[str]:

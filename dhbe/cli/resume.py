@@ -1,0 +1,55 @@
+"""`dhbe resume DIR`: goes on with the run in a folder, by the command line that its state keeps."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dhbe import foreign, records, runs, state_file, suspects
+from dhbe.cli.parser import Parser
+from dhbe.errors import Refused
+
+GOES_ON = ("erase", "defend", "attack")
+"""Verbs whose runs save their state."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code of the command that goes on."""
+    parser = Parser("resume", "  dhbe resume runs/vendor", description="Goes on with an interrupted run.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="its --out, or the folder below runs that it said")
+    args = parser.parse_args(argv)
+    words = again(args.folder)
+    print(f"dhbe {shlex.join(words)}", file=sys.stderr)
+    from dhbe.cli.entry import main
+
+    return main(words)
+
+
+def again(folder: Path) -> list[str]:
+    """The words behind `dhbe` that go on with the run in a folder.
+
+    Raises:
+        Refused: There is none, it is finished, or it would run code that somebody else may have written into the state.
+    """
+    state = folder / runs.CHECKPOINT
+    if not os.path.lexists(state):
+        if (folder / runs.RECORD).exists():
+            told = records.read(folder / runs.RECORD).command
+            raise Refused(f"the run in {foreign.name(folder)} is finished{f'; it was: {told}' if told else ''}")
+        raise Refused(
+            f"{foreign.name(folder)} holds no interrupted run; scan, verify and score are short and begin anew"
+        )
+    command = state_file.read(state).get("command")
+    words = shlex.split(command) if isinstance(command, str) else []
+    if words[:1] != ["dhbe"] or words[1:2] == [] or words[1] not in GOES_ON:
+        raise Refused(f"the state in {foreign.name(folder)} does not tell its command: give it again, with --resume")
+    rest = [word for word in words[1:] if word not in ("--overwrite", "--resume")]
+    rest += ["--resume"] if "--out" in rest else ["--out", str(folder), "--resume"]
+    for option, value in zip(rest, [*rest[1:], ""], strict=True):
+        named = value if option == "--arch" else option.removeprefix("--arch=") if option.startswith("--arch=") else ""
+        if suspects.vendor_code(named):
+            raise Refused(
+                f"this runs code that the folder names; if it is yours, give it yourself: dhbe {shlex.join(rest)}"
+            )
+    return rest
