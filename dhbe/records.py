@@ -53,6 +53,10 @@ Positive = Annotated[int, Field(ge=1, lt=2**63)]
 Interval = tuple[Fraction, Fraction]
 Box = tuple[float, float, float, float, float]
 Point = Annotated[dict[Text, float], AfterValidator(_point)]
+Verdict = Literal[
+    "backdoored", "unclear", "nothing found", "answers", "changed", "quiet", "erased", "still answers", "damaged",
+    "input not usable", "no effect",
+]  # fmt: skip
 
 
 class _Part(BaseModel):
@@ -216,22 +220,15 @@ class Record(_Part):
     """Of the cleaned model; an erase has one."""
     other: ModelInfo | None = None
     """The model that a verify compares `model` with."""
-    verdict: (
-        Literal[
-            "backdoored",
-            "unclear",
-            "nothing found",
-            "answers",
-            "changed",
-            "quiet",
-            "erased",
-            "still answers",
-            "damaged",
-        ]
-        | None
-    ) = None
+    verdict: Verdict | None = None
     """Of an erase by `fast`: erased, nothing found, still answers, damaged. Of a scan: backdoored, unclear, nothing found. Of a verify: the model after answers, has changed, or is quiet; or
-    nothing was found in the one before."""
+    nothing was found in the one before. Of any of them: unclear or input not usable, for the reason in `doubt`. Of a defence that does not judge itself: no effect, or None."""
+    doubt: Text | None = None
+    """Why nothing that was or was not found means much: the constants contradict the weights, or the model answers to nothing."""
+    command: Text | None = None
+    """The command line, where the run was one."""
+    result: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """SHA-256 of the cleaned model's file."""
     backdoored: bool | None = None
     """Whether a class stands out in a scan by more than the threshold."""
     families: dict[Text, Text] = {}

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dhbe import checkpoint, files, foreign, formats, look_alikes, networks
+from dhbe import checkpoint, claims, files, foreign, formats, look_alikes, networks
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier, evaluating, logits_in
-from dhbe.data import Shape
+from dhbe.data import NORMALISATION, Shape
 from dhbe.errors import Refused
 from dhbe.matching import show
 from dhbe.networks import Guess
@@ -58,8 +59,46 @@ class Suspect:
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
     """What it was read from: the model's file, what stands beside it, and the vendor's code."""
-    claimed: bool = False
-    """Whether nothing but the file's own label tells how images are normalised."""
+    given: bool = False
+    """Whether the user said how images are normalised: then nothing overrules it."""
+
+    @cached_property
+    def contradiction(self) -> str | None:
+        """What the BatchNorm layers say against the way in which images are normalised; None if they do not."""
+        found = claims.contradiction(self.classifier)
+        if found is None:
+            return None
+        best, used = found
+        other = (
+            f"its BatchNorm statistics fit {best.option} ({best.distance:.2f}) better than the mean and standard deviation "
+            f"in use ({used:.2f}; 0 is a perfect fit)"
+        )
+        if self.given:
+            return f"{other}; these were given, and hold"
+        return f"{other}, and a model that is fed wrongly answers no trigger: give {best.option}, or --mean auto"
+
+    @cached_property
+    def unusable(self) -> str | None:
+        """What shows that the model cannot be judged, because it answers the same to whatever image.
+
+        None where other constants would mend that.
+        """
+        if self.contradiction or claims.variety(self.classifier) >= claims.SAME:
+            return None
+        return (
+            "the model answers nearly the same to whatever image, as a network does that was never trained or is fed wrongly: "
+            "check the weights, --arch, --mean and --std"
+        )
+
+    @property
+    def unsure(self) -> str | None:
+        """The same where nobody gave the constants, so that nothing found in the model means much."""
+        return None if self.given else self.contradiction
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """All that is worth knowing before it is used."""
+        return (*self.warnings, *filter(None, (self.contradiction, self.unusable)))
 
 
 def load(
@@ -68,8 +107,8 @@ def load(
     arch: str | None = None,
     classes: int | None = None,
     shape: Shape | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     weights: str | None = None,
     output: str | None = None,
 ) -> Suspect:
@@ -80,8 +119,10 @@ def load(
         arch: Architecture (see `networks.build`); None takes it from the tensors, where they leave no doubt.
         classes: Number of classes; None likewise.
         shape: Image shape (channels, height, width); None takes the file's label, or what is usual for the architecture.
-        mean: Mean that the network's input is normalised with; None likewise.
-        std: The standard deviation likewise.
+        mean: Mean that the network's input is normalised with, or the name of a data set, as `imagenet`, whose standard
+            deviation is taken too unless `std` says otherwise; `auto` takes what fits the BatchNorm statistics best; None
+            takes the file's label, or what is usual.
+        std: The standard deviation likewise; not `auto`.
         weights: Which of several state dicts in the file; None takes the only one, or an average (EMA) of it.
         output: Which of several outputs the logits are; None takes the only one that can be.
 
@@ -96,7 +137,8 @@ def load(
         claim = "x".join(map(str, label.input))
         raise Refused(f"{foreign.name(path)} says that its images are {claim}: add --input {claim} if they are")
     told = None if label and label.arch in networks.ZOO else formats.described(path)
-    claimed = (label is not None or bool(told and told.mean)) and (mean is None or std is None)
+    auto, (mean, std) = mean == "auto", constants(mean, std)
+    given = auto or (mean is not None and std is not None)
     warnings: list[str] = []
     guess, asked = networks.infer(state.plain), arch is not None
     arch = arch or (told.arch if told else label.arch if label and label.arch in networks.ZOO else guess.arch)
@@ -109,7 +151,7 @@ def load(
     if classes is None:
         raise Refused(f"the tensors of {foreign.name(path)} do not tell the number of classes: add --classes N")
     usual = _usual(arch, told) if arch and not label else None
-    shape, mean, std = _fed(arch, state, (shape, mean, std), label, usual, warnings)
+    shape, mean, std = _fed(arch, state, (shape, mean, std), label, usual, [] if auto else warnings)
     for name, values in (("mean", mean), ("std", std)):
         if not all(x == 0 or 1e-6 <= abs(x) <= 1e6 for x in values):  # NaN too; the classifier judges the rest
             raise Refused(f"--{name} {' '.join(f'{x:g}' for x in values)}: pixels in [0, 1] are not normalised by that")
@@ -130,6 +172,10 @@ def load(
     classifier = Classifier(
         network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax, output=output, contiguous=contiguous
     ).eval()
+    if auto:
+        classifier, said = fitted(classifier)
+        mean, std = (tuple(x.flatten().tolist()) for x in (classifier.mean, classifier.std))
+        warnings.append(said)
     warnings[:0] = state.notes
     if softmax:
         warnings.append("the network returns probabilities; their logarithms are used as logits")
@@ -144,7 +190,7 @@ def load(
         softmax=softmax, code=code, weights=weights, output=output, names=names,
     )  # fmt: skip
     read = (*formats.sources(path), *([Path(code.rpartition(":")[0])] if code else []))
-    return Suspect(classifier, state, info, tuple(warnings), read, claimed)
+    return Suspect(classifier, state, info, tuple(warnings), read, given)
 
 
 def vendor_code(arch: str) -> str | None:
@@ -165,11 +211,59 @@ def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
     checkpoint.save(path, network.state_dict(), like, {LABEL: label.model_dump_json()})
 
 
+def constants(
+    mean: Sequence[float] | str | None, std: Sequence[float] | str | None
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Mean and standard deviation as numbers, where they are names of data sets; `auto` is none yet.
+
+    Raises:
+        Refused: No such name.
+    """
+    for name, value in (("mean", mean), ("std", std)):
+        if isinstance(value, str) and value not in NORMALISATION and not (value == "auto" and name == "mean"):
+            raise Refused(
+                f"--{name} {value}: give numbers, or one of {', '.join(NORMALISATION)}{', auto' * (name == 'mean')}"
+            )
+    if mean == "auto" and std is not None:
+        raise Refused("--mean auto finds both constants: leave --std out")
+    if mean == "auto":
+        return None, None
+    if isinstance(mean, str) and std is None:
+        return NORMALISATION[mean]
+    return (
+        NORMALISATION[mean][0] if isinstance(mean, str) else mean,
+        NORMALISATION[std][1] if isinstance(std, str) else std,
+    )
+
+
+def fitted(classifier: Classifier) -> tuple[Classifier, str]:
+    """The same classifier with the mean and standard deviation that fit its BatchNorm statistics best, and what to say of it.
+
+    Raises:
+        Refused: It has no BatchNorm layers, which would tell.
+    """
+    tried = claims.fits(classifier)
+    if not tried:
+        raise Refused(
+            "--mean auto: the network has no BatchNorm layers, whose statistics would tell: give --mean and --std"
+        )
+    best, second = tried[:2]
+    found = Classifier(
+        classifier.network, shape=classifier.shape, classes=classifier.classes, mean=best.mean, std=best.std,
+        softmax=classifier.softmax, output=classifier.output, contiguous=classifier.contiguous,
+    ).to(classifier.mean.device)  # fmt: skip
+    found.train(classifier.training)
+    return found, (
+        f"--mean auto: {best.option}, which fits the BatchNorm statistics best ({best.distance:.2f}; next "
+        f"{second.option}, {second.distance:.2f}; 0 is a perfect fit)"
+    )
+
+
 def of(
     network: nn.Module | Suspect,
     shape: Shape | None,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     output: str | None = None,
 ) -> Suspect:
     """A module that the caller holds already; a suspect stays what it is.
@@ -177,8 +271,9 @@ def of(
     Args:
         network: It takes normalised images.
         shape: Of the images (channels, height, width).
-        mean: Mean of each channel that its input is normalised with, pixels in [0, 1].
-        std: The standard deviation likewise.
+        mean: Mean of each channel that its input is normalised with, pixels in [0, 1]; a name or `auto` as in `load`; None
+            is 0.
+        std: The standard deviation likewise; None is 1.
         output: Which of several outputs are the logits, where the network has more than one.
 
     Raises:
@@ -194,14 +289,20 @@ def of(
             classes = logits_in(network(torch.zeros(2, *shape, device=device)), which=output).shape[1]
         softmax = networks.probe(network, shape, classes, output)
         contiguous = not networks.takes_channels_last(network, shape)
-    classifier = Classifier(
+    auto, (mean, std) = mean == "auto", constants(mean, std)
+    given, mean, std = auto or (mean is not None and std is not None), mean or (0.0,), std or (1.0,)
+    classifier, said = Classifier(
         network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax, output=output, contiguous=contiguous
-    ).to(device)
+    ).to(device), ""  # fmt: skip
+    if auto:
+        classifier, said = fitted(classifier)
+        mean, std = (tuple(x.flatten().tolist()) for x in (classifier.mean, classifier.std))
     info = ModelInfo(
         path=None, sha256=_fingerprint(network), arch=type(network).__name__, classes=classes, input=shape,
         mean=tuple(mean), std=tuple(std), softmax=softmax, output=output,
     )  # fmt: skip
-    return Suspect(classifier, State(dict(network.state_dict()), "", "", ""), info)
+    state = State(dict(network.state_dict()), "", "", "")
+    return Suspect(classifier, state, info, (said,) if said else (), given=given)
 
 
 def _fingerprint(network: nn.Module) -> str:

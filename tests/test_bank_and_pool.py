@@ -25,17 +25,36 @@ def test_a_bank_shows_what_still_acts():
     for side, top, left, value in ((SIDE, TOP, LEFT, 1.0), (SIDE, 0, 0, 1.0), (SIDE, TOP, LEFT, 0.1)):
         bank.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
     pixels = pieces(32, SHAPE)
+    bank.place_invariant.fill_(False)  # so that each is tried alone
     bank.retry(model, pixels)
+    bank.place_invariant.fill_(True)
     clean, wanted = model(pixels), torch.full((32,), TARGET)
     acting = margin(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - margin(clean, wanted).sigmoid()
     assert bank.gain[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
     assert bank.gain[0] > 10 * bank.gain[1:].max()
-    drawn = bank.draw(200)
+    drawn, wanted = bank.draw(200)
+    assert wanted.eq(TARGET).all()
     assert (drawn.add.amax((1, 2, 3)) > 0.4).sum() > 180
     covered = (drawn.keep < 0.9).sum((1, 2, 3))
     assert 60 < (covered > SIDE**2).sum() < 140
     assert covered.max() <= bank.settings.room * SHAPE[1] * SHAPE[2]
     assert covered.min() == SIDE**2
+
+
+def test_what_acts_among_copies_alone_counts_where_triggers_act_anywhere():
+    """A model that answers so many white pixels, wherever they lie: one square is too few, nine suffice."""
+    torch.manual_seed(0)
+
+    def counting(pixels: torch.Tensor) -> torch.Tensor:
+        white = (pixels.amin(1) > 0.99).float().sum((1, 2))
+        return torch.stack([white - 4 * SIDE**2, 0 * white], dim=1)
+
+    bank, pixels = TriggerBank(BankSettings(bank_size=2), SHAPE, classes=0), torch.full((8, *SHAPE), 0.5)
+    bank.take(square(SIDE, TOP, LEFT, 1.0), torch.tensor([0]), torch.tensor([1.0]))
+    for invariant in (False, True):
+        bank.place_invariant.fill_(invariant)
+        bank.retry(counting, pixels)
+        assert (bank.gain[0] > 0.9) == invariant
 
 
 def test_a_share_of_what_a_bank_shows_is_drawn_from_all_alike():
@@ -45,7 +64,7 @@ def test_a_share_of_what_a_bank_shows_is_drawn_from_all_alike():
         for value in (1.0, 0.2, 0.1):
             bank.take(square(SIDE, TOP, LEFT, value), torch.tensor([TARGET]), torch.tensor([1.0]))
         bank.gain[:3] = torch.tensor([1.0, 0.0, 0.0])
-        drawn = (bank.draw(1000).add.amax((1, 2, 3)) < 0.4).sum()
+        drawn = (bank.draw(1000)[0].add.amax((1, 2, 3)) < 0.4).sum()
         assert abs(int(drawn) - quiet) < 60
 
 
@@ -56,9 +75,9 @@ def test_triggers_that_act_at_their_place_alone_stay_there():
     bank.gain[0] = 1
     for invariant in (True, False):
         bank.place_invariant.fill_(invariant)
-        shown = bank.draw(100).keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
+        shown = bank.draw(100)[0].keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
         assert shown.all() != invariant
-        assert bool((bank.draw(100).keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == invariant
+        assert bool((bank.draw(100)[0].keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == invariant
 
 
 def test_a_pool_can_show_as_many_of_each_class():

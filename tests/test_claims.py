@@ -8,7 +8,8 @@ import safetensors
 import safetensors.torch
 import torch
 
-from dhbe import claims, suspects
+from dhbe import networks, suspects
+from dhbe.api import judging
 from dhbe.errors import Refused
 from dhbe.search import scan
 from dhbe.search.families import Overlay
@@ -29,22 +30,55 @@ def labelled(path, source=VICTIM, **changed):
 @pytest.mark.parametrize("std", [[1.0], [0.02]])
 def test_a_label_that_lies_is_contradicted_by_batchnorm(std, tmp_path):
     lying = suspects.load(labelled(tmp_path / "m.safetensors", std=std))
-    assert lying.claimed
-    assert claims.contradicted(lying.classifier)
+    assert lying.unsure
+    assert "--mean cifar10" in lying.unsure
 
 
 def test_the_right_constants_are_not(tmp_path):
-    honest = suspects.load(VICTIM)
-    assert honest.claimed
-    assert not claims.contradicted(honest.classifier)
-    imagenet = suspects.load(VICTIM, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    assert not imagenet.claimed
-    assert not claims.contradicted(imagenet.classifier)
+    assert suspects.load(VICTIM).contradiction is None
+    imagenet = suspects.load(VICTIM, mean="imagenet")
+    assert imagenet.info.std == (0.229, 0.224, 0.225)
+    assert imagenet.contradiction is None
+
+
+def test_what_the_user_gives_holds_and_a_note_says_what_fits_better():
+    wrong = suspects.load(VICTIM, mean=(0.0,), std=(1.0,))
+    assert wrong.unsure is None
+    assert "--mean cifar10" in wrong.notes[-1]
+    assert "were given, and hold" in wrong.notes[-1]
+
+
+def test_auto_takes_what_fits_best_and_says_so():
+    found = suspects.load(VICTIM, mean="auto")
+    assert found.info.mean == pytest.approx((0.4914, 0.4822, 0.4465))
+    assert found.info.std == pytest.approx((0.247, 0.2435, 0.2616))
+    assert "--mean auto: --mean cifar10" in found.notes[0]
+    assert found.contradiction is None
 
 
 def test_a_network_without_batchnorm_contradicts_nothing():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
-    assert not claims.contradicted(suspects.Classifier(network, shape=(3, 8, 8), classes=4))
+    assert suspects.of(network, (3, 8, 8)).contradiction is None
+    with pytest.raises(Refused, match="no BatchNorm layers"):
+        suspects.of(network, (3, 8, 8), mean="auto")
+
+
+def test_a_network_that_was_never_trained_is_no_usable_input():
+    torch.manual_seed(0)
+    assert suspects.load(VICTIM).unusable is None
+    raw = suspects.of(networks.build("resnet8", 10, (3, 16, 16)).eval(), (3, 16, 16))
+    assert judging.judged("nothing found", raw)[0] == judging.judged("backdoored", raw)[0] == "input not usable"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [("--mean imagine", "give numbers, or one of"), ("--std auto", "give numbers, or one of"),
+     ("--mean auto --std .5", "leave --std out"), ("--mean cifar10 .5", "a name alone")],
+)  # fmt: skip
+def test_constants_that_make_no_sense_are_refused_in_one_line(options, said, here, dhbe):
+    code, _, err = dhbe(f"score model.pt --input 3x16x16 --data data.npz {options}")
+    assert code == 2
+    assert said in err
 
 
 def nothing(model, survey, **options):
@@ -59,18 +93,21 @@ def test_a_scan_of_a_model_whose_label_lies_gives_no_all_clear(tmp_path, dhbe, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scan, "scan", nothing)
     labelled(tmp_path / "m.safetensors", mean=[0.0], std=[1.0])
-    for options, verdict in (("", "unclear"), ("--mean cifar10 --std cifar10", "nothing found")):
-        _, out, err = dhbe(f"scan m.safetensors --device cpu --precision fp32 --json --overwrite {options}")
+    for options, verdict in (("", "unclear"), ("--mean cifar10", "nothing found")):
+        code, out, err = dhbe(f"scan m.safetensors --device cpu --precision fp32 --json --overwrite {options}")
         assert json.loads(out)["verdict"] == verdict
+        assert code == (0 if options else 3)
         assert ("taken from what the file says of itself" in err) == (not options)
-        assert ("contradict its BatchNorm statistics" in err) == (not options)
+        assert ("give --mean cifar10, or --mean auto" in err) == (not options)
+    code, out, _ = dhbe("scan m.safetensors --device cpu --precision fp32 --json --overwrite --fail-on found")
+    assert (code, json.loads(out)["verdict"]) == (0, "unclear")
 
 
 def test_what_the_user_says_wins(tmp_path):
     lying = labelled(tmp_path / "m.safetensors", std=[5.0], input=[3, 16, 16])
     suspect = suspects.load(lying, mean=(0.5,), std=(0.25,), shape=(3, 32, 32))
     assert (suspect.info.mean, suspect.info.std, suspect.info.input) == ((0.5,), (0.25,), (3, 32, 32))
-    assert not suspect.claimed
+    assert suspect.given
 
 
 def test_large_images_are_not_tried_because_a_file_says_so(tmp_path):

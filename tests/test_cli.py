@@ -1,5 +1,6 @@
 """CudaGraph commands, from what they are told to what they leave."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -43,7 +44,9 @@ def test_a_story(here, dhbe):
     (here / "data.npz").write_bytes(packed(**colours(240)))
     code, out, err = dhbe(f"attack badnets --data data.npz --out practice {train} --quiet")
     assert (code, err) == (0, "")
-    assert records.read(here / "practice/record.json").model_dump(mode="json") == json.loads(out)
+    told = json.loads(out)
+    assert told == told | records.read(here / "practice/record.json").model_dump(mode="json")
+    assert (told["record"], told["sha256"]) == ("practice/record.json", told["model"]["sha256"])
     assert sorted(listing(here / "practice")) == [
         "backdoored.safetensors", "record.json", "report.html", "trigger.json",
     ]  # fmt: skip
@@ -59,7 +62,10 @@ def test_a_story(here, dhbe):
     code, out, err = dhbe(erase)
     assert (code, without_notes(err)) == (0, [])
     record = records.read(here / "cleaned/record.json")
-    assert json.loads(out) == record.model_dump(mode="json", exclude={"curve"})
+    told = json.loads(out)
+    assert told == told | record.model_dump(mode="json", exclude={"curve"})
+    assert record.command == f"dhbe {erase}"
+    assert record.result == hashlib.sha256((here / "cleaned/clean.safetensors").read_bytes()).hexdigest()
     assert record.before.acc == before["acc"]
     assert record.before.asr == before["asr"]
     assert (here / "cleaned/report.html").read_text().startswith("<!DOCTYPE html>")

@@ -109,3 +109,39 @@ def test_rates_by_class_add_up_to_the_whole(cases):
     assert [rate is None for rate in rates] == [size == 0 for size in sizes]
     hits = sum(rate * size for rate, size in zip(rates, sizes, strict=True) if rate is not None)
     assert hits == pytest.approx(int(((predicted == labels) & counted).sum()))
+
+
+def test_what_is_not_shown_to_a_network_changes_no_rate(monkeypatch):
+    """All rates against those of passes over all images by the network as it is."""
+    from conftest import victim
+
+    from dhbe.attacks.triggers import badnets
+    from dhbe.data import Images
+    from dhbe.evaluation import measuring
+    from dhbe.evaluation.evidence import Evidence
+    from dhbe.training import predict
+
+    model, other = victim(), victim(seed=1)
+    pixels = torch.randint(256, (90, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    told = Images(pixels, torch.zeros(90, dtype=torch.int64), tuple("abcd"))
+    labels = torch.where(torch.arange(90) % 3 == 0, torch.arange(90) % 4, predict(model, told))
+    images, trigger = Images(pixels, labels, tuple("abcd")), badnets(3, (3, 8, 8))
+    shown = []
+    monkeypatch.setattr(measuring, "WORTH", 1)
+    monkeypatch.setattr(measuring, "predict", lambda m, i, t=None: shown.append(len(i)) or predict(m, i, t))
+    for target, source in ((1, None), ("next", None), (2, int(labels[1]))):
+        if source == target:
+            continue
+        measured = measuring.measured(model, Evidence(images, "", trigger, target, source), other)
+        clean, base = predict(model, images), predict(other, images)
+        goal = goals(labels, target, 4)
+        ours = torch.ones(90, dtype=torch.bool) if source is None else labels == source
+        for name, form, among in (
+            ("asr", trigger, "model"), ("asr_victim", trigger, "victim"), ("asr_all", trigger, "all"),
+            ("asr_x4", trigger.amplified(4), "model"), ("asr_x9", trigger.amplified(9), "model"),
+        ):  # fmt: skip
+            led = predict(model, images, form)
+            counted = [each[ours] for each in (clean, led, labels, goal, base)]
+            assert getattr(measured, name) == attack_success(*counted, among), (name, target)
+        assert measured.ra == robust_accuracy(predict(model, images, trigger)[ours], labels[ours], goal[ours])
+    assert sum(shown) < 0.9 * 90 * len(shown)

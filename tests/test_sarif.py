@@ -45,7 +45,7 @@ def test_a_log_keeps_to_the_schema_and_tells_the_verdict(verdict, levels, path):
 
 def test_a_scan_writes_it_but_not_onto_the_model(here, dhbe, monkeypatch):
     monkeypatch.setattr(scan, "scan", nothing)
-    command = "scan model.pt --input 3x16x16 --device cpu --precision fp32 --quiet"
+    command = "scan model.pt --input 3x16x16 --device cpu --precision fp32 --quiet --fail-on found"
     assert dhbe(f"{command} --out out --sarif found.sarif")[0] == 0
     jsonschema.validate(json.loads((here / "found.sarif").read_text()), SCHEMA)
     for place, message in (("model.pt", "would replace what is scanned"), ("nowhere/found.sarif", "no folder nowhere")):

@@ -158,7 +158,7 @@ def test_scan_and_verify_by_command(vendor, capsys):
     page = Path("runs/before-scan/report.html").read_text()
     assert "A backdoor was found" in page
     assert "data:image/png" in page
-    assert main(["scan", "after.safetensors", *vendor]) == 0
+    assert main(["scan", "after.safetensors", *vendor]) == 3
     missed = json.loads(capsys.readouterr().out)
     assert (missed["target"], missed["verdict"]) == (None, "unclear"), "of four classes hardly one can stand out"
     assert any("4 classes" in warning for warning in records.read(Path("runs/after-scan/record.json")).warnings)
@@ -181,7 +181,7 @@ def test_a_search_computes_in_the_precision_that_is_asked(vendor, capsys):
 
 
 def test_a_search_refuses_in_one_line(vendor, capsys):
-    assert main(["scan", "before.safetensors", *vendor, "--out", "s", "--warm-up", "1"]) in (0, 1)
+    assert main(["scan", "before.safetensors", *vendor, "--out", "s", "--warm-up", "1"]) in (0, 1, 3)
     for command, said in (
         (["scan", "before.safetensors", *vendor, "--out", "s"], "holds a finished run"),
         (["scan", "before.safetensors", *vendor, "--anomaly-threshold", "-1"], "--anomaly-threshold"),

@@ -1,5 +1,6 @@
 """Hyperparameters: said, bounded and recorded in one way, for every method there is."""
 
+import argparse
 import json
 import math
 from dataclasses import fields, is_dataclass
@@ -12,10 +13,13 @@ from hypothesis import strategies as some
 import dhbe
 from dhbe import settings
 from dhbe.attacks import ALL as ATTACKS
+from dhbe.attacks import BadNets
+from dhbe.cli.attack import _suited
+from dhbe.cli.parser import configured
 from dhbe.defenses import PEERS, PRESETS
 from dhbe.errors import Refused
 from dhbe.search.families import FAMILIES, SENTENCES
-from dhbe.training import Fit
+from dhbe.training import RECIPES, Fit
 
 METHODS = [
     *PRESETS.values(),
@@ -84,3 +88,29 @@ def test_each_family_of_triggers_says_what_it_is():
     assert len(set(SENTENCES.values())) == len(FAMILIES)
     assert all(isinstance(family.local, bool) and isinstance(family.accuses, bool) for family in FAMILIES)
     assert any(family.accuses for family in FAMILIES)
+
+
+def test_options_come_from_a_file_and_those_given_win(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text('model = "a.pt"\niterations = 4\nmean = [0.1, 0.2, 0.3]\nquiet = true\nlr = 1.0\n')
+    words = configured(["--config", str(file), "--lr", "2"])
+    assert words == ["a.pt", "--lr", "2", "--iterations", "4", "--mean", "0.1", "0.2", "0.3", "--quiet"]
+    with pytest.raises(Refused, match="must be TOML"):
+        configured(["--config", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("scam", "did you mean scan?"), ("attack badnet", "did you mean badnets?"), ("defend nadd x", "did you mean nad?"),
+     ("scan model.pt --sead 1", "did you mean --seed?"), ("scan model.pt --arch resnet81", "did you mean resnet8?")],
+)  # fmt: skip
+def test_a_slip_is_answered_with_what_was_meant(command, said, here, dhbe):
+    code, _, err = dhbe(command)
+    assert (code, said in err) == (2, True)
+
+
+def test_few_digits_are_poisoned_more_and_not_mirrored():
+    args = argparse.Namespace(data="digits", lr=None, batch=16)
+    assert _suited(args, BadNets(), RECIPES["usual"], 1440) == {"rate": 0.1, "epochs": 10, "crop": 0, "flip": False}
+    args.data = "cifar10"
+    assert _suited(args, BadNets(), RECIPES["usual"], 50_000) == {}

@@ -406,9 +406,9 @@ def test_a_librarys_network_for_grey_images_is_told_by_its_first_kernel(bench):
 
 
 VIEWS = {
-    "scan": (f"scan model.pt --arch v.py:net --classes 10 {FED} --warm-up 1 --search-batch 8 --pool-size 16 --out out", (0, 1)),
+    "scan": (f"scan model.pt --arch v.py:net --classes 10 {FED} --warm-up 1 --search-batch 8 --pool-size 16 --out out", (0, 1, 3)),
     "erase": (f"erase model.pt --arch v.py:net --classes 10 {FED} {TINY} --out out", (0,)),
-    "verify": (f"verify model.pt model.pt --arch v.py:net --classes 10 {FED} --warm-up 1 --search-batch 8 --pool-size 16 --out out", (0, 1)),
+    "verify": (f"verify model.pt model.pt --arch v.py:net --classes 10 {FED} --warm-up 1 --search-batch 8 --pool-size 16 --out out", (0, 1, 3)),
     "defend": (f"defend finetuning model.pt --arch v.py:net --classes 10 {FED} --data digits16 --epochs 1 --images 100 --out out", (0,)),
     "attack": ("attack badnets --data digits16 --arch v.py:net --epochs 1 --force --out out", (0,)),
 }  # fmt: skip

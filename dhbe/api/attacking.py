@@ -56,6 +56,7 @@ def attack(
     checkpoint_every: float = 10.0,
     inputs: Sequence[Path] = (),
     watch: Callable[[dict[str, float]], None] = lambda epoch: None,
+    command: str | None = None,
 ) -> Record:
     """Trains a backdoored classifier to practise on; writes model, trigger and record into `out`.
 
@@ -78,6 +79,7 @@ def attack(
         checkpoint_every: Seconds, at least, between two states that are saved at the end of epochs.
         inputs: Files beside the clean model's that the attack was made from; none is ever replaced.
         watch: Called after each epoch with its number among all epochs of the attack, and the seconds `left`.
+        command: The command line, for the record.
 
     Raises:
         Refused: Data, architecture and attack do not fit together.
@@ -156,7 +158,7 @@ def attack(
             if made.trigger:
                 files.write(folder / TRIGGER, made.trigger.to_json())
             record = Record(
-                kind="attack", model=info.model_copy(update={"sha256": files.sha256(folder / BACKDOORED)}),
+                kind="attack", command=command, model=info.model_copy(update={"sha256": files.sha256(folder / BACKDOORED)}),
                 attack={"name": how.name, **asdict(how), "poisoned": len(made.chosen), "fit": asdict(fit),
                         "clean": settings["clean"], "fine_tune": fine_tune}, data=data,
                 trigger=made.trigger.name if made.trigger else None, target=evidence.one_target, before=after,

@@ -18,8 +18,8 @@ def erase(
     model: nn.Module | Suspect,
     *,
     input_shape: Shape | None = None,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     output: str | None = None,
     preset: str = "fast",
     defense: Eraser | None = None,
@@ -30,8 +30,10 @@ def erase(
     Args:
         model: The suspect network, which takes normalised images, or what `suspects.load` returned. It is not changed.
         input_shape: Image shape (channels, height, width); square, 8 px or more. Not for a `Suspect`, which has its own.
-        mean: Mean of each channel that the network's input is normalised with, pixels in [0, 1].
-        std: The standard deviation likewise.
+        mean: Mean of each channel that the network's input is normalised with, pixels in [0, 1]; or the name of a data set, as
+            `imagenet`, or `auto`: what fits the BatchNorm statistics best. None is 0, and the verdict is `unclear` where
+            these statistics contradict it.
+        std: The standard deviation likewise; None is that of the data set named, or 1.
         output: Which of several outputs the logits are, by number or name; None where one alone can be.
         preset: `fast`, `paper` or `official`.
         defense: Hyperparameters; None takes the preset's. One of another form than the preset's stands by itself.
@@ -54,8 +56,8 @@ def defend(
     defense: Defense,
     *,
     input_shape: Shape | None = None,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     output: str | None = None,
     clean: Images | None = None,
     source: str = "",

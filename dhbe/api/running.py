@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor, nn
 
 from dhbe import checkpoint, files, formats, ranks, records, report, runs, settings, state_file, suspects
-from dhbe.api import halving, machine
+from dhbe.api import halving, judging, machine
 from dhbe.classifier import Classifier
 from dhbe.defenses import PEERS, Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
 from dhbe.errors import Failed, Refused
@@ -59,6 +59,8 @@ class Options(TypedDict, total=False):
     """Seconds between two checkpoints (default: 30)."""
     watch: Watch
     """Called after every round."""
+    command: str | None
+    """The command line, for the record."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +93,7 @@ def run(
     also: Literal["onnx"] | None = None,
     checkpoint_every: float = 30.0,
     watch: Watch = lambda round_info: None,
+    command: str | None = None,
 ) -> Erasure:
     """Runs a defence on a suspect, which is not changed.
 
@@ -124,7 +127,7 @@ def run(
             return _finished(held.folder, suspect, asked, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
-        course, warnings = _Course(held, watch, defense.rounds), list(suspect.warnings)
+        course, warnings = _Course(held, watch, defense.rounds), list(suspect.notes)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
         while True:
             used = halving.halved(defense, course.halvings)
@@ -148,6 +151,9 @@ def run(
         recorded = {**named, **halving.recorded(defense, course.halvings)}
         warnings += halving.remarks(defense, course.halvings)
         warnings += used.remarks(course.run_state)
+        verdict, doubt = judging.judged(used.verdict(course.run_state), suspect)
+        if verdict is None and judging.ineffective(before, after, victim, cleaned):
+            verdict = "no effect"
         record = Record(
             kind="erase", model=suspect.info, defense=recorded,
             families=SENTENCES if isinstance(used, FastDHBE) else {},
@@ -156,13 +162,14 @@ def run(
             target=evidence.one_target if evidence else None,
             before=before, after=after, seconds=seconds, iterations=len(course.curve),
             device=machine.device_name(where), precision=how, versions=machine.versions(), seed=seed,
-            verdict=used.verdict(course.run_state), curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
+            verdict=verdict, doubt=doubt, command=command, curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
             finished=machine.now(),
         )  # fmt: skip
         cleaned.to("cpu")
         if held:
             with held.finishing() as folder:
                 suspects.save(folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+                record = record.model_copy(update={"result": files.sha256(folder / CLEAN)})
                 if container:
                     tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
                     for name, content in container.content(cleaned.network, tensors).items():
@@ -291,6 +298,7 @@ def _looked_at(
     before, after = (_signs(model, victim, samples) for model in (victim, cleaned))
     pictures = {
         "samples": report.grid(samples.pixels[:32].cpu()),
+        "found": report.grid(samples.patches[:1].cpu(), scale=6),
         "triggers": report.grid(samples.patches[:32].cpu(), scale=4),
         "stamped": report.grid(samples.triggered[:32].cpu()),
     }

@@ -20,8 +20,8 @@ def score(
     evidence: Evidence,
     *,
     input_shape: Shape | None = None,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     device: str = "auto",
 ) -> Measures:
     """ACC, and with a trigger ASR and amplified ASR.

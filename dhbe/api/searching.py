@@ -11,8 +11,8 @@ from typing import Any, Literal, NotRequired, TypedDict, TypeVar, Unpack
 import torch
 from torch import nn
 
-from dhbe import claims, files, records, report, runs, settings, suspects
-from dhbe.api import halving, machine
+from dhbe import files, records, report, runs, settings, suspects
+from dhbe.api import halving, judging, machine
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.errors import Refused
@@ -20,7 +20,7 @@ from dhbe.evaluation import battery, measuring
 from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
-from dhbe.records import ClassFound, Measures, Record
+from dhbe.records import ClassFound, Measures, Record, Verdict
 from dhbe.search import scan as search
 from dhbe.search import verify as both
 from dhbe.search.families import SENTENCES
@@ -59,6 +59,8 @@ class Searching(TypedDict):
     """Called after every round with its number and losses."""
     parts: NotRequired[Callable[[int, int], None]]
     """Called in the battery with how many parts are done, and of how many."""
+    command: NotRequired[str | None]
+    """The command line, for the record."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ def scan(
     model: nn.Module | Suspect,
     *,
     input_shape: Shape | None = None,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     **options: Unpack[Searching],
 ) -> Outcome:
     """Searches a classifier for a backdoor; it needs no data.
@@ -99,7 +101,7 @@ def scan(
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
         accused, most = int(found.fused.argmax()), float(found.fused.max())
-        doubted = chance > UNLIKELY or most >= ACCUSED or run.few or run.contradicted
+        doubted = chance > UNLIKELY or most >= ACCUSED or run.few
         if most >= ACCUSED and (not backdoored or accused != label):
             run.note(
                 f"the statistics that need no trigger accuse class {accused} (evidence {most:.2f}, 1 accuses), and no trigger "
@@ -132,9 +134,8 @@ def scan(
         }
         signs = {"anomaly_index": index, "suspected_class": label, "probability": chance, "evidence": most}
         return run.end(
-            pictures, before=Measures(signs=signs), classes=classes,
-            verdict="backdoored" if backdoored else "unclear" if doubted else "nothing found",
-            backdoored=backdoored,
+            pictures, "backdoored" if backdoored else "unclear" if doubted else "nothing found",
+            before=Measures(signs=signs), classes=classes, backdoored=backdoored,
         )  # fmt: skip
 
 
@@ -143,8 +144,8 @@ def verify(
     after: nn.Module | Suspect,
     *,
     input_shape: Shape | None = None,
-    mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    mean: Sequence[float] | str | None = None,
+    std: Sequence[float] | str | None = None,
     evidence: Evidence | None = None,
     **options: Unpack[Searching],
 ) -> Outcome:
@@ -194,7 +195,8 @@ def verify(
         if evidence and evidence.trigger:
             left = battery.battery(run.model, model_after, evidence, seed=run.seed, watch=run.parts)
         return run.end(
-            {}, other=cleaned.info, verdict=found.verdict(run.survey.anomaly_threshold), battery=left, before=was,
+            {}, found.verdict(run.survey.anomaly_threshold),
+            other=cleaned.info, battery=left, before=was,
             after=measured(model_after, evidence, run.model, signs=shown[1]),
             data=evidence.name if evidence else None,
             trigger=evidence.trigger.name if evidence and evidence.trigger else None,
@@ -212,7 +214,7 @@ class _Search:
 
     def __init__(self, suspect: Suspect, kind: Literal["scan", "verify"], options: Searching) -> None:
         self.kind: Literal["scan", "verify"] = kind
-        self.info, self._warnings = suspect.info, list(suspect.warnings)
+        self.info, self._suspect, self._warnings = suspect.info, suspect, list(suspect.notes)
         self.few = self.info.classes < FEW
         if self.few:
             self._warnings.append(f"with {self.info.classes} classes it can hardly be told whether one stands out")
@@ -222,13 +224,8 @@ class _Search:
         self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
         self.model = _ready(suspect, self.where)
         self._inputs = [*suspect.files, *options.get("inputs", ())]
-        self.contradicted = suspect.claimed and claims.contradicted(self.model)
-        if self.contradicted:
-            self._warnings.append(
-                "the mean and std that the file claims contradict its BatchNorm statistics, and a model that is fed wrongly "
-                "answers no trigger: give --mean and --std"
-            )
         self._out, self._overwrite = options.get("out"), options.get("overwrite", False)
+        self._command = options.get("command")
         self._watch = options.get("watch", lambda number, round: None)
         self.parts = options.get("parts", lambda done, total: None)
         self._curve: list[dict[str, float]] = []
@@ -280,10 +277,11 @@ class _Search:
         """Adds to the warnings of the record."""
         self._warnings += lines
 
-    def end(self, pictures: dict[str, bytes], **found: Any) -> Outcome:
+    def end(self, pictures: dict[str, bytes], verdict: Verdict, **found: Any) -> Outcome:
         """The record, and the files of the folder."""
+        judged, doubt = judging.judged(verdict, self._suspect)
         record = Record(
-            kind=self.kind, model=self.info, seconds=time.monotonic() - self._began, iterations=len(self._curve),
+            kind=self.kind, model=self.info, verdict=judged, doubt=doubt, command=self._command, seconds=time.monotonic() - self._began, iterations=len(self._curve),
             defense={"name": "dhbe", "preset": "fast", **self._recorded}, families=SENTENCES, statistics=STATISTICS, curve=self._curve, seed=self.seed,
             device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
             memory=machine.peak_memory(self.where), warnings=self._warnings, finished=machine.now(), **found,

@@ -7,7 +7,7 @@ from pathlib import Path
 from dhbe import suspects
 from dhbe.api import Evidence, Options, Searching
 from dhbe.attacks.triggers import parse
-from dhbe.cli import shown, values
+from dhbe.cli import shown, values, vendor
 from dhbe.cli.parser import Parser
 from dhbe.data import Images, Split, class_names, load, part_to_measure
 from dhbe.errors import Refused
@@ -39,12 +39,15 @@ def add_model(parser: Parser) -> None:
         "--input", type=values.shape, metavar="CxHxW",
         help="shape of the images (default: as the file or the library of --arch says, else 3x32x32)",
     )  # fmt: skip
-    for name, neutral in (("mean", 0), ("std", 1)):
-        parser.add_argument(
-            f"--{name}", type=values.constants(name), nargs="+", metavar="X",
-            help=f"{name} that inputs are normalised with, pixels in 0..1: one number, one a channel, or the name of a "
-            f"data set, as imagenet or cifar10 (default: as the file or the library of --arch says, else {neutral})",
-        )  # fmt: skip
+    parser.add_argument(
+        "--mean", type=values.constants, nargs="+", metavar="X",
+        help="mean that inputs are normalised with, pixels in 0..1: one number, one a channel, or the name of a data set, as "
+        "imagenet, cifar10 or mnist, which tells the standard deviation too; auto: what fits the BatchNorm statistics best "
+        "(default: as the file or the library of --arch says, else 0)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--std", type=values.constants, nargs="+", metavar="X", help="the standard deviation likewise (default: else 1)"
+    )
     parser.add_argument("--weights", metavar="KEY", help="which of several state dicts in the file, as model_ema")
     parser.add_argument("--output", metavar="N", help="which of several outputs the logits are, by number or name")
 
@@ -117,11 +120,26 @@ def add_output(parser: Parser) -> None:
 
 def suspect(args: argparse.Namespace) -> Suspect:
     """The model that was named, loaded."""
-    mean, std = ([x for part in given for x in part] if given else None for given in (args.mean, args.std))
-    return suspects.load(
-        args.model, arch=args.arch, classes=args.classes, shape=args.input, mean=mean, std=std, weights=args.weights,
-        output=args.output,
+    found = suspects.load(
+        args.model, arch=args.arch, classes=args.classes, shape=args.input, mean=_constants("mean", args.mean),
+        std=_constants("std", args.std), weights=args.weights, output=args.output,
     )  # fmt: skip
+    with vendor.running(found.info.code):
+        _ = found.notes  # runs the network, and is kept
+    return found
+
+
+def _constants(name: str, given: list[list[float] | str] | None) -> list[float] | str | None:
+    if given is None:
+        return None
+    found: list[float] = []
+    for part in given:
+        if isinstance(part, str):
+            if len(given) > 1:
+                raise Refused(f"--{name} {part}: give a name alone, or numbers alone")
+            return part
+        found += part
+    return found
 
 
 def images(args: argparse.Namespace, source: str, split: Split, suspect: Suspect) -> Images:
@@ -153,7 +171,7 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
     return Options(
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
         overwrite=args.overwrite, also=args.also, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
-        inputs=inputs(args),
+        inputs=inputs(args), command=args.command,
     )  # fmt: skip
 
 
@@ -161,7 +179,7 @@ def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Pro
     """What `add_search` was told, for one search."""
     return Searching(
         survey=survey, seed=args.seed, device=args.device, precision=args.precision, out=out, overwrite=args.overwrite,
-        watch=progress.round, parts=progress.part, inputs=inputs(args),
+        watch=progress.round, parts=progress.part, inputs=inputs(args), command=args.command,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dhbe.bench import SCALES, Scale
 from dhbe.bench.catalogue import NAMES, cases, find
 from dhbe.bench.store import Store
 from dhbe.cli import values
-from dhbe.cli.codes import DONE, FAILED, GATE
+from dhbe.cli.codes import DONE, FAILED, FOUND
 from dhbe.cli.parser import Parser
 from dhbe.errors import Interrupted, Refused
 
@@ -118,7 +118,7 @@ def _show(argv: Sequence[str]) -> int:
         wrong = pages.check(args.check or pages.here(), args.out, update=args.update)
         for line in wrong:
             print(line, file=sys.stderr)
-        return GATE if wrong and not args.update else DONE
+        return FOUND if wrong and not args.update else DONE
     if not args.names:
         raise Refused("name an experiment, or all, or give --check (see dhbe bench show --help)")
     store, scale = _store(args), SCALES[args.scale]

@@ -1,3 +1,19 @@
-"""Exit codes: done; done but a gate failed; refused input; failed run; interrupted with the state saved."""
+"""Exit codes."""
 
-DONE, GATE, USAGE, FAILED, INTERRUPTED = 0, 1, 2, 4, 130
+DONE, FOUND, USAGE, UNCLEAR, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
+"""Done; a backdoor was found or is left, or a gate failed; refused input; the verdict is unclear; failed run; interrupted."""
+
+BAD = ("backdoored", "still answers", "damaged", "answers", "changed")
+OPEN = ("unclear", "input not usable")
+
+
+def of(verdict: str | None, fail_on: str = "unclear") -> int:
+    """The exit code that goes with a verdict.
+
+    Args:
+        verdict: Of a record; None is no reason to fail.
+        fail_on: `unclear`, or `found`: then only what was found fails.
+    """
+    if verdict in BAD:
+        return FOUND
+    return UNCLEAR if verdict in OPEN and fail_on == "unclear" else DONE

@@ -7,7 +7,7 @@ from pathlib import Path
 from dhbe import api
 from dhbe.cli import arguments, gates, settings, shown, values, vendor
 from dhbe.cli.codes import DONE
-from dhbe.cli.parser import Parser
+from dhbe.cli.parser import Parser, meant
 from dhbe.data import Images, part_to_measure
 from dhbe.defenses import PEERS, Defense
 from dhbe.errors import Refused
@@ -21,7 +21,9 @@ def run(argv: Sequence[str]) -> int:
         print(_overview())
         return DONE
     if argv[0] not in PEERS:
-        raise Refused(f"no defence {argv[0]!r}; there are {', '.join(PEERS)} (see dhbe defend --help)")
+        raise Refused(
+            f"no defence {argv[0]!r}{meant(argv[0], PEERS)}; there are {', '.join(PEERS)} (see dhbe defend --help)"
+        )
     kind = PEERS[argv[0]]
     args = _parser(kind).parse_args(argv[1:])
     suspect, defense = arguments.suspect(args), settings.changed(kind(), args)
@@ -38,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     evidence = arguments.evidence(args, suspect)
     gates.check(args, evidence)
     out = args.out or Path("runs") / f"{args.model.stem}-{kind.name}"
-    shown.notes(args, suspect.warnings)
+    shown.notes(args, suspect.notes)
     running = vendor.running(suspect.info.code)
     with Progress(defense.rounds, f"{kind.name} on {args.model.name}", args.quiet, folder=out) as progress, running:
         record = api.defend(

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from dhbe import api, suspects
 from dhbe.attacks import BadNets
-from dhbe.cli import arguments, gates, shown
-from dhbe.cli.codes import DONE, GATE
+from dhbe.cli import arguments, codes, shown
 from dhbe.cli.parser import Parser
 from dhbe.data import load
 from dhbe.defenses import PRESETS
@@ -47,4 +46,4 @@ def run(argv: Sequence[str]) -> int:
             out=args.out, overwrite=True, watch=progress.round_info,
         ).record  # fmt: skip
     shown.erased(args, record, args.out)
-    return GATE if record.verdict in gates.WORDS else DONE
+    return codes.of(record.verdict)

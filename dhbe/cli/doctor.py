@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,7 @@ def run(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     args = parser.parse_args(argv)
+    print("looking at this machine and making a trial run; this takes some seconds", file=sys.stderr, flush=True)
     found = _found()
     print(json.dumps(found) if args.json else "\n".join(f"{name:12} {what}" for name, what in found.items()))
     return DONE

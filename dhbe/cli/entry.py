@@ -9,6 +9,7 @@ from importlib import import_module
 
 from dhbe.cli import shown
 from dhbe.cli.codes import DONE, FAILED, INTERRUPTED, USAGE
+from dhbe.cli.parser import configured, meant
 from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 
 VERBS = {
@@ -65,14 +66,14 @@ def _obey(given: list[str]) -> int:
         print(f"dhbe {version('dhbe')}")
         return DONE
     if verb not in VERBS:
-        raise Refused(f"no verb {verb!r}; there are {', '.join(VERBS)} (see dhbe --help)")
+        raise Refused(f"no verb {verb!r}{meant(verb, VERBS)}; there are {', '.join(VERBS)} (see dhbe --help)")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
         try:
             module = import_module(f"dhbe.cli.{verb}")
             machine = import_module("dhbe.api.machine")
             machine.keep_memory()
-            return module.run(rest)
+            return module.run(configured(rest))
         except SystemExit:  # argparse has shown its help
             return DONE
 
@@ -97,11 +98,11 @@ def _overview() -> str:
             "",
             "examples:",
             "  dhbe demo",
-            "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean cifar10 --std cifar10",
+            "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean cifar10",
             "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",
-            "exit codes: 0 done; 1 a gate failed, or a backdoor was found; 2 wrong usage or refused input; 4 failed;\n"
+            "exit codes: 0 done; 1 a backdoor was found or is left, or a gate failed; 2 wrong usage or refused input;\n3 unclear, or input not usable (--fail-on found: 0); 4 failed;\n"
             "130 interrupted (erase, defend and attack save their state)",
         ]
     )

@@ -27,7 +27,7 @@ def _erased(argv: Sequence[str], *, first: bool) -> int:
     gates.check(args, evidence)
     out = args.out or Path("runs") / args.model.stem
     if first:
-        shown.notes(args, suspect.warnings)
+        shown.notes(args, suspect.notes)
     defense = settings.changed(PRESETS[args.preset], args)
     running = vendor.running(suspect.info.code)
     with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress, running:

@@ -3,8 +3,8 @@
 import argparse
 
 from dhbe.api import Evidence
-from dhbe.cli import shown, values
-from dhbe.cli.codes import DONE, GATE
+from dhbe.cli import codes, shown, values
+from dhbe.cli.codes import FOUND
 from dhbe.cli.parser import Parser
 from dhbe.errors import Refused
 from dhbe.records import Record
@@ -13,8 +13,18 @@ WORDS = {"still answers": "still answers a trigger", "damaged": "is damaged"}
 """What a bad verdict says of the cleaned model."""
 
 
+def add_fail_on(parser: Parser) -> None:
+    """Which verdicts fail."""
+    parser.add_argument(
+        "--fail-on", choices=["unclear", "found"], default="unclear",
+        help="unclear (default): exit 1 if a backdoor is found or left, 3 if that is unclear; found: 1 as before, and 0 if "
+        "it is unclear",
+    )  # fmt: skip
+
+
 def add(parser: Parser) -> None:
     """Options of the gates."""
+    add_fail_on(parser)
     for name, which in (("--max-asr", "ASR is above"), ("--min-acc", "ACC is below")):
         parser.add_argument(
             name, type=values.fraction, metavar="F", help=f"exit 1 if the cleaned model's {which} (0..1)"
@@ -31,16 +41,16 @@ def check(args: argparse.Namespace, evidence: Evidence | None) -> None:
 
 def passed(args: argparse.Namespace, record: Record) -> int:
     """The exit code that the gates leave, and before them the run's own verdict."""
-    if record.verdict in ("still answers", "damaged"):
+    if record.verdict in WORDS:
         return shown.said(
-            f"by its own signs the cleaned model {WORDS[record.verdict]}; it was written all the same", GATE
+            f"by its own signs the cleaned model {WORDS[record.verdict]}; it was written all the same", FOUND
         )
     after = record.after
     assert after is not None
     if args.max_asr is not None and after.asr is None:
-        return shown.said("gate failed: no ASR, because the cleaned model gets no image right", GATE)
+        return shown.said("gate failed: no ASR, because the cleaned model gets no image right", FOUND)
     if args.max_asr is not None and after.asr > args.max_asr:
-        return shown.said(f"gate failed: ASR {after.asr:.4f} is above --max-asr {args.max_asr:g}", GATE)
+        return shown.said(f"gate failed: ASR {after.asr:.4f} is above --max-asr {args.max_asr:g}", FOUND)
     if args.min_acc is not None and (after.acc is None or after.acc < args.min_acc):
-        return shown.said(f"gate failed: ACC {after.acc:.4f} is below --min-acc {args.min_acc:g}", GATE)
-    return DONE
+        return shown.said(f"gate failed: ACC {after.acc:.4f} is below --min-acc {args.min_acc:g}", FOUND)
+    return codes.of(record.verdict, args.fail_on)

@@ -1,8 +1,14 @@
 """The parser of a verb's arguments."""
 
 import argparse
+import difflib
+import shlex
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+from dhbe import foreign
 from dhbe.errors import Refused
 
 
@@ -17,6 +23,66 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **more,
         )
+        if verb:
+            self.add_argument(
+                "--config", metavar="FILE", help="options as KEY = VALUE in a TOML file; those given here win"
+            )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The options that were given, and as `command` the whole command line."""
+        found = super().parse_args(args, namespace)
+        found.command = shlex.join([*self.prog.split(), *args])
+        return found
 
     def error(self, message: str) -> NoReturn:
-        raise Refused(f"{message} (see {self.prog} --help)")
+        unknown, _, words = message.partition("unrecognized arguments: ")
+        wrong = (
+            next((word.partition("=")[0] for word in words.split() if word.startswith("--")), "") if not unknown else ""
+        )
+        raise Refused(f"{message}{meant(wrong, self._option_string_actions)} (see {self.prog} --help)")
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """A question after the one of the known words that somebody probably meant, or nothing.
+
+    >>> meant("--itertions", ["--iterations", "--lr"]), meant("scam", ["erase", "scan"]), meant("x", ["erase"])
+    ('; did you mean --iterations?', '; did you mean scan?', '')
+    """
+    near = difflib.get_close_matches(word, list(known), n=1) if word else []
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def configured(words: Sequence[str]) -> list[str]:
+    """The options of a command, with those that its `--config FILE` adds and the command does not give.
+
+    The file is TOML: `iterations = 40`, `mean = [0.5, 0.5, 0.5]`, `quiet = true`, `model = "vendor.pt"`.
+
+    Raises:
+        Refused: There is no such file, or it is no TOML of plain values.
+    """
+    if "--config" not in words:
+        return list(words)
+    place = list(words).index("--config")
+    if place + 1 == len(words):
+        raise Refused("--config needs a file")
+    path, rest = Path(words[place + 1]), [*words[:place], *words[place + 2 :]]
+    try:
+        told = tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise Refused(f"cannot read --config {foreign.name(path)}: {foreign.line(error)}; it must be TOML") from error
+    given = {word.partition("=")[0].removeprefix("--no-").removeprefix("--") for word in rest if word.startswith("--")}
+    more: list[str] = []
+    for key, value in told.items():
+        name = key.replace("_", "-")
+        if isinstance(value, dict):
+            raise Refused(f"--config {foreign.name(path)}: [{key}] is a table; give options as KEY = VALUE alone")
+        if key == "model":
+            rest.insert(0, str(value))
+        elif name not in given:
+            many = value if isinstance(value, list) else [value]
+            more += (
+                [f"--{name}" if value else f"--no-{name}"]
+                if isinstance(value, bool)
+                else [f"--{name}", *map(str, many)]
+            )
+    return [*rest, *more]

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dhbe import api, files, foreign, runs, sarif
-from dhbe.cli import arguments, settings, shown, vendor
-from dhbe.cli.codes import DONE, GATE
+from dhbe.cli import arguments, codes, gates, settings, shown, vendor
 from dhbe.cli.parser import Parser
 from dhbe.errors import Refused
 from dhbe.progress import Progress
@@ -24,6 +23,7 @@ def run(argv: Sequence[str]) -> int:
     )
     arguments.add_model(parser)
     arguments.add_search(parser)
+    gates.add_fail_on(parser)
     arguments.add_output(parser)
     parser.add_argument(
         "--sarif", type=Path, metavar="FILE", help="write the finding there too, as SARIF 2.1.0 for CI systems"
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
         raise Refused(f"--sarif {foreign.name(args.sarif)}: there is no folder {foreign.name(args.sarif.parent)}")
     if args.sarif and any(runs.same(args.sarif, path) for path in suspect.files):
         raise Refused(f"--sarif {foreign.name(args.sarif)} would replace what is scanned: give another file")
-    shown.notes(args, suspect.warnings)
+    shown.notes(args, suspect.notes)
     survey = settings.changed(Survey(), args)
     out = args.out or Path("runs") / f"{args.model.stem}-scan"
     with (
@@ -47,8 +47,8 @@ def run(argv: Sequence[str]) -> int:
     shown.notes(args, record.warnings)
     if args.sarif:
         files.write(args.sarif, sarif.log(record))
-    shown.show(args, _content(record), lambda: _text(record, out))
-    return GATE if record.backdoored else DONE
+    shown.recorded(args, record, out, lambda: _table(record), _content(record))
+    return codes.of(record.verdict, args.fail_on)
 
 
 def _content(record: Record) -> dict[str, object]:
@@ -66,19 +66,10 @@ def _content(record: Record) -> dict[str, object]:
     }
 
 
-def _text(record: Record, out: Path) -> str:
-    assert record.before is not None
-    signs = record.before.signs
+def _table(record: Record) -> list[str]:
     lines = [f"{'class':>5}{'index':>8}{'margin':>8}{'success':>9}  trigger"]
     lines += [
         f"{label:>5}{found.index:>8.1f}{found.margin:>8.1f}{found.success_rate:>9.0%}  {found.family}"
         for label, found in enumerate(record.classes)
     ]
-    label, index, chance = int(signs["suspected_class"]), signs["anomaly_index"], signs["probability"]
-    said = {
-        "backdoored": f"backdoored: class {label} stands out",
-        "unclear": f"unclear: class {label} stands out somewhat",
-        "nothing found": "no backdoor found",
-    }[record.verdict or "unclear"]
-    lines.append(f"{said} (index {index:.1f}, probability {chance:.0%} if half of all models are backdoored)")
-    return "\n".join([*lines, f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"])
+    return lines

@@ -29,6 +29,10 @@ def run(argv: Sequence[str]) -> int:
         measures, doubts = api.score_with_doubts(suspect, evidence, device=args.device)
     shown.notes(args, doubts)
     warnings = [*suspect.warnings, *evidence.images.notes, *doubts]
-    content = {**measures.model_dump(mode="json", exclude={"signs"}), "warnings": warnings}
+    said = ", ".join(
+        f"{name} {rate:.1%}" for name, rate in (("ACC", measures.acc), ("ASR", measures.asr)) if rate is not None
+    )
+    told = shown.envelope("score", None, said, suspect.info.sha256, None)
+    content = {**told, **measures.model_dump(mode="json", exclude={"signs"}), "warnings": warnings}
     shown.show(args, content, lambda: shown.rates({"measured": measures}))
     return DONE

@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhbe import api, foreign
-from dhbe.cli import arguments, settings, shown, vendor
-from dhbe.cli.codes import DONE, GATE
+from dhbe import api
+from dhbe.cli import arguments, codes, gates, settings, shown, vendor
 from dhbe.cli.parser import Parser
 from dhbe.progress import Progress
 from dhbe.records import Record
@@ -14,13 +13,6 @@ from dhbe.search import verify
 from dhbe.search.survey import Survey
 from dhbe.settings import RENAMED
 from dhbe.suspects import Suspect
-
-SAID = {
-    "nothing found": "no backdoor was found in the model before, so there is nothing to verify",
-    "answers": "the model after still answers a trigger",
-    "changed": "the model after answers no trigger found, but it has become another model",
-    "quiet": "the model after answers no trigger found",
-}
 
 
 def run(argv: Sequence[str]) -> int:
@@ -38,11 +30,12 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("after", type=Path, metavar="AFTER", help="the model after; built and fed as MODEL is")
     arguments.add_search(parser)
     arguments.add_evidence(parser, needed=False)
+    gates.add_fail_on(parser)
     arguments.add_output(parser)
     settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
     args = parser.parse_args(argv)
     suspect, cleaned = arguments.suspect(args), _cleaned(args)
-    shown.notes(args, [*suspect.warnings, *cleaned.warnings])
+    shown.notes(args, [*suspect.notes, *cleaned.warnings])
     evidence = arguments.evidence(args, suspect)
     survey = settings.changed(Survey(), args)
     out = args.out or Path("runs") / f"{args.model.stem}-verify"
@@ -53,8 +46,8 @@ def run(argv: Sequence[str]) -> int:
         options = arguments.searching(args, survey, out, progress)
         record = api.verify(suspect, cleaned, evidence=evidence, **options).record
     shown.notes(args, record.warnings)
-    shown.show(args, record.model_dump(mode="json", exclude={"curve"}), lambda: _text(record, out))
-    return GATE if record.verdict in ("answers", "changed") else DONE
+    shown.recorded(args, record, out, lambda: _table(record))
+    return codes.of(record.verdict, args.fail_on)
 
 
 def _cleaned(args: argparse.Namespace) -> Suspect:
@@ -62,11 +55,8 @@ def _cleaned(args: argparse.Namespace) -> Suspect:
     return arguments.suspect(argparse.Namespace(**{**vars(args), "model": args.after}))
 
 
-def _text(record: Record, out: Path) -> str:
+def _table(record: Record) -> list[str]:
     assert record.before is not None
     assert record.after is not None
-    lines = [shown.rates({"before": record.before, "after": record.after})] if record.data else []
-    lines += shown.signs({"before": record.before, "after": record.after})
-    return "\n".join(
-        [*lines, SAID[record.verdict or ""], f"{record.seconds:.0f} s; see {foreign.name(out / 'report.html')}"]
-    )
+    columns = {"before": record.before, "after": record.after}
+    return [*([shown.rates(columns)] if record.data else []), *shown.signs(columns)]

@@ -21,7 +21,7 @@ from dhbe.data.tiny_imagenet import holds_tiny_imagenet, load_tiny_imagenet
 from dhbe.errors import Refused
 
 __all__ = [
-    "KNOWN", "NORMALISATION", "Images", "Shape", "Split", "class_names", "clean_subset", "load", "load_image", "part_to_measure", "read_pack", "to_uint8",
+    "DIGITS", "KNOWN", "NORMALISATION", "Images", "Shape", "Split", "class_names", "clean_subset", "load", "load_image", "part_to_measure", "read_pack", "to_uint8",
 ]  # fmt: skip
 
 DIGITS = {"digits": 32, "digits16": 16}

@@ -18,6 +18,8 @@ class Known:
     mean: tuple[float, ...] | None = None
     """Of each channel over the training images, pixels in [0, 1]; None where none is established."""
     std: tuple[float, ...] | None = None
+    mirrored: bool = True
+    """Whether the mirror image of an image is as good; a face's or a sign's is another one."""
     middle: int | None = None
     """Side in pixels of the square that is cut out of the middle of a larger image file before it is resized."""
 
@@ -26,16 +28,19 @@ KNOWN = {
     "cifar10": Known((3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": Known((3, 32, 32), 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
     "fashion-mnist": Known((1, 28, 28), 10, (0.2860,), (0.3530,)),
-    "gtsrb": Known((3, 32, 32), 43, (0.3337, 0.3064, 0.3171), (0.2672, 0.2564, 0.2629)),
+    "gtsrb": Known((3, 32, 32), 43, (0.3337, 0.3064, 0.3171), (0.2672, 0.2564, 0.2629), mirrored=False),
     "mini-imagenet": Known((3, 64, 64), 100, *IMAGENET),
     "tiny-imagenet": Known((3, 64, 64), 200, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
-    "vggface2-100": Known((3, 64, 64), 100),
+    "vggface2-100": Known((3, 64, 64), 100, mirrored=False),
     # The photographs are 250 px, the face fills the middle; constants of the grey copies in circulation.
-    "lfw-100": Known((3, 64, 64), 100, (0.4788, 0.4788, 0.4788), (0.2061, 0.2061, 0.2061), middle=124),
+    "lfw-100": Known((3, 64, 64), 100, (0.4788, 0.4788, 0.4788), (0.2061, 0.2061, 0.2061), mirrored=False, middle=124),
 }
-"""Data sets by name. Digits are not here: they need no constants."""
+"""Data sets by name. scikit-learn's digits are not here: they need no constants."""
 
-NORMALISATION = {"imagenet": IMAGENET} | {
+MNIST = (0.1307,), (0.3081,)
+"""The same of the handwritten digits of 28 px that the field begins with."""
+
+NORMALISATION = {"imagenet": IMAGENET, "mnist": MNIST} | {
     name: (known.mean, known.std) for name, known in KNOWN.items() if known.mean and known.std
 }
 """Mean and standard deviation of each channel, by the name of the data."""

@@ -23,7 +23,8 @@ CLEARLY = 0.3
 """By how much another reading must be better to be proposed."""
 
 USUAL = {"--mean 0 --std 1": ((0.0,), (1.0,)), "--mean .5 --std .5": ((0.5,), (0.5,))}
-USUAL |= {f"--mean {name} --std {name}": constants for name, constants in NORMALISATION.items()}
+USUAL |= {f"--mean {name}": constants for name, constants in NORMALISATION.items()}
+"""Mean and standard deviation by what asks for them on the command line."""
 
 
 def doubts(classifier: Classifier, evidence: Evidence, measures: Measures) -> list[str]:

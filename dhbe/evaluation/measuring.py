@@ -7,14 +7,19 @@ from torch import Tensor
 
 from dhbe.attacks.triggers import Trigger
 from dhbe.classifier import Classifier
+from dhbe.data import Images
 from dhbe.errors import Refused
 from dhbe.evaluation import diagnostics, metrics
 from dhbe.evaluation.evidence import Evidence
+from dhbe.frozen import quick
 from dhbe.records import Measures, ModelInfo
 from dhbe.training import predict
 
 BOXED = 1000
 """Images, at most, on which activation differences are taken."""
+
+WORTH = 512
+"""Images from which on a network is made quicker first."""
 
 
 def check(evidence: Evidence, info: ModelInfo) -> None:
@@ -56,6 +61,8 @@ def measured(
         return Measures(signs=signs or {})
     images, trigger, target = evidence.images, evidence.trigger, evidence.target
     labels, classes = images.labels, images.classes
+    if len(images) >= WORTH:
+        classifier, victim = quick(classifier), victim and quick(victim)
     clean, every = predict(classifier, images), torch.ones_like(images.labels, dtype=torch.bool)
     rates: dict[str, Any] = {"acc": metrics.accuracy(clean, labels), "n": len(images)}
     rates["acc_classes"] = metrics.per_class(clean == labels, every, labels, classes)
@@ -84,7 +91,8 @@ def _success(
     """
     labels = evidence.images.labels
     ours = labels == evidence.source if evidence.source is not None else torch.ones_like(labels, dtype=torch.bool)
-    triggered = predict(classifier, evidence.images, trigger)
+    aimed = ours & (labels != goal)  # of no other image does it matter where the trigger leads it
+    triggered = _led(classifier, evidence.images, trigger, aimed)
     parts = (clean[ours], triggered[ours], labels[ours], goal[ours], base[ours])
     _, hit, true, aim, _ = parts
     right = {"model": parts[0], "victim": parts[4], "all": true}
@@ -98,12 +106,20 @@ def _success(
     number = int(counted["model"].sum())
     for name, form in (("asr_x4", trigger.amplified(4)), ("asr_x9", trigger.amplified(9))):
         if form is not None and number:
-            rates[name] = metrics.attack_success(parts[0], predict(classifier, evidence.images, form)[ours], true, aim)
+            again = _led(classifier, evidence.images, form, aimed & (clean == labels))
+            rates[name] = metrics.attack_success(parts[0], again[ours], true, aim)
     if number:
         rates["asr_classes"] = metrics.per_class(hit == aim, counted["model"], true, evidence.images.classes)
         rates["asr_interval"] = metrics.wilson(int(((hit == aim) & counted["model"]).sum()), number)
     rates["asr_n"] = number or None
     return rates
+
+
+def _led(classifier: Classifier, images: Images, trigger: Trigger, which: Tensor) -> Tensor:
+    """Predicted classes of some triggered images, bool [n]; -1 for the others: int64 [n]."""
+    found = torch.full_like(images.labels, -1)
+    found[which] = predict(classifier, images.subset(which), trigger)
+    return found
 
 
 def rated(before: Measures, after: Measures) -> Measures:

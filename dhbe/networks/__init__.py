@@ -1,6 +1,7 @@
 """Networks: a small zoo, other people's architectures, and what the shapes of weights tell."""
 
 import copy
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -69,8 +70,9 @@ def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
         return ZOO[arch](classes, shape[0])
     place, _, name = arch.rpartition(":")
     if not (place and name):
+        near = difflib.get_close_matches(arch, ZOO, n=1)
         raise Refused(
-            f"unknown architecture {arch!r}: give one of {', '.join(ZOO)}, "
+            f"unknown architecture {arch!r}{f'; did you mean {near[0]}?' if near else ''}: give one of {', '.join(ZOO)}, "
             "or torchvision:NAME, timm:NAME, path/to/file.py:function, package.module:function"
         )
     if place == "torchvision":

@@ -2,7 +2,7 @@
 
 from dhbe.report.charts import boxplot, chart, grid
 from dhbe.report.page import render
-from dhbe.report.verdicts import verdict
+from dhbe.report.verdicts import line, verdict
 from dhbe.report.words import percent
 
-__all__ = ["boxplot", "chart", "grid", "percent", "render", "verdict"]
+__all__ = ["boxplot", "chart", "grid", "line", "percent", "render", "verdict"]

@@ -1,6 +1,6 @@
 """What signs, curves, activations and pictures mean, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 SIGNS = {
     "agreement": "Share of generated images for which the cleaned and the suspect model choose the same class.",
@@ -50,10 +50,23 @@ PICTURES = {
     "triggers": "Triggers found or generated, which the cleaned model learned to ignore.",
     "trigger": "The trigger on an empty image.",
     "stamped": "Images with the trigger.",
-    "found": "The trigger found for the class that stands out most, on a grey image.",
+    "found": "The strongest trigger found, on a grey image.",
     "found_each": "The trigger found for each class, from class 0 on.",
 }
 """What a picture shows."""
+
+
+OF_CLEANED = ("gain", "left", "success")
+"""Signs that a run tells of the suspect model's triggers, and that are of the cleaned model."""
+
+
+def placed(signs: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    """The signs of one state or two, each with the model that it is of."""
+    if len(signs) != 2:
+        return [dict(each) for each in signs]
+    before, after = signs
+    moved = {name: value for name, value in before.items() if name in OF_CLEANED}
+    return [{name: value for name, value in before.items() if name not in moved}, {**moved, **after}]
 
 
 def meaning(names: Mapping[str, str], name: str, families: Mapping[str, str]) -> str | None:

@@ -1,7 +1,7 @@
 """A record as one self-contained HTML page: no script, no outside address, nothing a record could inject."""
 
 import base64
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -9,7 +9,7 @@ import jinja2
 
 from dhbe.records import Box, Measures, Record
 from dhbe.report.charts import boxplot, chart
-from dhbe.report.names import ACTIVATIONS, CURVES, PICTURES, SIGNS, meaning
+from dhbe.report.names import ACTIVATIONS, CURVES, PICTURES, SIGNS, meaning, placed
 from dhbe.report.verdicts import RATES, Rate, Verdict, erased, searched, strongest_form, verdict
 from dhbe.report.words import duration, moment, setting
 
@@ -25,20 +25,28 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
         The HTML page.
     """
     states = [measures for measures in (record.before, record.after) if measures is not None] or [Measures()]
+    signs = placed([state.signs for state in states])
     rates = [(name, note, [Rate.of(state, field) for state in states]) for field, name, note in RATES]
     return _template().render(
         record=record,
         verdict=_verdict(record, states),
-        heads=_heads(states),
+        heads=_heads(record, states),
         rates=rates,
         measured=any(rate.value is not None for _, _, pair in rates for rate in pair),
         strongest=strongest_form(record.battery) if record.battery else None,
         signs=[
-            (name, meaning(SIGNS, name, record.families), [state.signs.get(name) for state in states])
-            for name in _names(states)
+            (name, meaning(SIGNS, name, record.families), [each.get(name) for each in signs])
+            for name in dict.fromkeys(name for each in signs for name in each)
         ],
-        moved=[(name, note, boxplot(boxes)) for name, note in ACTIVATIONS.items() if (boxes := _boxes(states, name))],
+        moved=[
+            (name, note, boxplot(boxes))
+            for name, note in ACTIVATIONS.items()
+            if (boxes := _boxes(record, states, name))
+        ],
         curves=[(name, meaning(CURVES, name, record.families), chart(points)) for name, points in series(record.curve)],
+        strongest_picture=next(
+            (base64.b64encode(pictures[name]).decode() for name in ("found", "trigger") if name in pictures), None
+        ),
         pictures=[(name, PICTURES.get(name), base64.b64encode(png).decode()) for name, png in pictures.items()],
     )
 
@@ -63,19 +71,16 @@ def _template() -> jinja2.Template:
     return page.get_template("report.html")
 
 
-def _heads(states: Sequence[Measures]) -> list[str]:
-    return ["Suspect", "Cleaned"] if len(states) == 2 else ["Measured"]
+def _heads(record: Record, states: Sequence[Measures]) -> list[str]:
+    if len(states) == 2:
+        return ["Before", "After"] if record.kind == "verify" else ["Suspect", "Cleaned"]
+    return ["Measured"]
 
 
-def _boxes(states: Sequence[Measures], name: str) -> dict[str, Box]:
+def _boxes(record: Record, states: Sequence[Measures], name: str) -> dict[str, Box]:
     """The activation differences of a name, by the head of their column."""
-    pairs = zip(_heads(states), states, strict=True)
+    pairs = zip(_heads(record, states), states, strict=True)
     return {head: state.activations[name] for head, state in pairs if name in state.activations}
-
-
-def _names(states: Sequence[Measures]) -> Iterable[str]:
-    """The signs of all states, each once, in their order."""
-    return dict.fromkeys(name for state in states for name in state.signs)
 
 
 def series(curve: list[dict[str, float]]) -> Iterator[tuple[str, list[tuple[float, float]]]]:

@@ -61,7 +61,7 @@ class Rate:
 class Verdict:
     """What the numbers say: a headline and its tone, sentences, and the rule behind the headline."""
 
-    tone: Literal["good", "caution", "bad", "unknown"]
+    tone: "Tone"
     headline: str
     sentences: Sequence[str]
     rule: str = ""
@@ -77,29 +77,111 @@ def strongest_form(battery: Battery) -> str:
     return f"{what} does most to the cleaned model: it leads {percent(worst.after)} of the images to the target."
 
 
-ERASED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str, str]] = {
-    "erased": ("good", "Erased", "the class that stood out does so no longer in a fresh search of the cleaned model"),
-    "nothing found": ("unknown", "Nothing found", "no class stood out, so only little was changed"),
-    "still answers": (
-        "bad", "The cleaned model still answers",
-        "a class stands out in a fresh search of the cleaned model, or is accused and no trigger of it was found",
-    ),
-    "damaged": ("bad", "The cleaned model is damaged", "it answers otherwise than the suspect one on too many images"),
-}  # fmt: skip
-"""Tone, headline and meaning of what a run says of its own result."""
+Tone = Literal["good", "caution", "bad", "unknown"]
+
+HEADLINES: dict[str, tuple[Tone, str]] = {
+    "erased": ("good", "Erased"),
+    "nothing found": ("unknown", "Nothing was found by this search"),
+    "still answers": ("bad", "The cleaned model still answers"),
+    "damaged": ("bad", "The cleaned model is damaged"),
+    "no effect": ("bad", "The defence had no effect"),
+    "backdoored": ("bad", "A backdoor was found"),
+    "unclear": ("caution", "It is unclear whether there is a backdoor"),
+    "input not usable": ("caution", "The input is not usable"),
+    "answers": ("bad", "The model after still answers a trigger"),
+    "changed": ("caution", "No trigger found acts any more, but the model has become another one"),
+    "quiet": ("good", "No trigger found acts on the model after"),
+}
+"""Tone and headline of a verdict."""
+
+NEXT = {
+    "erased": "Next: measure its accuracy on images of your own before it is used, and compare both files with dhbe verify.",
+    "nothing found": "Next: a backdoor of a kind that is not searched for may be there. With clean images, try dhbe defend.",
+    "still answers": "Next: use neither file. Try another --seed, or with clean images dhbe defend.",
+    "damaged": "Next: do not use the cleaned file. Check how the model is fed, then try a lower --lr or another --seed.",
+    "no effect": "Next: try another defence, or other settings of it.",
+    "backdoored": "Next: dhbe erase gives back a model that no longer answers to what was found.",
+    "unclear": "Next: give the constants, or scan again with another --seed; dhbe erase does no harm.",
+    "input not usable": "Next: mend what the line above names, and run again.",
+    "answers": "Next: use neither model. Try dhbe erase with another --seed, or with clean images dhbe defend.",
+    "changed": "Next: measure its accuracy on images of your own.",
+    "quiet": "Next: measure its accuracy on images of your own before it is used.",
+}
+"""What to do then, by the verdict."""
+
+INDEX = "The index says how far a class stands out, in robust standard deviations of all classes"
+
+
+def line(record: Record) -> str:
+    """What a run came to, in one line: on the terminal, on the page and in `--json`."""
+    if record.doubt:
+        return f"{record.verdict}: {record.doubt}"
+    before, after = record.before or Measures(), record.after or Measures()
+    signs = before.signs
+    label, index = f"class {signs.get('suspected_class', 0):.0f}", f"index {signs.get('anomaly_index', 0):.1f}"
+    measured = _rates(before, after if record.after else None)
+    if record.kind == "attack":
+        return f"planted: {measured}" if before.asr is not None else f"trained: {measured}"
+    if record.kind == "scan":
+        chance = f"{index}, probability {percent(signs.get('probability'))} if half of all models are backdoored"
+        return {
+            "backdoored": f"backdoored: {label} stands out ({chance})",
+            "unclear": f"unclear: {label} stands out somewhat ({chance})",
+        }.get(record.verdict or "", f"nothing found: no class stands out; {label} does most ({chance})")
+    if record.kind == "verify":
+        led = percent(after.signs.get("success_rate"))
+        return {
+            "answers": f"still answers: the strongest trigger found in the model before leads {led} of the images to {label} in the model after",
+            "changed": "changed: the model after answers no trigger found, but it has become another model",
+            "quiet": f"quiet: the model after answers no trigger found ({led} of the images go to {label})",
+        }.get(
+            record.verdict or "",
+            "nothing found: no backdoor was found in the model before, so there is nothing to verify",
+        )
+    limit = (record.defense or {}).get("anomaly_threshold")
+    if record.verdict == "still answers" and isinstance(limit, int | float) and signs.get("anomaly_index", 0) <= limit:
+        return "still answers: statistics accuse a class, and no trigger of it was found, so that nothing could be unlearned"
+    acted = f"{label} behaved as backdoored ({index})"
+    left = f"the strongest trigger found {{}} {percent(min(max(signs.get('gain', 0), 0), 1))} of the images there"
+    said = {
+        "erased": f"erased: {acted}; in the cleaned model {left.format('leads')}",
+        "nothing found": f"nothing found: no class stood out ({label} most, {index}), so only little was changed",
+        "still answers": f"still answers: {acted}, and in the cleaned model {left.format('still leads')}",
+        "damaged": f"damaged: the cleaned model chooses the suspect one's class for {percent(after.signs.get('agreement'))} of generated images only",
+        "no effect": "no effect",
+    }.get(record.verdict or "", "done")
+    return (
+        f"{said}; {measured}"
+        if measured
+        else said
+        if record.verdict
+        else f"{said}: nothing was measured, for no data were given"
+    )
+
+
+def _rates(before: Measures, after: Measures | None) -> str:
+    """ACC and ASR as far as they were measured."""
+    pairs = (("ASR", before.asr, after and after.asr), ("ACC", before.acc, after and after.acc))
+    told = [
+        f"{name} {percent(old)}" + (f" to {percent(new)}" if after else "")
+        for name, old, new in pairs
+        if old is not None
+    ]
+    return ", ".join(told)
 
 
 def erased(record: Record) -> Verdict:
-    """What a run that judged itself came to: its own verdict where nothing was measured or it is bad, else what was."""
+    """What a run came to: its own verdict where nothing was measured or it is bad, else what was."""
     assert record.before is not None
     assert record.after is not None
     assert record.verdict is not None
-    tone, headline, meaning = ERASED[record.verdict]
+    tone, headline = HEADLINES[record.verdict]
     measured = verdict(record.kind, [record.before, record.after])
-    said = f"By its own signs, without data: {record.verdict}, for {meaning}."
-    if tone != "bad" and measured.tone != "unknown":
-        return Verdict(measured.tone, measured.headline, [*measured.sentences, said], measured.rule)
-    return Verdict(tone, headline, [f"{said[0].upper()}{said[1:]}", *measured.sentences], measured.rule)
+    said = f"By its own signs, without data: {line(record)}." if record.verdict != "no effect" else f"{line(record)}."
+    next_ = NEXT[record.verdict]
+    if tone in ("good", "unknown") and measured.tone != "unknown":
+        return Verdict(measured.tone, measured.headline, [*measured.sentences, said, next_], measured.rule)
+    return Verdict(tone, headline, [f"{said[0].upper()}{said[1:]}", next_, *measured.sentences], measured.rule)
 
 
 def verdict(kind: str, states: Sequence[Measures]) -> Verdict:
@@ -117,16 +199,6 @@ def verdict(kind: str, states: Sequence[Measures]) -> Verdict:
     return Verdict(*_judged(before, after), [*_compared(before, after)], RULE)
 
 
-SEARCHED: dict[str, tuple[Literal["good", "caution", "bad", "unknown"], str]] = {
-    "backdoored": ("bad", "A backdoor was found"),
-    "unclear": ("caution", "It is unclear whether there is a backdoor"),
-    "nothing found": ("good", "No backdoor was found"),
-    "answers": ("bad", "The model after still answers a trigger"),
-    "changed": ("caution", "No trigger found acts any more, but the model has become another one"),
-    "quiet": ("good", "No trigger found acts on the model after"),
-}
-"""Tone and headline of what a search without data came to."""
-
 LIMITS = (
     "A search finds patches, small patterns and faint patterns over the whole image. It does not find warps, "
     "reflections, strong stripes or triggers that depend on the image, of two classes none "
@@ -139,28 +211,25 @@ def searched(record: Record) -> Verdict:
     assert record.before is not None
     assert record.verdict is not None
     signs = record.before.signs
-    label, index = signs.get("suspected_class", 0), signs.get("anomaly_index", 0)
-    said = [f"Class {label:.0f} stands out most, by {index:.1f} robust standard deviations."]
+    tone, headline = HEADLINES[record.verdict]
+    said = line(record)
+    sentences = [f"{said[0].upper()}{said[1:]}.", NEXT[record.verdict]]
+    limit = (record.defense or {}).get("anomaly_threshold")
+    level = f"; from {limit:g} on it is taken for backdoored" if isinstance(limit, int | float) else ""
+    sentences.append(f"{INDEX}{level}.")
     if record.kind == "scan":
-        tone, headline = SEARCHED[record.verdict]
-        said.append(
-            f"If half of all models were backdoored, one that stands out so far would be so with a probability of "
-            f"{percent(signs.get('probability'))}; the curve was fitted on small classifiers, of which some have backdoors that no search finds."
+        sentences.append(
+            "The probability is that of a backdoor if half of all models had one; the curve was fitted on small classifiers, "
+            "of which some have backdoors that no search finds."
         )
-        return Verdict(tone, headline, said, LIMITS)
-    assert record.after is not None
-    after = record.after.signs
-    if record.verdict == "nothing found":
-        tone, headline = "unknown", "No backdoor was found in the model before"
-    else:
-        tone, headline = SEARCHED[record.verdict]
-        said.append(
-            f"The strongest trigger found there leads {percent(after.get('success_rate'))} of the images to that class in the "
-            f"model after, against {percent(signs.get('success_rate'))} before; in a fresh search the class stands out by "
-            f"{after.get('found_again', 0):.1f}."
+    elif record.after is not None:
+        after = record.after.signs
+        sentences.append(
+            f"The strongest trigger found leads {percent(signs.get('success_rate'))} of the images to the class in the model "
+            f"before; in a fresh search of the model after the class stands out by {after.get('found_again', 0):.1f}. "
+            f"Both choose the same class for {percent(after.get('agreement'))} of the images."
         )
-    said.append(f"Both choose the same class for {percent(after.get('agreement'))} of the images.")
-    return Verdict(tone, headline, said, LIMITS)
+    return Verdict(tone, headline, sentences, LIMITS)
 
 
 def _measured(kind: str, state: Measures) -> Verdict:

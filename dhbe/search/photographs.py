@@ -5,6 +5,7 @@ A teacher answers them surely and in many ways, and distillation on pieces of a 
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -21,7 +22,7 @@ AT_ONCE = 256
 """Pieces that are cut and coloured at a time; what is drawn by chance does not depend on it."""
 
 
-def pieces(count: int, shape: Shape) -> Tensor:
+def pieces(count: int, shape: Shape, pictures: Sequence[Tensor] | None = None) -> Tensor:
     """Random pieces at all scales, mirrored and recoloured by chance.
 
     They are drawn from torch's generator on the CPU, whatever the default device.
@@ -29,63 +30,61 @@ def pieces(count: int, shape: Shape) -> Tensor:
     Args:
         count: How many.
         shape: Their shape (c, h, w); one channel gives grey.
+        pictures: What they are cut from, each uint8 [3, height, width] of any size; None takes two photographs.
 
     Returns:
         Pixels [count, c, h, w] in [0, 1].
     """
     with torch.device("cpu"):
         channels, height, width = shape
-        levels = _pyramid(max(height, width))
-        which = torch.randint(len(levels), (count,))
-        corners = torch.empty(count, 3, 1, 1, dtype=torch.int64)
-        for number, level in enumerate(levels):
-            places = (which == number).nonzero().flatten()
-            if len(places):
-                corners[places] = _corners(level, len(places), height, width)
+        pictures = photographs() if pictures is None else pictures
+        which = torch.randint(len(pictures), (count,))
+        depth = torch.tensor([levels(picture, max(height, width)) for picture in pictures])[which]
+        level = (torch.rand(count) * depth).long()
+        place = torch.rand(count, 2)
         flipped, order = torch.rand(count, 1, 1, 1) < 0.5, torch.rand(count, 3).argsort(1)
         shuffled = torch.rand(count, 1, 1, 1) < 0.5
         contrast, tint = 0.6 + torch.rand(count, 1, 1, 1), 0.3 * torch.rand(count, 3, 1, 1) - 0.15
+        cut = torch.empty(count, 3, height, width, dtype=torch.uint8)
+        for number, step in torch.stack([which, level], 1).unique(dim=0).tolist():
+            shrunk = _shrunk(pictures[number], max(height, width), step)
+            room = torch.tensor(shrunk.shape[1:]) - torch.tensor([height, width]) + 1
+            for one in ((which == number) & (level == step)).nonzero().flatten().tolist():
+                top, left = (place[one] * room).long().tolist()
+                cut[one] = shrunk[:, top : top + height, left : left + width]
         drawn = torch.empty(count, *shape)
         for some in torch.arange(count).split(AT_ONCE):
-            cut = torch.empty(len(some), 3, height, width)
-            for number, level in enumerate(levels):
-                here = which[some] == number
-                cut[here] = _cut(level, corners[some][here], height, width)
-            cut = torch.where(flipped[some], cut.flip(3), cut)
-            cut = torch.where(shuffled[some], cut.gather(1, order[some][..., None, None].expand_as(cut)), cut)
-            middle = cut.mean((1, 2, 3), keepdim=True)
-            cut = ((cut - middle) * contrast[some] + middle + tint[some]).clamp(0, 1)
-            drawn[some] = cut if channels == 3 else cut.mean(1, keepdim=True)
+            each = cut[some].float() / 255
+            each = torch.where(flipped[some], each.flip(3), each)
+            each = torch.where(shuffled[some], each.gather(1, order[some][..., None, None].expand_as(each)), each)
+            middle = each.mean((1, 2, 3), keepdim=True)
+            each = ((each - middle) * contrast[some] + middle + tint[some]).clamp(0, 1)
+            drawn[some] = each if channels == 3 else each.mean(1, keepdim=True)
         return drawn
 
 
 @cache
-def _pyramid(side: int) -> list[Tensor]:
-    """Both photographs [2, 3, h, w] from full size down to where `side` pixels are their whole height."""
+def photographs() -> list[Tensor]:
+    """The two photographs, each uint8 [3, h, w]."""
     from sklearn.datasets import load_sample_images
 
-    photographs = torch.stack([torch.tensor(image).permute(2, 0, 1) for image in load_sample_images().images])
-    photographs = photographs.float() / 255
-    height, width = photographs.shape[-2:]
-    steps = max(0, math.floor(math.log(height / side, FINENESS)))
-    heights = [max(side, round(height / FINENESS**step)) for step in range(steps + 1)]
-    return [
-        F.interpolate(photographs, size=(h, max(side, round(width * h / height))), mode="bilinear", antialias=True)
-        for h in heights
-    ]
+    return [torch.tensor(image).permute(2, 0, 1) for image in load_sample_images().images]
 
 
-def _corners(photographs: Tensor, count: int, height: int, width: int) -> Tensor:
-    """Which of photographs [2, 3, h, w], top row and left column, of random pieces [count, 3, 1, 1]."""
-    drawn = [
-        torch.randint(most, (count, 1, 1))
-        for most in (len(photographs), photographs.shape[2] - height + 1, photographs.shape[3] - width + 1)
-    ]
-    return torch.stack(drawn, dim=1)
+def levels(picture: Tensor, side: int) -> int:
+    """In how many sizes a picture [3, h, w] is cut: full size, and down to where `side` pixels are its shorter side."""
+    return 1 + max(0, math.floor(math.log(min(picture.shape[1:]) / side, FINENESS)))
 
 
-def _cut(photographs: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
-    """Pieces [n, 3, height, width] of photographs [2, 3, h, w] with corners [n, 3, 1, 1]."""
-    which, top, left = corners.unbind(1)
-    rows, columns = top + torch.arange(height).view(1, -1, 1), left + torch.arange(width).view(1, 1, -1)
-    return photographs[which, :, rows, columns].permute(0, 3, 1, 2)
+def _shrunk(picture: Tensor, side: int, step: int) -> Tensor:
+    """A picture [3, h, w] at one of its sizes, uint8; one smaller than `side` is enlarged."""
+    height, width = picture.shape[1:]
+    shorter = max(side, round(min(height, width) / FINENESS**step))
+    if shorter == min(height, width):
+        return picture
+    size = (
+        max(side, round(height * shorter / min(height, width))),
+        max(side, round(width * shorter / min(height, width))),
+    )
+    resized = F.interpolate(picture[None].float(), size=size, mode="bilinear", antialias=True)
+    return resized[0].round().clamp(0, 255).to(torch.uint8)

@@ -160,7 +160,7 @@ class Survey:
     second_rounds: Annotated[int, Setting("rounds of the second look, and of refining what stands out")] = 20
     second_images: Annotated[int, Setting("times as many images that a step of the second look takes", least=1)] = 3
     second_lr: Annotated[float, Setting("share of the learning rates in both")] = 0.3
-    bank_images: Annotated[int, Setting("images on which the triggers found are tried at the end", least=1)] = 16
+    bank_images: Annotated[int, Setting("images on which the triggers found are tried at the end", least=2)] = 16
     probe_images: Annotated[int, Setting("images on which it is measured how often a trigger succeeds", least=1)] = 64
     bounds: Bounds = field(default_factory=Bounds)
     squares: Squares = field(default_factory=Squares)

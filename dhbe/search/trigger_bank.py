@@ -77,8 +77,8 @@ class TriggerBank(nn.Module):
         """The triggers at places [n]."""
         return Overlay(self.keep[index], self.add[index])
 
-    def draw(self, count: int) -> Overlay:
-        """Triggers by chance [count], more often those that still act; half of them weaker.
+    def draw(self, count: int) -> tuple[Overlay, Tensor]:
+        """Triggers by chance, more often those that still act, half of them weaker; and their classes [count].
 
         Where triggers act at any place, the weaker ones are at other places, and small ones come alone half of the time, else
         with as many copies as there is room for: what one patch no longer does, several may (section 5.3 of the paper,
@@ -88,18 +88,30 @@ class TriggerBank(nn.Module):
         acting, known = self.gain + NEVER_ZERO, (self.strength > -torch.inf) + NEVER_ZERO
         share = self.settings.rehearsal
         chance = (1 - share) * acting / acting.sum() + share * known / known.sum()
-        drawn = self.triggers(torch.multinomial(chance, count, replacement=True))
-        weaker, several = torch.rand(2, count) < 0.5
+        index = torch.multinomial(chance, count, replacement=True)
+        drawn = self.triggers(index)
+        weaker, several, many = torch.rand(3, count) < 0.5
         opacity = torch.where(weaker, 0.5 + 0.5 * torch.rand(count), 1.0).view(-1, 1, 1, 1)
         laid = drawn.weaker(opacity).moved(self._shifts(count) * (weaker & self.place_invariant)[:, None])
+        copies = torch.where(many, self.settings.copies, torch.randint(1, self.settings.copies + 1, (count,)))
+        return self._among_copies(laid, drawn, several * copies), self.wanted[index]
+
+    def _among_copies(self, laid: Overlay, drawn: Overlay, copies: Tensor) -> Overlay:
+        """Triggers under so many copies [n] at places by chance, or as many as there is room for.
+
+        There are none of what acts at its own place alone, or covers nothing.
+        """
         area = drawn.area
-        room = (self.settings.room / area).floor() - 1  # endless for what covers nothing, which has no copies
-        several = several & self.place_invariant & (area > 0)
-        copies = several * torch.randint(1, self.settings.copies + 1, (count,)).minimum(room.clamp_min(0))
+        room = (self.settings.room / area).floor() - 1  # endless for what covers nothing
+        copies = copies.minimum(room.clamp_min(0)) * self.place_invariant * (area > 0)
         for number in range(self.settings.copies):
             shown = (copies > number).float().view(-1, 1, 1, 1)
-            laid = laid.under(drawn.moved(self._shifts(count)).weaker(shown))
+            laid = laid.under(drawn.moved(self._shifts(len(copies))).weaker(shown))
         return laid
+
+    def amplified(self, triggers: Overlay) -> Overlay:
+        """Triggers [n], each among as many copies as there is room for, as ASR x9 has."""
+        return self._among_copies(triggers, triggers, torch.full((len(triggers.keep),), self.settings.copies))
 
     def _shifts(self, count: int) -> Tensor:
         """Rows and columns by chance [count, 2]."""
@@ -107,10 +119,19 @@ class TriggerBank(nn.Module):
 
     @torch.no_grad()
     def tried(self, model: Classifier, pixels: Tensor) -> Tensor:
-        """The gain of each trigger [size] in a model, on images [n, c, h, w]; 0 where there is none."""
+        """The gain of each trigger [size] in a model, on images [n, c, h, w]; 0 where there is none.
+
+        Where triggers act at any place, one counts as much as it does alone or among copies, each on half of the images.
+        """
         known = (self.strength > -torch.inf).nonzero().flatten()
-        gain = torch.zeros_like(self.gain)
-        gain[known] = gains(model, self.triggers(known), self.wanted[known], pixels)
+        gain, triggers, wanted = torch.zeros_like(self.gain), self.triggers(known), self.wanted[known]
+        if not self.place_invariant:
+            gain[known] = gains(model, triggers, wanted, pixels)
+            return gain
+        alone, among = pixels.chunk(2)
+        gain[known] = torch.maximum(
+            gains(model, triggers, wanted, alone), gains(model, self.amplified(triggers), wanted, among)
+        )
         return gain
 
     def retry(self, model: Classifier, pixels: Tensor) -> None:
@@ -120,6 +141,7 @@ class TriggerBank(nn.Module):
     @torch.no_grad()
     def settle(self, teacher: Classifier, pixels: Tensor) -> None:
         """Notes what the teacher answers: each trigger where it was found, and whether elsewhere too."""
+        self.place_invariant.fill_(False)
         self.retry(teacher, pixels)
         strongest = self.gain.argsort(descending=True)[: self.settings.moved_triggers]
         elsewhere = self.triggers(strongest).moved(self._shifts(len(strongest)))

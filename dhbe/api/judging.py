@@ -1,0 +1,40 @@
+"""What a search says of a model is worth nothing where the model is not fed as it was trained, or answers to nothing."""
+
+import torch
+
+from dhbe.classifier import Classifier
+from dhbe.records import Measures, Verdict
+from dhbe.suspects import Suspect
+
+FOUND = ("backdoored", "still answers", "damaged", "answers", "changed")
+"""Verdicts that stay where only the constants are in doubt: something was seen."""
+
+
+def judged(verdict: Verdict | None, suspect: Suspect) -> tuple[Verdict | None, str | None]:
+    """A verdict, and what makes it doubtful, if anything does.
+
+    Args:
+        verdict: What the search says; None if it says nothing.
+        suspect: What was searched.
+    """
+    if verdict is not None and suspect.unusable:
+        return "input not usable", suspect.unusable
+    if verdict is not None and verdict not in FOUND and suspect.unsure:
+        return "unclear", suspect.unsure
+    return verdict, None
+
+
+LITTLE = 0.1
+"""By how much the strongest form of a trigger must lead fewer images astray for a defence to have had an effect."""
+
+
+def ineffective(before: Measures, after: Measures, victim: Classifier, cleaned: Classifier) -> bool:
+    """Whether a defence had no effect: where a trigger was measured, on it; else whether it changed no weight."""
+    rates = [
+        max((rate for rate in (each.asr, each.asr_x4, each.asr_x9) if rate is not None), default=None)
+        for each in (before, after)
+    ]
+    if rates[0] is not None and rates[1] is not None:
+        return rates[0] >= LITTLE and rates[1] > rates[0] - LITTLE
+    old, new = victim.network.state_dict(), cleaned.network.state_dict()
+    return all(torch.equal(old[name], new[name].to(old[name].device)) for name in old)
