@@ -122,10 +122,11 @@ class _Total(torch.autograd.Function):
 
 
 def _normalised(layer: _BatchNorm, pixels: Tensor) -> Tensor:
-    """BatchNorm over all processes: mean and variance in two passes, in fp32. torch's own SyncBatchNorm needs GPUs."""
+    """BatchNorm over all processes: mean and variance in two passes, in fp32 at least. torch's own SyncBatchNorm needs GPUs."""
     if not layer.training:
         return type(layer).forward(layer, pixels)
-    x, shape = pixels.float(), (1, -1, *[1] * (pixels.ndim - 2))
+    x = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
+    shape = (1, -1, *[1] * (pixels.ndim - 2))
     axes, count = [0, *range(2, x.ndim)], size() * x.numel() // x.shape[1]
     mean = total(x.sum(axes)) / count
     centred = x - mean.view(shape)

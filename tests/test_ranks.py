@@ -11,8 +11,7 @@ from dhbe import checkpoint, networks, ranks, records
 from dhbe.cli import main
 
 ROOT = Path(__file__).parents[1]
-EXACT = "--preset official --iterations 2 --student-steps 2 --lr .01 --lr-generators 0 --batch 16 --places sample --patch 3 --smooth .01"
-"""At small rates: at the usual ones an untrained network enlarges rounding tenfold a step, and Adam begins with signs."""
+EXACT = "--preset official --iterations 1 --student-steps 2 --batch 16 --places sample --patch 3 --smooth .01"
 
 
 def erase(settings, out):
@@ -35,7 +34,7 @@ def torchrun(folder, *words, processes=2):
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_what_one_comes_to(tmp_path, monkeypatch):
+def test_two_processes_write_one_result_with_the_record_of_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     torch.save(networks.build("resnet8", 3, (3, 16, 16)).state_dict(), "model.pt")
@@ -43,16 +42,11 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path, monkeypatch):
     ran = torchrun(tmp_path, "-m", "dhbe", *erase(EXACT, "two"))
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert ran.stdout.count("see two/report.html") == 1, "one process tells"
-    one, two = (checkpoint.read(Path(name) / "clean.safetensors").tensors for name in ("one", "two"))
-    before = torch.load("model.pt")
-    for name, value in one.items():
-        if value.is_floating_point():
-            moved = (value - before[name]).abs().max()
-            assert moved > 0
-            assert (two[name] - value).abs().max() <= 0.01 * moved + 1e-6, name
     told = [records.read(Path(name) / "record.json") for name in ("one", "two")]
     assert told[0].iterations == told[1].iterations
     assert told[0].defense == told[1].defense
+    weights = checkpoint.read(Path("two") / "clean.safetensors").tensors
+    assert any(not torch.equal(value, weights[name]) for name, value in torch.load("model.pt").items())
 
 
 PROGRAM = """
@@ -61,7 +55,8 @@ from torch import nn
 from types import SimpleNamespace
 from dhbe import ranks
 from dhbe.classifier import Classifier
-from dhbe.defenses import FastDHBE
+from dhbe import networks
+from dhbe.defenses import DHBE, FastDHBE
 from dhbe.steps import descend, lay, variation
 
 with ranks.joined() as first:
@@ -81,7 +76,11 @@ with ranks.joined() as first:
     bank = SimpleNamespace(draw=lambda groups: stamps)
     state = SimpleNamespace(pool=pool, bank=bank, findings=SimpleNamespace(backdoored=True))
     FastDHBE(batch=12).step_student(student, torch.optim.SGD(student.parameters(), 0.1), state)
-    torch.save(network.state_dict(), f"{ranks.rank()}-of-{ranks.size()}.pt")
+    torch.set_default_dtype(torch.float64)  # at fp32 an untrained network enlarges rounding tenfold a step
+    victim = Classifier(networks.build("resnet8", 3, (3, 16, 16)), shape=(3, 16, 16), classes=3)
+    exact = DHBE(iterations=2, student_steps=2, batch=16, places="sample", patch=3, smooth=0.01, detach_clean=True)
+    whole = {f"exact.{name}": value for name, value in exact(victim).state_dict().items()}
+    torch.save(network.state_dict() | whole, f"{ranks.rank()}-of-{ranks.size()}.pt")
 """
 
 
@@ -94,7 +93,8 @@ def test_gradients_statistics_places_and_students_steps_are_those_of_the_whole_b
     one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("0-of-1", "0-of-2", "1-of-2"))
     for name, value in one.items():
         assert torch.equal(first[name], second[name]), f"the processes differ in {name}"
-        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
+        exact = {"rtol": 1e-9, "atol": 1e-9} if name.startswith("exact.") else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(first[name], value, **exact)
 
 
 def test_alone_nothing_is_done():
