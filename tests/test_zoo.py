@@ -31,7 +31,7 @@ def test_a_victim_is_whole_small_and_within_its_window(name):
     assert [line for line in suspect.warnings if "what the file says of itself" not in line] == []
     assert (suspect.info.arch, suspect.info.input) == (record.model.arch, record.model.input)
     attack = ALL[record.attack["name"]]
-    settings = {field.name: record.attack[field.name] for field in fields(attack)}
+    settings = {field.name: record.attack[field.name] for field in fields(attack) if field.name in record.attack}
     clean = records.read(ROOT / "zoo/clean.json").before
     expected = pytest.raises(Failed) if record.warnings else nullcontext()  # kept all the same, and marked
     with expected as missed:
@@ -63,8 +63,8 @@ def test_the_builder_makes_what_is_here_and_a_victim_of_every_attack():
     for name in VICTIMS:
         record, (attack, fit) = records.read(ROOT / f"zoo/{name}.json"), how[name]
         assert record.attack["name"] == attack.name
-        assert {key: record.attack[key] for key in asdict(attack)} == asdict(attack)
-        assert record.attack["fit"] == asdict(fit)
+        for told, now in ((record.attack, asdict(attack)), (record.attack["fit"], asdict(fit))):
+            assert {key: told.get(key, value) for key, value in now.items()} == now  # some settings are younger
     assert {attack.name for attack, _ in how.values()} == set(ALL)
 
 

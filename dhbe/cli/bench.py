@@ -166,6 +166,10 @@ def _overview() -> str:
             f"experiments: all, {', '.join(NAMES)}, or a file FILE.py of yours",
             "scales:",
             *(f"  {scale.name:6} {scale.summary}" for scale in SCALES.values()),
+            "",
+            "examples:",
+            "  dhbe bench run table-3 --scale small --jobs 2",
+            "  dhbe bench show table-3 --scale small",
         ]
     )
 
