@@ -100,7 +100,7 @@ def test_a_disk_that_is_really_full(here, dhbe):
         subprocess.run(["umount", "-l", disk], check=True)
 
 
-SMALL = "erase model.pt --input 3x8x8 --iterations 2 --warm-up 2 --cycles 1 --anomaly-threshold 1e9 --damaged-agreement 0 --pool-size 32 --device cpu --precision fp32"
+SMALL = "erase model.pt --input 3x8x8 --mean 0 --std 1 --iterations 2 --warm-up 2 --cycles 1 --anomaly-threshold 1e9 --damaged-agreement 0 --pool-size 32 --device cpu --precision fp32"
 ROOM = 8
 
 
@@ -206,7 +206,7 @@ def test_a_search_halves_its_batch_too(verb, here, dhbe, monkeypatch):
     few = " ".join(
         f"--{name.replace('_', '-')} {FEW[name]}" for name in ("second_rounds", "judged_images", "hunt_pieces")
     )
-    command = f"{verb} --input 3x8x8 --warm-up 2 --pool-size 32 --device cpu --precision fp32 {few}"
+    command = f"{verb} --input 3x8x8 --mean 0 --std 1 --fail-on found --warm-up 2 --pool-size 32 --device cpu --precision fp32 {few}"
     code, _, errors = dhbe(f"{command} --search-batch 32 --out halved")
     assert code in (0, 1), errors
     assert "batches of 16" in errors

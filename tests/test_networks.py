@@ -127,7 +127,10 @@ def test_faults_of_vendor_code_are_one_line(vendor, source, message):
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        ("resnet19", "unknown architecture 'resnet19': give one of resnet8, .*torchvision:NAME"),
+        (
+            "resnet19",
+            "unknown architecture 'resnet19' .did you mean resnet18.*: give one of resnet8, .*torchvision:NAME",
+        ),
         ("", "unknown architecture"),
         ("net.py:", "unknown architecture"),
         ("no/such/net.py:make", "which is no file"),

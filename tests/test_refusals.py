@@ -86,7 +86,7 @@ REFUSED = {
     "nan": ({"model.pt": saved(BROKEN)}, ERASE, "NaN or infinite weights in fc.bias"),
     # What it is taken for
     "wrong architecture": ({}, f"{ERASE} --arch wrn16-1", "does not fit the network.*check --arch"),
-    "unknown architecture": ({}, f"{ERASE} --arch resnet9000", "unknown architecture 'resnet9000': give one of"),
+    "unknown architecture": ({}, f"{ERASE} --arch resnet9000", r"unknown architecture 'resnet9000' .did you mean resnet20\?.: give one of"),
     "untold architecture": ({"model.pt": saved({"w": torch.ones(3, 3)})}, ERASE, "add --arch"),
     "wrong classes": ({}, f"{ERASE} --classes 4", r"wrong shape: fc.weight \[3, 64\] for \[4, 64\]"),
     "one class": ({}, f"{ERASE} --classes 1", "1 is not between 2 and 100,000"),
@@ -103,10 +103,10 @@ REFUSED = {
     "no shape": ({}, "erase model.pt --input abc", "'abc' is no shape CHANNELSxHEIGHTxWIDTH"),
     "not square": ({}, "erase model.pt --input 3x32x16", "images are made square"),
     "two means": ({}, f"{ERASE} --mean .4 .5", "--mean has 2 values, the images 3 channels"),
-    "mean of words": ({}, f"{ERASE} --mean red", "argument --mean: 'red' is no number"),
-    "mean of nothing": ({}, f"{ERASE} --mean nan", "argument --mean"),
+    "mean of words": ({}, f"{ERASE} --mean red", "--mean red: give numbers, or one of imagenet"),
+    "mean of nothing": ({}, f"{ERASE} --mean nan", "--mean nan: give numbers"),
     "std 0": ({}, f"{ERASE} --std 0", "--std must be positive, not 0"),
-    "std infinite": ({}, f"{ERASE} --std inf", "argument --std"),
+    "std infinite": ({}, f"{ERASE} --std inf", "--std inf: give numbers"),
     "std of almost nothing": ({}, f"{ERASE} --std 1e-60", "--std 1e-60: pixels in"),
     # Data
     "no such data": ({}, f"{SCORE} --data nowhere", "no data called 'nowhere'"),
@@ -189,7 +189,7 @@ REFUSED = {
     "no such device": ({}, f"{ERASE} --device cuda:7", "no device 'cuda:7' here"),
     "device of words": ({}, f"{ERASE} --device toaster", "no device 'toaster' here"),
     "device without memory": ({}, f"{ERASE} --device meta", "no device 'meta' here"),
-    "unknown attack": ({}, "attack wannet", "no attack 'wannet'; there are badnets"),
+    "unknown attack": ({}, "attack wannet", r"no attack 'wannet' \(did you mean wanet\?\); there are badnets"),
     "attack, architecture": ({}, f"{ATTACK} --arch resnet9000", "unknown architecture"),
     "attack, rate": ({}, f"{ATTACK} --rate 2", "a poison rate of 2 asks for 96 of 48"),
     "attack, epochs": ({}, f"{ATTACK} --epochs 0", "at least 1 epoch"),
@@ -213,7 +213,7 @@ REFUSED = {
     "source too high": ({}, f"{SCORE} {KNOWN} --source 3", "no source class 3: the model has classes 0 to 2"),
     "target of words": ({}, f"{SCORE} --data data.npz --trigger badnets:3 --target truck", "argument --target: invalid"),
     "trigger out of range": ({}, f"{SCORE} --data data.npz --trigger lsb:9 --target 0", "9 bits are not 1 to 4"),
-    "constants of no data": ({}, f"{ERASE} --mean cifar", "argument --mean: 'cifar' is no number"),
+    "constants of no data": ({}, f"{ERASE} --mean cifar", "--mean cifar: give numbers, or one of .*cifar10"),
     "attack, place": ({}, f"{ATTACK} --place 15,15", "leaves the image"),
 }  # fmt: skip
 

@@ -45,7 +45,7 @@ def test_a_scan_finds_the_planted_class_and_accuses_no_innocent():
     assert found.suspected_class == TARGET
     assert found.indices[TARGET] > SURVEY.anomaly_threshold
     assert found.success_rates[TARGET] > 0.9
-    assert found.families[TARGET].startswith("masked")
+    assert found.families[TARGET] in ("masked", "masked_half", "excerpts")
     assert clean.indices.max() < SURVEY.anomaly_threshold
 
 

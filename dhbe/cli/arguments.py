@@ -70,7 +70,7 @@ def affordable(args: argparse.Namespace, suspect: Suspect, what: Survey | Defens
         cost = costing.of(suspect, what, args.device, args.precision, twice=twice)
     if cost is None:
         return
-    shown.tell(args, f"this will take {cost} at the most")
+    shown.tell(args, f"note: this will take {cost} at the most")
     if cost.seconds <= LONG or args.yes:
         return
     if sys.stdin.isatty() and sys.stderr.isatty():

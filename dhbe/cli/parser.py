@@ -46,10 +46,10 @@ def meant(word: str, known: Iterable[str]) -> str:
     """A question after the one of the known words that somebody probably meant, or nothing.
 
     >>> meant("--itertions", ["--iterations", "--lr"]), meant("scam", ["erase", "scan"]), meant("x", ["erase"])
-    ('; did you mean --iterations?', '; did you mean scan?', '')
+    (' (did you mean --iterations?)', ' (did you mean scan?)', '')
     """
     near = difflib.get_close_matches(word, list(known), n=1) if word else []
-    return f"; did you mean {near[0]}?" if near else ""
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def configured(words: Sequence[str]) -> list[str]:

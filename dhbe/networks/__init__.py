@@ -72,7 +72,7 @@ def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     if not (place and name):
         near = difflib.get_close_matches(arch, ZOO, n=1)
         raise Refused(
-            f"unknown architecture {arch!r}{f'; did you mean {near[0]}?' if near else ''}: give one of {', '.join(ZOO)}, "
+            f"unknown architecture {arch!r}{f' (did you mean {near[0]}?)' if near else ''}: give one of {', '.join(ZOO)}, "
             "or torchvision:NAME, timm:NAME, path/to/file.py:function, package.module:function"
         )
     if place == "torchvision":
