@@ -61,7 +61,7 @@ class Cluster:
 
     def __enter__(self) -> "Cluster":
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports] (an extra)
         except ImportError as error:
             raise Refused("--on needs Ray: pip install 'dhbe[ray]'") from error
         import dhbe

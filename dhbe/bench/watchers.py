@@ -63,7 +63,7 @@ def _mlflow(uri: str | None) -> Watch | None:
     if uri is None:
         return None
     try:
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports] (an extra)
     except ImportError as error:
         raise Refused("--mlflow needs mlflow: pip install 'dhbe[mlflow]'") from error
     mlflow.set_tracking_uri(uri)
