@@ -22,7 +22,7 @@ from dhbe.search.image_pool import ImagePool
 from dhbe.search.narrowed import Narrowed
 from dhbe.search.photographs import pieces
 from dhbe.search.search import Search, Squares, anomalies, baseline_margin, middle_and_deviation
-from dhbe.search.statistics import ACCUSED, STATISTICS, evidence, fused
+from dhbe.search.statistics import CONVICTED, STATISTICS, evidence, fused
 from dhbe.search.trigger_bank import BankSettings, TriggerBank
 from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, descend, set_lr
@@ -88,8 +88,8 @@ class Findings(Plain):
 
     @property
     def unexplained(self) -> Tensor:
-        """Classes that the statistics accuse, and of which no trigger was found that stands out, bool [classes]."""
-        return (self.fused >= ACCUSED) & ~self.suspected
+        """Classes against which the statistics are strong, and of which no trigger was found that stands out, bool [classes]."""
+        return (self.fused >= CONVICTED) & ~self.suspected
 
     @property
     def accusing(self) -> Tensor:
