@@ -161,7 +161,7 @@ SMOKE = Scale(
         "gdm": {**_FEW, "search_epochs": 1},
         "dfad": {"iterations": 2, "batch": 16}, "abd": {"iterations": 2, "batch": 16}, "otbr": {"steps": 2},
         "inversion": {"batches": 1, "steps": 2, "epochs": 1, "batch": 16},
-        "fast": {"iterations": 1, "cycles": 1, "batch": 16, **_LOOK}, "scan": _LOOK,
+        "fast": {"iterations": 1, "cycles": 1, "batch": 16, "lost_agreement": 0.0, **_LOOK}, "scan": _LOOK,
     },
     shares={"4 %": 64, "1 %": 32},
     others={"digits": ("resnet8", {"epochs": 1})},

@@ -199,9 +199,12 @@ def _victim(files: Mapping[str, bytes], folder: Path) -> Path:
 
 def _loaded(files: Mapping[str, bytes], folder: Path, victim: Case) -> tuple[suspects.Suspect, api.Evidence]:
     """A victim and what it is measured with."""
-    suspect = suspects.load(_victim(files, folder))
+    weights, told = _victim(files, folder), victim.settings
     planted, trigger = records.read(folder / "record.json"), folder / api.TRIGGER
-    told = victim.settings
+    model = planted.model
+    suspect = suspects.load(
+        weights, arch=told["arch"], classes=model.classes, shape=model.input, mean=model.mean, std=model.std
+    )
     test = images(told["data"], "test", told["tested"])
     shown = parse(str(trigger), suspect.info.input) if trigger.exists() else None
     evidence = api.Evidence(test, told["data"], shown, planted.target)
