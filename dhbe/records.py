@@ -58,6 +58,9 @@ Verdict = Literal[
     "input not usable", "no effect",
 ]  # fmt: skip
 
+SEEN = ("backdoored", "still answers", "damaged", "answers", "changed")
+"""Verdicts that tell of something that was seen: exit code 1, and no doubt about constants takes them back."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

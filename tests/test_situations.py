@@ -407,7 +407,7 @@ def test_a_librarys_network_for_grey_images_is_told_by_its_first_kernel(bench):
 
 VIEWS = {
     "scan": (f"scan model.pt --arch v.py:net --classes 10 {FED} --warm-up 1 --search-batch 8 --pool-size 16 --out out", (0, 1, 3)),
-    "erase": (f"erase model.pt --arch v.py:net --classes 10 {FED} {TINY} --out out", (0, 1)),
+    "erase": (f"erase model.pt --arch v.py:net --classes 10 {FED} {TINY} --out out", (0,)),
     "verify": (f"verify model.pt model.pt --arch v.py:net --classes 10 {FED} --warm-up 1 --search-batch 8 --pool-size 16 --out out", (0, 1, 3)),
     "defend": (f"defend finetuning model.pt --arch v.py:net --classes 10 {FED} --data digits16 --epochs 1 --images 100 --out out", (0,)),
     "attack": ("attack badnets --data digits16 --arch v.py:net --epochs 1 --force --out out", (0,)),
@@ -441,7 +441,7 @@ def test_what_comes_back_has_the_form_of_what_was_given(layout, bench, capsys):
     code, _, err = ran(
         f"erase model.pt --arch resnet8 --classes 10 {FED} {TINY} --lr .03 --lost-agreement 0 --out out --quiet", capsys
     )
-    assert code in (0, 1), err  # how it went is not the question
+    assert code == 0, err
     given = torch.load("model.pt", weights_only=True)
     place = next((key for key in ("model_ema", "model", "state_dict") if key in given), None)
     inner = given[place] if place else given

@@ -3,11 +3,8 @@
 import torch
 
 from dhbe.classifier import Classifier
-from dhbe.records import Measures, Verdict
+from dhbe.records import SEEN, Measures, Verdict
 from dhbe.suspects import Suspect
-
-FOUND = ("backdoored", "still answers", "damaged", "answers", "changed")
-"""Verdicts that stay where only the constants are in doubt: something was seen."""
 
 
 def judged(verdict: Verdict | None, suspect: Suspect) -> tuple[Verdict | None, str | None]:
@@ -19,7 +16,7 @@ def judged(verdict: Verdict | None, suspect: Suspect) -> tuple[Verdict | None, s
     """
     if verdict is not None and suspect.unusable:
         return "input not usable", suspect.unusable
-    if verdict is not None and verdict not in FOUND and suspect.unsure:
+    if verdict is not None and verdict not in SEEN and suspect.unsure:
         return "unclear", suspect.unsure
     return verdict, None
 

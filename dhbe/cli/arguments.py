@@ -133,6 +133,20 @@ def add_evidence(parser: Parser, *, needed: bool) -> None:
     group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
 
 
+def add_lent(parser: Parser) -> None:
+    """What is lent to defences that need images, and what is measured with."""
+    group = parser.add_argument_group("data (the test part measures, and no defence sees it)")
+    group.add_argument("--data", help=f"{DATA_HELP}; its training part is lent to defences that need images")
+    group.add_argument("--clean", metavar="DATA", help="lend these images instead; all of --data may measure then")
+    group.add_argument(
+        "--images", type=values.whole, default=2000, metavar="N", help="how many are lent (default: 2000)"
+    )
+    add_class_names(group)
+    group.add_argument("--trigger", help=TRIGGER_HELP)
+    group.add_argument("--target", type=values.target, metavar="T", help="class that the trigger leads to, or next")
+    group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
+
+
 def add_class_names(group: argparse._ActionsContainer) -> None:
     """Which folder is which class."""
     group.add_argument(

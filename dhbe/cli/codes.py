@@ -3,7 +3,6 @@
 DONE, FOUND, USAGE, UNCLEAR, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 """Done; a backdoor was found or is left, or a gate failed; refused input; the verdict is unclear; failed run; interrupted."""
 
-BAD = ("backdoored", "still answers", "damaged", "answers", "changed")
 OPEN = ("unclear", "input not usable")
 
 
@@ -14,6 +13,8 @@ def of(verdict: str | None, fail_on: str = "unclear") -> int:
         verdict: Of a record; None is no reason to fail.
         fail_on: `unclear`, or `found`: then only what was found fails.
     """
-    if verdict in BAD:
+    from dhbe.records import SEEN  # not before a verb has run: its schema takes time
+
+    if verdict in SEEN:
         return FOUND
     return UNCLEAR if verdict in OPEN and fail_on == "unclear" else DONE

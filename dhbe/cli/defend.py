@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dhbe import api
-from dhbe.cli import arguments, gates, settings, shown, values, vendor
+from dhbe.cli import arguments, gates, settings, shown, vendor
 from dhbe.cli.codes import DONE
 from dhbe.cli.parser import Parser, meant
 from dhbe.data import Images, part_to_measure
@@ -84,18 +84,7 @@ def _parser(kind: type[Defense]) -> Parser:
     )
     arguments.add_model(parser)
     arguments.add_run(parser)
-    group = parser.add_argument_group("data (the test part measures, and no defence sees it)")
-    group.add_argument(
-        "--data", help=f"{arguments.DATA_HELP}; its training part is lent to a defence that needs images"
-    )
-    group.add_argument("--clean", metavar="DATA", help="lend these images instead; all of --data may measure then")
-    group.add_argument(
-        "--images", type=values.whole, default=2000, metavar="N", help="how many are lent (default: 2000)"
-    )
-    arguments.add_class_names(group)
-    group.add_argument("--trigger", help=arguments.TRIGGER_HELP)
-    group.add_argument("--target", type=values.target, metavar="T", help="class that the trigger leads to, or next")
-    group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
+    arguments.add_lent(parser)
     gates.add(parser)
     arguments.add_output(parser)
     settings.add(parser, kind, f"settings of {kind.name}", kind())

@@ -28,6 +28,7 @@ from dhbe.errors import Failed, Refused
 from dhbe.run_state import Plain, RunState
 from dhbe.search.families import FAMILIES
 from dhbe.search.search import margin
+from dhbe.search.statistics import ACCUSED, CONVICTED
 from dhbe.search.survey import Findings, Survey, SurveyState, excerpts_of, seek
 from dhbe.search.trigger_bank import TriggerBank
 from dhbe.settings import Setting
@@ -263,6 +264,12 @@ class FastDHBE(Eraser):
         said = [
             f"statistics accuse class {label}, and no trigger of it was found: nothing of it was unlearned"
             for label in findings.unexplained.nonzero().flatten().tolist()
+        ]
+        weak = (findings.fused >= ACCUSED) & (findings.fused < CONVICTED) & ~findings.suspected
+        said += [
+            f"statistics lean against class {label} (evidence {float(findings.fused[label]):.2f}; {CONVICTED} convicts), and no "
+            "trigger of it was found: nothing of it was unlearned"
+            for label in weak.nonzero().flatten().tolist()
         ]
         if not findings.backdoored:
             said.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")

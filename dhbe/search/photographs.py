@@ -5,7 +5,6 @@ A teacher answers them surely and in many ways, and distillation on pieces of a 
 """
 
 import math
-from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -22,7 +21,7 @@ AT_ONCE = 256
 """Pieces that are cut and coloured at a time; what is drawn by chance does not depend on it."""
 
 
-def pieces(count: int, shape: Shape, pictures: Sequence[Tensor] | None = None) -> Tensor:
+def pieces(count: int, shape: Shape) -> Tensor:
     """Random pieces at all scales, mirrored and recoloured by chance.
 
     They are drawn from torch's generator on the CPU, whatever the default device.
@@ -30,14 +29,13 @@ def pieces(count: int, shape: Shape, pictures: Sequence[Tensor] | None = None) -
     Args:
         count: How many.
         shape: Their shape (c, h, w); one channel gives grey.
-        pictures: What they are cut from, each uint8 [3, height, width] of any size; None takes two photographs.
 
     Returns:
         Pixels [count, c, h, w] in [0, 1].
     """
     with torch.device("cpu"):
         channels, height, width = shape
-        pictures = photographs() if pictures is None else pictures
+        pictures = photographs()
         which = torch.randint(len(pictures), (count,))
         depth = torch.tensor([levels(picture, max(height, width)) for picture in pictures])[which]
         level = (torch.rand(count) * depth).long()

@@ -26,7 +26,7 @@ ACCUSED = 1.0
 
 CONVICTED = 1.25
 """Evidence from which an erasure that found no trigger of the class says that it still answers. A clean network of digits
-reached 1.11, a warp in the zoo 1.38."""
+reached 1.11, a warp in the zoo 1.38: one model on each side, so this is a choice and no calibration."""
 
 
 STATISTICS = {
