@@ -11,6 +11,7 @@ from torch import Tensor
 from dhbe.api import machine
 from dhbe.defenses import Defense, FastDHBE
 from dhbe.search.families import FAMILIES
+from dhbe.search.narrowed import SEARCHED
 from dhbe.search.photographs import pieces
 from dhbe.search.survey import Survey
 from dhbe.search.verify import RESTARTS
@@ -63,6 +64,8 @@ def of(
     if survey is None:
         return None
     classes = suspect.info.classes
+    if isinstance(what, Survey) and not twice:
+        classes = min(classes, SEARCHED + 1)  # a scan looks at no more
     count = max(survey.least_images, survey.images_per_class * classes)
     step = sum(kind.sought for kind in FAMILIES) * count
     images = survey.warm_up * (step + survey.generator_batch) + survey.second_rounds * survey.second_images * step
