@@ -5,7 +5,7 @@ demo: .venv/.ok
 	.venv/bin/dhbe demo --out runs/demo
 
 test: .venv/.ok
-	.venv/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not slow" -n auto --dist worksteal
 
 # 20,000 mutated inputs of a fresh seed; those that did harm are kept.
 fuzz: .venv/.ok
