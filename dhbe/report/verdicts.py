@@ -142,7 +142,7 @@ def line(record: Record) -> str:
     if record.verdict == "still answers" and isinstance(limit, int | float) and signs.get("anomaly_index", 0) <= limit:
         return "still answers: statistics accuse a class, and no trigger of it was found, so that nothing could be unlearned"
     acted = f"{label} behaved as backdoored ({index})"
-    left = f"the strongest trigger found {{}} {percent(min(max(signs.get('gain', 0), 0), 1))} of the images there"
+    left = f"the strongest trigger found {{}} {percent(min(max(signs.get('gain', 0), 0), 1))} of the images there, alone or repeated"
     said = {
         "erased": f"erased: {acted}; in the cleaned model {left.format('leads')}",
         "nothing found": f"nothing found: no class stood out ({label} most, {index}), so only little was changed",
@@ -261,7 +261,7 @@ def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
         yield f"In the search for triggers class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
     if "gain" in before.signs:
         share = percent(before.signs["gain"])
-        yield f"The strongest trigger found leads {share} of such images to its class in the cleaned model."
+        yield f"The strongest trigger found leads {share} of such images to its class in the cleaned model, alone or repeated over the image."
     yield "These are signs, not proof."
 
 
