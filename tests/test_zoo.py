@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 from contextlib import nullcontext
 from dataclasses import asdict, fields
@@ -82,3 +83,12 @@ def test_the_picture_shows_every_trigger(tmp_path):
     drawn["main"].__globals__["OUT"] = tmp_path / "triggers.png"
     drawn["main"]()
     assert (tmp_path / "triggers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_committed_picture_of_the_course_is_what_its_script_draws(tmp_path):
+    drawn = runpy.run_path(str(ROOT / "docs/how_it_works.py"))
+    drawn["main"].__globals__["OUT"] = tmp_path / "how_it_works.svg"
+    drawn["main"]()
+    now, committed = tmp_path / "how_it_works.svg", ROOT / "docs/how_it_works.svg"
+    written = [re.findall(r"<!-- (.*?) -->", each.read_text()) for each in (now, committed)]
+    assert written[0] == written[1] != []
