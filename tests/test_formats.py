@@ -59,12 +59,17 @@ def test_a_folder_tells_network_size_normalisation_and_classes(folder, named, tr
         torch.testing.assert_close(suspect.classifier(pixels), theirs(suspect.classifier.normalise(pixels)).logits)
 
 
-def test_shards_are_read_together_or_not_at_all(folder):
+def halved(folder, name="model-{:05}-of-00002.safetensors", save=safetensors.torch.save_file):
+    """The same folder with its weights in two shards; what the one file held."""
     whole = safetensors.torch.load_file(folder / "model.safetensors")
-    halves = [dict(list(whole.items())[part::2]) for part in (0, 1)]
     (folder / "model.safetensors").unlink()
-    for number, half in enumerate(halves, 1):
-        safetensors.torch.save_file(half, folder / f"model-{number:05}-of-00002.safetensors")
+    for number in (1, 2):
+        save(dict(list(whole.items())[number - 1 :: 2]), folder / name.format(number))
+    return whole
+
+
+def test_shards_are_read_together_or_not_at_all(folder):
+    whole = halved(folder)
     assert read(folder).tensors.keys() == whole.keys()
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(Refused, match="1 of 2 shards"):
@@ -84,6 +89,31 @@ def test_a_cleaned_folder_is_read_by_the_library_that_wrote_it(folder, dhbe, mon
     with safe_open("out/model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert suspects.load(folder.parent / "out/clean.safetensors", shape=(3, 16, 16)).info.classes == 3
+
+
+SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickles"])
+def test_shards_come_back_as_shards(pickled, folder, dhbe, monkeypatch, transformers):
+    monkeypatch.chdir(folder.parent)
+    given = halved(folder, "pytorch_model-{:05}-of-00002.bin", torch.save) if pickled else halved(folder)
+    (folder.parent / "out").mkdir()
+    stale = folder.parent / "out/model.safetensors"  # libraries would take it before shards
+    safetensors.torch.save_file(given, stale)
+    code, _, err = dhbe(f"erase hf --input 3x16x16 {TINY} --lr .1 --out out --overwrite --quiet")
+    assert code == 0, err
+    assert not stale.exists()
+    shards = [safetensors.torch.load_file(folder.parent / "out" / name) for name in SHARDS]
+    assert [set(shard) for shard in shards] == [set(list(given)[part::2]) for part in (0, 1)]
+    index = json.loads((folder.parent / "out/model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {key: name for name, shard in zip(SHARDS, shards, strict=True) for key in shard}
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in given.values())
+    theirs = transformers.ResNetForImageClassification.from_pretrained("out").state_dict()
+    cleaned = shards[0] | shards[1]
+    assert all(torch.equal(cleaned[key], theirs[key]) for key in given)
+    assert any(not torch.equal(cleaned[key], given[key]) for key in given)
+    assert suspects.load(folder.parent / "out", shape=(3, 16, 16)).info.classes == 3
 
 
 @pytest.mark.parametrize(
