@@ -203,16 +203,20 @@ def test_other_libraries_files_say_how_to_export_them(tmp_path):
         read(tmp_path / "model.h5")
 
 
-@pytest.fixture
-def trained():
+def remembering(arch):
     """A network of 3 classes whose BatchNorm layers remember something; no two tensors are alike."""
     torch.manual_seed(0)
-    network = networks.build("resnet8", 3, (3, 16, 16))
+    network = networks.build(arch, 3, (3, 16, 16))
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if value.is_floating_point() and value.ndim == 1:
                 value.uniform_(0.5, 1.5) if name.endswith(("weight", "var")) else value.normal_(0, 0.1)
     return network.eval()
+
+
+@pytest.fixture
+def trained():
+    return remembering("resnet8")
 
 
 def exported(network, path, **options):
@@ -243,6 +247,69 @@ def test_an_onnx_file_is_matched_by_graph_order_and_compared(tmp_path, trained, 
     again = suspects.load(tmp_path / "clean.onnx", arch="resnet8", classes=3).classifier.network
     with torch.no_grad():
         torch.testing.assert_close(again(images), trained(images) + 1, rtol=1e-3, atol=1e-3)
+
+
+def test_batchnorm_that_was_folded_in_part_is_taken_out_there_alone(tmp_path):
+    network = remembering("wrn16-1")  # BatchNorm stands before some convolutions, behind others
+    suspect = suspects.load(exported(network, tmp_path / "model.onnx"), arch="wrn16-1", classes=3)
+    note = next(note for note in suspect.warnings if "BatchNorm was folded" in note)
+    assert "(6)" in note
+    assert "training=torch.onnx.TrainingMode.PRESERVE and do_constant_folding=False" in note
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in suspect.classifier.network.modules()) == 7
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(suspect.classifier.network(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+def test_batchnorm_that_was_folded_everywhere_contradicts_nothing(tmp_path, trained):
+    file = exported(trained, tmp_path / "model.onnx")
+    suspect = suspects.load(file, arch="resnet8", classes=3)
+    assert suspect.contradiction is None
+    with pytest.raises(Refused, match="no BatchNorm layers, whose statistics would tell"):
+        suspects.load(file, arch="resnet8", classes=3, mean="auto")
+
+
+HEADS = (
+    "from torch import nn\n"
+    "class Net(nn.Module):\n"
+    "    def __init__(self, classes):\n"
+    "        super().__init__()\n"
+    "        self.conv, self.mix, self.fc = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 8), nn.Linear(8, classes)\n"
+    "        self.plain = nn.Linear(8, 8, bias=False)\n"
+    "    def forward(self, x):\n"
+    "        tokens = self.conv(x).relu().flatten(2).transpose(1, 2)\n"
+    "        return self.fc(self.plain(self.mix(tokens).relu()).mean(1))\n"
+)
+
+
+@pytest.mark.parametrize("gemm", [True, False], ids=["as exported", "Gemm without transB"])
+def test_linear_layers_that_lie_the_other_way_round_are_turned_and_turned_back(tmp_path, gemm):
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "v.py").write_text(HEADS)
+    arch = f"{tmp_path}/v.py:Net"
+    torch.manual_seed(0)
+    network = networks.build(arch, 3, (3, 16, 16)).eval()
+    file = exported(network, tmp_path / "model.onnx")
+    model = onnx.load(file)
+    assert [node.op_type for node in model.graph.node].count("MatMul") == 2, "torch exports layers of tokens so"
+    if not gemm:
+        (head,) = (node for node in model.graph.node if node.op_type == "Gemm")
+        head.attribute.remove(next(each for each in head.attribute if each.name == "transB"))
+        (weight,) = (each for each in model.graph.initializer if each.name == head.input[1])
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).T, weight.name))
+        onnx.save(model, file)
+    suspect = suspects.load(file, arch=arch, classes=3)
+    assert any("lie as [inputs, outputs]" in note for note in suspect.warnings)
+    assert all(torch.equal(suspect.classifier.network.state_dict()[k], v) for k, v in network.state_dict().items())
+    ours = suspect.classifier.network
+    with torch.no_grad():
+        ours.mix.weight.add_(torch.randn(8, 8))
+        ours.fc.weight.add_(torch.randn(3, 8))
+    (tmp_path / "clean.onnx").write_bytes(
+        suspect.state.container.content(ours, checkpoint.changed(ours.state_dict(), suspect.state))["clean.onnx"]
+    )
+    again = suspects.load(tmp_path / "clean.onnx", arch=arch, classes=3).classifier.network
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in ours.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -293,7 +360,12 @@ def test_onnx_graphs_run_nothing_but_plain_layers_and_read_no_other_file(tmp_pat
             graph.node.append(onnx.helper.make_node("Concat", [name, name], [f"more{step}"], axis=1))
             name = f"more{step}"
 
+    def crippled(graph):
+        graph.node.append(onnx.helper.make_node("Add", [], ["z"]))
+        next(node for node in graph.node if node.op_type == "Gemm").ClearField("input")
+
     hostile = {
+        "weights of the ONNX graph are computed|inferring the sizes": crippled,
         "operators that are not read .Loop": lambda graph: graph.node.append(onnx.helper.make_node("Loop", [], ["z"])),
         "only evil.onnx.data is read": elsewhere,
         "too large": growing,
