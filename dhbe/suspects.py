@@ -61,6 +61,8 @@ class Suspect:
     """What it was read from: the model's file, what stands beside it, and the vendor's code."""
     given: bool = False
     """Whether the user said how images are normalised: then nothing overrules it."""
+    labelled: bool = False
+    """Whether the file's own label says it, and the user does not."""
 
     @cached_property
     def contradiction(self) -> str | None:
@@ -69,9 +71,10 @@ class Suspect:
         if found is None:
             return None
         best, used = found
+        said = "the file says of itself" if self.labelled else "in use"
         other = (
             f"its BatchNorm statistics fit {best.option} ({best.distance:.2f}) better than the mean and standard deviation "
-            f"in use ({used:.2f}; 0 is a perfect fit)"
+            f"{said} ({used:.2f}; 0 is a perfect fit)"
         )
         if self.given:
             return f"{other}; these were given, and hold"
@@ -191,7 +194,8 @@ def load(
         softmax=softmax, code=code, weights=weights, output=output, names=names,
     )  # fmt: skip
     read = (*formats.sources(path), *([Path(code.rpartition(":")[0])] if code else []))
-    return Suspect(classifier, state, info, tuple(warnings), read, given)
+    labelled = label is not None and not given
+    return Suspect(classifier, state, info, tuple(warnings), read, given, labelled)
 
 
 def vendor_code(arch: str) -> str | None:
