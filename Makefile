@@ -16,6 +16,7 @@ check: .venv/.ok
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 	.venv/bin/lint-imports
+	.ci/audit
 
 # The pages of docs/ as a site in build/site; no page and no build asks another host for anything.
 site: .venv/.ok

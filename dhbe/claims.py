@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier, evaluating
+from dhbe.errors import Refused
 from dhbe.evaluation.doubts import USUAL
 from dhbe.search.batchnorm import BatchStatistics, tracked
 from dhbe.search.photographs import pieces
@@ -20,6 +21,9 @@ from dhbe.steps import secluded
 
 PIXELS = 2**17
 """Of each channel that are looked at, in 8 to 128 pieces."""
+
+PROBED = 8
+"""Pieces to which there must be an answer."""
 
 FITS = 0.5
 """Distance up to which a way of normalising may be the right one; that is 0.07 to 0.18 on the models measured."""
@@ -88,6 +92,19 @@ def variety(classifier: Classifier) -> float:
         logits = classifier(_shown(classifier))
     spread = float(logits.std(0).mean() / logits.mean(0).std().clamp_min(1e-12))
     return spread if math.isfinite(spread) else 0.0
+
+
+@torch.no_grad()
+def check_finite(classifier: Classifier) -> None:
+    """Raises `Refused` if a classifier has no answer to some pieces of photographs: nothing could be found or measured in it."""
+    with secluded(), evaluating(classifier):
+        torch.manual_seed(0)
+        broken = (~classifier(pieces(PROBED, classifier.shape).to(classifier.mean.device)).isfinite()).any(1).sum()
+    if broken:
+        raise Refused(
+            f"the network returns NaN or infinite logits for {broken} of {PROBED} pieces of photographs: check --mean and --std, "
+            "and what its code divides by or takes the root of"
+        )
 
 
 def _shown(classifier: Classifier) -> Tensor:

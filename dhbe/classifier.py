@@ -77,8 +77,11 @@ class Classifier(nn.Module):
 
     def logits(self, normalised: Tensor) -> Tensor:
         """Logits [n, classes] (float32) of images that are normalised already."""
-        shown = normalised.contiguous() if self.contiguous else normalised
-        output = logits_in(self.network(shown), self.classes, self.output).float()
+        order = torch.contiguous_format if self.contiguous else torch.preserve_format
+        answer = self.network(normalised.clone(memory_format=order))  # a copy: a vendor's code may work in place
+        if len(normalised) == 1 and isinstance(answer, Tensor) and answer.ndim == 1:  # its code squeezes
+            answer = answer.unsqueeze(0)
+        output = logits_in(answer, self.classes, self.output).float()
         return output.clamp_min(SMALLEST_PROBABILITY).log() if self.softmax else output
 
     def normalise(self, pixels: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ Box = tuple[float, float, float, float, float]
 Point = Annotated[dict[Text, float], AfterValidator(_point)]
 Verdict = Literal[
     "backdoored", "unclear", "nothing found", "answers", "changed", "quiet", "erased", "still answers", "damaged",
-    "input not usable", "no effect",
+    "label contradicted", "input not usable", "no effect",
 ]  # fmt: skip
 
 SEEN = ("backdoored", "still answers", "damaged", "answers", "changed")
@@ -229,7 +229,7 @@ class Record(_Part):
     """The model that a verify compares `model` with."""
     verdict: Verdict | None = None
     """Of an erase by `fast`: erased, nothing found, still answers, damaged. Of a scan: backdoored, unclear, nothing found. Of a verify: the model after answers, has changed, or is quiet; or
-    nothing was found in the one before. Of any of them: unclear or input not usable, for the reason in `doubt`. Of a defence that does not judge itself: no effect, or None."""
+    nothing was found in the one before. Of any of them: unclear, label contradicted or input not usable, for the reason in `doubt`. Of a defence that does not judge itself: no effect, or None."""
     doubt: Text | None = None
     """Why nothing that was or was not found means much: the constants contradict the weights, or the model answers to nothing."""
     command: Text | None = None

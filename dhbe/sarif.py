@@ -11,7 +11,7 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 
 RULE = "backdoor"
 
-LEVELS = {"backdoored": "error", "unclear": "warning"}
+LEVELS = {"backdoored": "error", "unclear": "warning", "label contradicted": "warning"}
 """Of a verdict; one that found nothing is no result."""
 
 
@@ -53,7 +53,9 @@ def _result(record: Record) -> dict[str, object]:
         "ruleIndex": 0,
         "level": LEVELS[record.verdict],
         "message": {
-            "text": f"{record.verdict}: class {label} stands out with index {signs['anomaly_index']:.1f} "
+            "text": f"{record.verdict}: {record.doubt}."
+            if record.doubt
+            else f"{record.verdict}: class {label} stands out with index {signs['anomaly_index']:.1f} "
             f"(probability {signs['probability']:.0%} if half of all models are backdoored)."
         },
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": _address(record), "index": 0}}}],

@@ -25,6 +25,11 @@ from dhbe.records import ModelInfo
 LABEL = "dhbe"
 """Key of our own lines in the header of a safetensors file."""
 
+VARIES = (
+    "the network answers otherwise each time that it is shown the same images (dropout that stays on in eval mode, noise, or a "
+    "counter in its code): what is found in it varies likewise; switch that off if it is not meant"
+)
+
 SIDE = 32
 """Side of the images in pixels where nobody says it."""
 
@@ -61,6 +66,8 @@ class Suspect:
     """What it was read from: the model's file, what stands beside it, and the vendor's code."""
     given: bool = False
     """Whether the user said how images are normalised: then nothing overrules it."""
+    labelled: bool = False
+    """Whether the file's own label says it, and the user does not."""
 
     @cached_property
     def contradiction(self) -> str | None:
@@ -69,9 +76,10 @@ class Suspect:
         if found is None:
             return None
         best, used = found
+        said = "the file says of itself" if self.labelled else "in use"
         other = (
             f"its BatchNorm statistics fit {best.option} ({best.distance:.2f}) better than the mean and standard deviation "
-            f"in use ({used:.2f}; 0 is a perfect fit)"
+            f"{said} ({used:.2f}; 0 is a perfect fit)"
         )
         if self.given:
             return f"{other}; these were given, and hold"
@@ -169,10 +177,12 @@ def load(
     softmax = networks.probe(network, shape, classes, output)
     if state.container:
         state.container.check(network, shape)
-    contiguous = arch not in networks.ZOO and not networks.takes_channels_last(network, shape)
+    varies = arch not in networks.ZOO and not networks.repeats(network, shape)
+    contiguous = arch not in networks.ZOO and (varies or not networks.takes_channels_last(network, shape))
     classifier = Classifier(
         network, shape=shape, classes=classes, mean=mean, std=std, softmax=softmax, output=output, contiguous=contiguous
     ).eval()
+    claims.check_finite(classifier)
     if auto:
         classifier, said = fitted(classifier)
         mean, std = (tuple(x.flatten().tolist()) for x in (classifier.mean, classifier.std))
@@ -180,7 +190,9 @@ def load(
     warnings[:0] = state.notes
     if softmax:
         warnings.append("the network returns probabilities; their logarithms are used as logits")
-    if contiguous:
+    if varies:
+        warnings.append(VARIES)
+    elif contiguous:
         warnings.append("the network's code takes contiguous tensors only, which are somewhat slower")
     code = vendor_code(arch)
     if code:
@@ -191,7 +203,8 @@ def load(
         softmax=softmax, code=code, weights=weights, output=output, names=names,
     )  # fmt: skip
     read = (*formats.sources(path), *([Path(code.rpartition(":")[0])] if code else []))
-    return Suspect(classifier, state, info, tuple(warnings), read, given)
+    labelled = label is not None and not given
+    return Suspect(classifier, state, info, tuple(warnings), read, given, labelled)
 
 
 def vendor_code(arch: str) -> str | None:
@@ -289,7 +302,8 @@ def of(
         with torch.no_grad():
             classes = logits_in(network(torch.zeros(2, *shape, device=device)), which=output).shape[1]
         softmax = networks.probe(network, shape, classes, output)
-        contiguous = not networks.takes_channels_last(network, shape)
+        varies = not networks.repeats(network, shape)
+        contiguous = varies or not networks.takes_channels_last(network, shape)
     auto, (mean, std) = mean == "auto", constants(mean, std)
     given, mean, std = auto or (mean is not None and std is not None), mean or (0.0,), std or (1.0,)
     classifier, said = Classifier(
@@ -298,12 +312,14 @@ def of(
     if auto:
         classifier, said = fitted(classifier)
         mean, std = (tuple(x.flatten().tolist()) for x in (classifier.mean, classifier.std))
+    claims.check_finite(classifier)
     info = ModelInfo(
         path=None, sha256=_fingerprint(network), arch=type(network).__name__, classes=classes, input=shape,
         mean=tuple(mean), std=tuple(std), softmax=softmax, output=output,
     )  # fmt: skip
     state = State(dict(network.state_dict()), "", "", "")
-    return Suspect(classifier, state, info, (said,) if said else (), given=given)
+    notes = (*([said] if said else []), *([VARIES] if varies else []))
+    return Suspect(classifier, state, info, notes, given=given)
 
 
 def _fingerprint(network: nn.Module) -> str:

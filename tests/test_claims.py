@@ -35,6 +35,16 @@ def test_a_label_that_lies_is_contradicted_by_batchnorm(std, tmp_path):
     assert "--mean cifar10" in lying.unsure
 
 
+def test_a_wrong_label_is_told_from_a_wrong_guess_and_a_finding_comes_before_both(tmp_path):
+    bare = tmp_path / "bare.safetensors"
+    safetensors.torch.save_file(safetensors.torch.load_file(VICTIM), bare)
+    guessed, lying = suspects.load(bare), suspects.load(labelled(tmp_path / "m.safetensors", mean=[0.0], std=[1.0]))
+    assert judging.judged("nothing found", guessed) == ("unclear", guessed.unsure)
+    assert judging.judged("erased", lying) == ("label contradicted", lying.unsure)
+    assert judging.judged("backdoored", lying) == ("backdoored", None)
+    assert judging.judged("nothing found", suspects.load(VICTIM)) == ("nothing found", None)
+
+
 def test_the_right_constants_are_not(tmp_path):
     assert suspects.load(VICTIM).contradiction is None
     imagenet = suspects.load(VICTIM, mean="imagenet")
@@ -104,14 +114,15 @@ def test_a_scan_of_a_model_whose_label_lies_gives_no_all_clear(tmp_path, dhbe, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(scan, "scan", nothing)
     labelled(tmp_path / "m.safetensors", mean=[0.0], std=[1.0])
-    for options, verdict in (("", "unclear"), ("--mean cifar10", "nothing found")):
+    for options, verdict in (("", "label contradicted"), ("--mean cifar10", "nothing found")):
         code, out, err = dhbe(f"scan m.safetensors --device cpu --precision fp32 --json --overwrite {options}")
         assert json.loads(out)["verdict"] == verdict
         assert code == (0 if options else 3)
         assert ("taken from what the file says of itself" in err) == (not options)
         assert ("give --mean cifar10, or --mean auto" in err) == (not options)
+        assert ("better than the mean and standard deviation the file says of itself" in err) == (not options)
     code, out, _ = dhbe("scan m.safetensors --device cpu --precision fp32 --json --overwrite --fail-on found")
-    assert (code, json.loads(out)["verdict"]) == (0, "unclear")
+    assert (code, json.loads(out)["verdict"]) == (0, "label contradicted")
 
 
 def test_what_the_user_says_wins(tmp_path):

@@ -59,12 +59,17 @@ def test_a_folder_tells_network_size_normalisation_and_classes(folder, named, tr
         torch.testing.assert_close(suspect.classifier(pixels), theirs(suspect.classifier.normalise(pixels)).logits)
 
 
-def test_shards_are_read_together_or_not_at_all(folder):
+def halved(folder, name="model-{:05}-of-00002.safetensors", save=safetensors.torch.save_file):
+    """The same folder with its weights in two shards; what the one file held."""
     whole = safetensors.torch.load_file(folder / "model.safetensors")
-    halves = [dict(list(whole.items())[part::2]) for part in (0, 1)]
     (folder / "model.safetensors").unlink()
-    for number, half in enumerate(halves, 1):
-        safetensors.torch.save_file(half, folder / f"model-{number:05}-of-00002.safetensors")
+    for number in (1, 2):
+        save(dict(list(whole.items())[number - 1 :: 2]), folder / name.format(number))
+    return whole
+
+
+def test_shards_are_read_together_or_not_at_all(folder):
+    whole = halved(folder)
     assert read(folder).tensors.keys() == whole.keys()
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(Refused, match="1 of 2 shards"):
@@ -84,6 +89,31 @@ def test_a_cleaned_folder_is_read_by_the_library_that_wrote_it(folder, dhbe, mon
     with safe_open("out/model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert suspects.load(folder.parent / "out/clean.safetensors", shape=(3, 16, 16)).info.classes == 3
+
+
+SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickles"])
+def test_shards_come_back_as_shards(pickled, folder, dhbe, monkeypatch, transformers):
+    monkeypatch.chdir(folder.parent)
+    given = halved(folder, "pytorch_model-{:05}-of-00002.bin", torch.save) if pickled else halved(folder)
+    (folder.parent / "out").mkdir()
+    stale = folder.parent / "out/model.safetensors"  # libraries would take it before shards
+    safetensors.torch.save_file(given, stale)
+    code, _, err = dhbe(f"erase hf --input 3x16x16 {TINY} --lr .1 --out out --overwrite --quiet")
+    assert code == 0, err
+    assert not stale.exists()
+    shards = [safetensors.torch.load_file(folder.parent / "out" / name) for name in SHARDS]
+    assert [set(shard) for shard in shards] == [set(list(given)[part::2]) for part in (0, 1)]
+    index = json.loads((folder.parent / "out/model.safetensors.index.json").read_text())
+    assert index["weight_map"] == {key: name for name, shard in zip(SHARDS, shards, strict=True) for key in shard}
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in given.values())
+    theirs = transformers.ResNetForImageClassification.from_pretrained("out").state_dict()
+    cleaned = shards[0] | shards[1]
+    assert all(torch.equal(cleaned[key], theirs[key]) for key in given)
+    assert any(not torch.equal(cleaned[key], given[key]) for key in given)
+    assert suspects.load(folder.parent / "out", shape=(3, 16, 16)).info.classes == 3
 
 
 @pytest.mark.parametrize(
@@ -173,16 +203,20 @@ def test_other_libraries_files_say_how_to_export_them(tmp_path):
         read(tmp_path / "model.h5")
 
 
-@pytest.fixture
-def trained():
+def remembering(arch):
     """A network of 3 classes whose BatchNorm layers remember something; no two tensors are alike."""
     torch.manual_seed(0)
-    network = networks.build("resnet8", 3, (3, 16, 16))
+    network = networks.build(arch, 3, (3, 16, 16))
     with torch.no_grad():
         for name, value in network.state_dict().items():
             if value.is_floating_point() and value.ndim == 1:
                 value.uniform_(0.5, 1.5) if name.endswith(("weight", "var")) else value.normal_(0, 0.1)
     return network.eval()
+
+
+@pytest.fixture
+def trained():
+    return remembering("resnet8")
 
 
 def exported(network, path, **options):
@@ -213,6 +247,69 @@ def test_an_onnx_file_is_matched_by_graph_order_and_compared(tmp_path, trained, 
     again = suspects.load(tmp_path / "clean.onnx", arch="resnet8", classes=3).classifier.network
     with torch.no_grad():
         torch.testing.assert_close(again(images), trained(images) + 1, rtol=1e-3, atol=1e-3)
+
+
+def test_batchnorm_that_was_folded_in_part_is_taken_out_there_alone(tmp_path):
+    network = remembering("wrn16-1")  # BatchNorm stands before some convolutions, behind others
+    suspect = suspects.load(exported(network, tmp_path / "model.onnx"), arch="wrn16-1", classes=3)
+    note = next(note for note in suspect.warnings if "BatchNorm was folded" in note)
+    assert "(6)" in note
+    assert "training=torch.onnx.TrainingMode.PRESERVE and do_constant_folding=False" in note
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in suspect.classifier.network.modules()) == 7
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(suspect.classifier.network(images), network(images), rtol=1e-3, atol=1e-3)
+
+
+def test_batchnorm_that_was_folded_everywhere_contradicts_nothing(tmp_path, trained):
+    file = exported(trained, tmp_path / "model.onnx")
+    suspect = suspects.load(file, arch="resnet8", classes=3)
+    assert suspect.contradiction is None
+    with pytest.raises(Refused, match="no BatchNorm layers, whose statistics would tell"):
+        suspects.load(file, arch="resnet8", classes=3, mean="auto")
+
+
+HEADS = (
+    "from torch import nn\n"
+    "class Net(nn.Module):\n"
+    "    def __init__(self, classes):\n"
+    "        super().__init__()\n"
+    "        self.conv, self.mix, self.fc = nn.Conv2d(3, 8, 3, stride=2), nn.Linear(8, 8), nn.Linear(8, classes)\n"
+    "        self.plain = nn.Linear(8, 8, bias=False)\n"
+    "    def forward(self, x):\n"
+    "        tokens = self.conv(x).relu().flatten(2).transpose(1, 2)\n"
+    "        return self.fc(self.plain(self.mix(tokens).relu()).mean(1))\n"
+)
+
+
+@pytest.mark.parametrize("gemm", [True, False], ids=["as exported", "Gemm without transB"])
+def test_linear_layers_that_lie_the_other_way_round_are_turned_and_turned_back(tmp_path, gemm):
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "v.py").write_text(HEADS)
+    arch = f"{tmp_path}/v.py:Net"
+    torch.manual_seed(0)
+    network = networks.build(arch, 3, (3, 16, 16)).eval()
+    file = exported(network, tmp_path / "model.onnx")
+    model = onnx.load(file)
+    assert [node.op_type for node in model.graph.node].count("MatMul") == 2, "torch exports layers of tokens so"
+    if not gemm:
+        (head,) = (node for node in model.graph.node if node.op_type == "Gemm")
+        head.attribute.remove(next(each for each in head.attribute if each.name == "transB"))
+        (weight,) = (each for each in model.graph.initializer if each.name == head.input[1])
+        weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight).T, weight.name))
+        onnx.save(model, file)
+    suspect = suspects.load(file, arch=arch, classes=3)
+    assert any("lie as [inputs, outputs]" in note for note in suspect.warnings)
+    assert all(torch.equal(suspect.classifier.network.state_dict()[k], v) for k, v in network.state_dict().items())
+    ours = suspect.classifier.network
+    with torch.no_grad():
+        ours.mix.weight.add_(torch.randn(8, 8))
+        ours.fc.weight.add_(torch.randn(3, 8))
+    (tmp_path / "clean.onnx").write_bytes(
+        suspect.state.container.content(ours, checkpoint.changed(ours.state_dict(), suspect.state))["clean.onnx"]
+    )
+    again = suspects.load(tmp_path / "clean.onnx", arch=arch, classes=3).classifier.network
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in ours.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -263,7 +360,12 @@ def test_onnx_graphs_run_nothing_but_plain_layers_and_read_no_other_file(tmp_pat
             graph.node.append(onnx.helper.make_node("Concat", [name, name], [f"more{step}"], axis=1))
             name = f"more{step}"
 
+    def crippled(graph):
+        graph.node.append(onnx.helper.make_node("Add", [], ["z"]))
+        next(node for node in graph.node if node.op_type == "Gemm").ClearField("input")
+
     hostile = {
+        "weights of the ONNX graph are computed|inferring the sizes": crippled,
         "operators that are not read .Loop": lambda graph: graph.node.append(onnx.helper.make_node("Loop", [], ["z"])),
         "only evil.onnx.data is read": elsewhere,
         "too large": growing,

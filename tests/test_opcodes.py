@@ -2,6 +2,8 @@
 
 import io
 import pickle
+import random
+import re
 import struct
 import time
 from collections import Counter, OrderedDict
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 
 from dhbe import checkpoint, opcodes
 from dhbe.errors import Refused
+from tests.fuzz import mutations
 
 PROTO, STOP = b"\x80\x02", b"."
 ORDERED, COUNTER, SIZE = b"ccollections\nOrderedDict\n", b"ccollections\nCounter\n", b"ctorch\nSize\n"
@@ -145,3 +148,27 @@ NESTED = st.recursive(PLAIN, lambda inner: st.lists(inner) | st.dictionaries(KEY
 def test_plain_containers_of_any_form_pass(content):
     written = pickle.dumps(content, 2)
     opcodes.check(io.BytesIO(written), 1, len(written))
+
+
+def inside(content) -> bytes:
+    return torch._C.PyTorchFileReader(io.BytesIO(saved(content))).get_record("data.pkl")
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_generated_pickles_pass_or_are_refused_as_what_they_are(seed):
+    rng, whole = random.Random(seed), [inside(optimised()), inside({"a": torch.ones(2)})]
+    came_to, said = Counter(), []
+    for _ in range(60):
+        made = rng.choice([mutations.by_hand, mutations.by_hand, lambda rng: mutations.opcodes(rng, rng.choice(whole))])
+        try:
+            opcodes.check(io.BytesIO(made(rng)), 1, 1000)
+            came_to["passed"] += 1
+        except Refused as refusal:
+            said.append(str(refusal))
+        except (ValueError, LookupError):
+            came_to["nonsense"] += 1
+    assert min(came_to["passed"], came_to["nonsense"], len(said)) >= 1, (came_to, said)
+    assert all(
+        re.fullmatch("(would unfold to|has 1000 bytes, but .* claim) .*: it is refused as a bomb", each)
+        for each in said
+    )

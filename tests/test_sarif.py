@@ -29,7 +29,8 @@ def scanned(verdict, path="dir/a model.pt"):
 
 @pytest.mark.parametrize("path", ["dir/a model.pt", "/a/b.pt", "\x1b[2J\n%00 #?.pt", "ü.pt", None])
 @pytest.mark.parametrize(
-    ("verdict", "levels"), [("backdoored", ["error"]), ("unclear", ["warning"]), ("nothing found", [])]
+    ("verdict", "levels"),
+    [("backdoored", ["error"]), ("unclear", ["warning"]), ("label contradicted", ["warning"]), ("nothing found", [])],
 )
 def test_a_log_keeps_to_the_schema_and_tells_the_verdict(verdict, levels, path):
     log = json.loads(sarif.log(scanned(verdict, path)))

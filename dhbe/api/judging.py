@@ -17,7 +17,7 @@ def judged(verdict: Verdict | None, suspect: Suspect) -> tuple[Verdict | None, s
     if verdict is not None and suspect.unusable:
         return "input not usable", suspect.unusable
     if verdict is not None and verdict not in SEEN and suspect.unsure:
-        return "unclear", suspect.unsure
+        return "label contradicted" if suspect.labelled else "unclear", suspect.unsure
     return verdict, None
 
 

@@ -1,9 +1,9 @@
 """Exit codes."""
 
 DONE, FOUND, USAGE, UNCLEAR, FAILED, INTERRUPTED = 0, 1, 2, 3, 4, 130
-"""Done; a backdoor was found or is left, or a gate failed; refused input; the verdict is unclear; failed run; interrupted."""
+"""Done; a backdoor was found or is left, or a gate failed; refused input; the verdict is one of `OPEN`; failed run; interrupted."""
 
-OPEN = ("unclear", "input not usable")
+OPEN = ("unclear", "label contradicted", "input not usable")
 
 
 def of(verdict: str | None, fail_on: str = "unclear") -> int:

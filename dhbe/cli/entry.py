@@ -104,7 +104,7 @@ def _overview() -> str:
             "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",
-            "exit codes: 0 done; 1 a backdoor was found or is left, or a gate failed; 2 wrong usage or refused input;\n3 unclear, or input not usable (--fail-on found: 0); 4 failed;\n"
+            "exit codes: 0 done; 1 a backdoor was found or is left, or a gate failed; 2 wrong usage or refused input;\n3 unclear, label contradicted, or input not usable (--fail-on found: 0); 4 failed;\n"
             "130 interrupted (erase, defend and attack save their state)",
         ]
     )

@@ -4,12 +4,11 @@ Nothing is believed: of a graph only plain layers are accepted, sizes are inferr
 onnxruntime must compute what the network does. Data beside the file is read only if it has the file's own name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,6 +47,7 @@ PLAIN = set(
         "Identity",
         "LeakyRelu",
         "LogSoftmax",
+        "MatMul",
         "MaxPool",
         "Mul",
         "PRelu",
@@ -77,8 +77,16 @@ BATCH = 2
 NEAR = 1e-3
 """How far outputs may differ, as a share of the largest."""
 
-Layer = tuple[str, list[str]]
-"""Operator and names of its weights."""
+
+class Layer(NamedTuple):
+    """A layer with weights, as the graph has it."""
+
+    kind: str
+    """The operator."""
+    weights: list[str]
+    """Names of its tensors, in the order in which torch has them."""
+    turned: bool = False
+    """Whether its matrix lies as [inputs, outputs], the other way round than torch's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,21 +100,19 @@ class Graph(Container):
         return ("clean.onnx",)
 
     def match(self, network: nn.Module, tensors: Mapping[str, Tensor], weights: str | None) -> Match:
-        """By the order in which layers are computed; where BatchNorm was folded into convolutions, it is in `network` too."""
+        """By the order in which layers are computed; where BatchNorm was folded into convolutions, so it is in `network`."""
         theirs = list(_layers(self.model))
-        names = [name for _, layer in theirs for name in layer]
+        names = [name for layer in theirs for name in layer.weights]
         if len(set(names)) < len(names):
             raise Refused(
                 "layers of the ONNX graph share weights, so that they cannot be told apart: ask for a .safetensors"
             )
-        folded = not any(kind == "BatchNormalization" for kind, _ in theirs)
         shape = _shape(self.model)
-        if folded:
-            _fold(network, shape)
+        folded = _fold(network, shape, [layer.kind for layer in theirs])
         ours = _called(network, shape)
         state = network.state_dict()
         found: dict[str, str] = {}
-        for (kind, given), (name, wanted) in zip(theirs, ours, strict=False):
+        for (kind, given, _), (name, wanted) in zip(theirs, ours, strict=False):
             shapes = (
                 [tuple(tensors[key].shape) for key in given],
                 [tuple(state[f"{name}.{key}"].shape) for key in wanted],
@@ -120,8 +126,18 @@ class Graph(Container):
             raise Refused(
                 f"the ONNX graph has {len(theirs)} layers with weights, the network {len(ours)}: check --arch"
             )
-        said = ("BatchNorm was folded into the convolutions of the ONNX graph, so the network is built without it",)
-        return Match(found, said if folded else ())
+        said = []
+        if folded:
+            said.append(
+                f"BatchNorm was folded into convolutions of the ONNX graph ({folded}), so the network is built without it there, and "
+                "the search has none of its statistics: an export with training=torch.onnx.TrainingMode.PRESERVE and "
+                "do_constant_folding=False keeps them"
+            )
+        if any(layer.turned for layer in theirs):
+            said.append(
+                "linear layers of the ONNX graph lie as [inputs, outputs]; clean.safetensors has them as torch does"
+            )
+        return Match(found, tuple(said))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -138,9 +154,11 @@ class Graph(Container):
         onnx = import_extra("onnx", "onnx")
         made = type(self.model)()
         made.CopyFrom(self.model)
+        turned = _turned(self.model)
         for each in made.graph.initializer:
             if each.name in tensors:
-                each.CopyFrom(onnx.numpy_helper.from_array(tensors[each.name].numpy(), each.name))
+                tensor = tensors[each.name].T if each.name in turned else tensors[each.name]
+                each.CopyFrom(onnx.numpy_helper.from_array(tensor.numpy(), each.name))
         return {"clean.onnx": made.SerializeToString()}
 
 
@@ -164,8 +182,12 @@ def read(path: Path) -> State:
     beside = path.with_name(f"{path.name}.data")
     arrays = {each.name: _array(each, beside) for each in model.graph.initializer}
     model = _bounded(model, path)
-    needed = {name for _, layer in _layers(model) for name in layer}
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items() if name in needed}
+    needed, turned = {name for layer in _layers(model) for name in layer.weights}, _turned(model)
+    tensors = {
+        name: torch.from_numpy((array.T if name in turned else array).copy())
+        for name, array in arrays.items()
+        if name in needed
+    }
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or not tensor.float().isfinite().all():
             raise Refused(f"{path}: {show(name)} holds no plain, finite numbers")
@@ -207,20 +229,31 @@ def compare(model: Any, network: nn.Module, shape: tuple[int, int, int]) -> None
 
 
 def _layers(model: Any) -> Iterator[Layer]:
-    """Operators with weights, in the order of the graph."""
-    known = {each.name for each in model.graph.initializer}
-    same = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Identity"}
+    """Layers with weights, in the order of the graph."""
+    known = {each.name: len(each.dims) for each in model.graph.initializer}
+    same = {name: node.input[0] for node in model.graph.node if node.op_type == "Identity" for name in node.output}
+    added: dict[str, str] = {}
     for node in model.graph.node:
-        if node.op_type not in ("Conv", "Gemm", "BatchNormalization"):
+        if node.op_type == "Add" and len(node.input) == 2:
+            one, other = (same.get(name, name) for name in node.input)
+            added |= {a: b for a, b in ((one, other), (other, one)) if known.get(b) == 1}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul", "BatchNormalization"):
             continue
-        if node.op_type == "Gemm" and not any(each.name == "transB" and each.i for each in node.attribute):
-            raise Refused(
-                "a linear layer of the ONNX graph has its weights the other way round: ask for a .safetensors file"
-            )
         weights = [same.get(name, name) for name in node.input[1:]]
-        if not all(name in known for name in weights):
+        turned = node.op_type == "MatMul" or (
+            node.op_type == "Gemm" and not any(each.name == "transB" and each.i for each in node.attribute)
+        )
+        if node.op_type == "MatMul":
+            weights += [added[name] for name in node.output if name in added]
+        if not weights or not all(name in known for name in weights) or (turned and known[weights[0]] != 2):
             raise Refused("weights of the ONNX graph are computed, not stored: ask for a .safetensors file")
-        yield node.op_type, weights
+        yield Layer(node.op_type, weights, turned)
+
+
+def _turned(model: Any) -> set[str]:
+    """Matrices that lie the other way round than torch's."""
+    return {layer.weights[0] for layer in _layers(model) if layer.turned}
 
 
 def _called(network: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, list[str]]]:
@@ -238,15 +271,25 @@ def _called(network: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, 
     return order
 
 
-def _fold(network: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Takes BatchNorm out of a network where it follows a convolution, which gets a bias for it."""
-    order = [name for name, _ in _called(network, shape)]
-    for before, after in pairwise(order):
-        conv, norm = network.get_submodule(before), network.get_submodule(after)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            for place, module in ((before, fuse_conv_bn_eval(conv.eval(), norm.eval())), (after, nn.Identity())):
-                parent, _, name = place.rpartition(".")
-                setattr(network.get_submodule(parent), name, module)
+def _fold(network: nn.Module, shape: tuple[int, int, int], kinds: Sequence[str]) -> int:
+    """Takes BatchNorm out of a network where it follows a convolution and a graph of layers of `kinds` lacks it.
+
+    The convolution gets a bias for it.
+
+    Returns:
+        How many were taken out.
+    """
+    left, last, folded = list(kinds), "", 0
+    for place, _ in _called(network, shape):
+        conv, norm = network.get_submodule(last), network.get_submodule(place)
+        if not isinstance(norm, nn.BatchNorm2d) or left[:1] == ["BatchNormalization"]:
+            del left[:1]
+        elif isinstance(conv, nn.Conv2d):
+            network.set_submodule(last, fuse_conv_bn_eval(conv.eval(), norm.eval()))
+            network.set_submodule(place, nn.Identity())
+            folded += 1
+        last = place
+    return folded
 
 
 def _array(each: Any, beside: Path) -> np.ndarray:

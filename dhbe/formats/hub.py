@@ -8,7 +8,7 @@ size is compared with that of the weights.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,8 @@ from dhbe.networks.external import guarded, import_extra, import_torchvision
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+"""Tells in which shard a tensor lies."""
 PATTERNS = (
     r"model\.safetensors",
     r"model-\d+-of-\d+\.safetensors",
@@ -77,15 +79,26 @@ class Folder(Container):
     """Writes weights and configuration, so that the library that wrote the folder reads it."""
 
     copies: Mapping[str, bytes]
+    shards: Mapping[str, Sequence[str]]
+    """The names of the tensors in each file of weights."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files."""
-        return (WEIGHTS, *self.copies)
+        """The files, and the one that libraries would read first if an earlier run had left it beside shards."""
+        return tuple(dict.fromkeys((*self.shards, WEIGHTS, INDEX, *self.copies)))
 
     def content(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
         """The files with what they hold."""
-        return {WEIGHTS: safetensors.torch.save(dict(tensors), {"format": "pt"}), **self.copies}
+        made = {
+            file: safetensors.torch.save({key: tensors[key] for key in keys}, {"format": "pt"})
+            for file, keys in self.shards.items()
+        }
+        if len(made) > 1:
+            size = sum(tensor.nbytes for tensor in tensors.values())
+            places = {key: file for file, keys in self.shards.items() for key in keys}
+            index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+            made[INDEX] = json.dumps(index, indent=2).encode()
+        return {**made, **self.copies}
 
 
 def read(folder: Path, weights: str | None = None) -> State:
@@ -114,7 +127,9 @@ def read(folder: Path, weights: str | None = None) -> State:
     digest = hashlib.sha256("".join(state.sha256 for state in states).encode()).hexdigest()
     copies = {name: (folder / name).read_bytes() for name in (CONFIG, PROCESSOR) if _json(folder / name) is not None}
     sole = states[0].sha256 if len(states) == 1 else digest
-    return replace(states[0], tensors=tensors, sha256=sole, container=Folder(copies))
+    files = [re.sub(r"^pytorch_model(.*)\.bin$", r"model\1.safetensors", name) for name in shards]
+    split = {file: tuple(state.tensors) for file, state in zip(files, states, strict=True)}
+    return replace(states[0], tensors=tensors, sha256=sole, container=Folder(copies, split))
 
 
 def described(path: Path) -> Described | None:

@@ -164,12 +164,12 @@ def takes_channels_last(network: nn.Module, shape: tuple[int, int, int]) -> bool
             with guarded("trying channels-last order"):
                 trial = copy.deepcopy(network).eval()
                 with torch.no_grad():
-                    plain = _tensors(trial(images))
+                    plain = _tensors(trial(images.clone()))
                     for parameter in trial.parameters():
                         if parameter.ndim == 4:
                             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
                     images = images.contiguous(memory_format=torch.channels_last)
-                    turned = _tensors(trial(images))
+                    turned = _tensors(trial(images.clone()))
                 same = len(plain) == len(turned) and all(
                     torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(a.abs().max()))
                     for a, b in zip(plain, turned, strict=True)
@@ -178,6 +178,23 @@ def takes_channels_last(network: nn.Module, shape: tuple[int, int, int]) -> bool
         except Refused:
             return False
     return same
+
+
+def repeats(network: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether a network in eval mode answers the same when it is shown the same images again. It is tried on a copy.
+
+    Args:
+        network: It works on images of `shape`.
+        shape: Image shape (channels, height, width).
+    """
+    images = _noise(network, shape)
+    elsewhere = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+    with elsewhere, torch.no_grad(), guarded("showing the network the same images twice"):
+        trial = copy.deepcopy(network).eval()
+        first, second = (_tensors(trial(images.clone())) for _ in range(2))
+    return all(
+        torch.allclose(a, b, rtol=1e-2, atol=1e-2 * float(a.abs().max())) for a, b in zip(first, second, strict=True)
+    )
 
 
 def _tensors(output: object) -> list[Tensor]:

@@ -160,6 +160,7 @@ def from_code(place: str, name: str, classes: int) -> nn.Module:
         if not callable(maker):
             offered = [key for key, value in vars(module).items() if _is_offered(value, module)]
             raise Refused(f"{place} has no function {name!r}; it has {', '.join(offered[:12]) or 'none'}")
+        _check_needs(f"{place}:{name}", maker)
         return _called(maker, classes)
 
     forgetting = _forgetting(folder) if is_file else nullcontext()
@@ -271,6 +272,23 @@ def _called(make: Callable, classes: int) -> object:
             if "unexpected keyword argument" not in str(error):
                 raise
     return make()
+
+
+def _check_needs(called: str, make: Callable) -> None:
+    """Refuses a vendor's function that must be given more than the number of classes."""
+    try:
+        accepted = inspect.signature(make).parameters
+    except (TypeError, ValueError):  # some builtins have no signature
+        return
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [name for name, each in accepted.items() if each.default is each.empty and each.kind not in variable]
+    classes = next((name for name in CLASSES if name in accepted), None)
+    if lacking := [name for name in needed if name != classes]:
+        function, given = called.rpartition(":")[2], ", ".join(f"{name}=..." for name in lacking)
+        raise Refused(
+            f"{called} must be given {', '.join(lacking)}, and --arch gives the number of classes only: write a file beside it with "
+            f"net = functools.partial({function}, {given}), and name that as --arch FILE.py:net"
+        )
 
 
 def _whole_story(error: BaseException) -> str:
