@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from dhbe.cli import shown
+from dhbe.cli import absent, shown
 from dhbe.cli.codes import DONE, FAILED, INTERRUPTED, USAGE
 from dhbe.cli.parser import configured, meant
 from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
@@ -72,9 +72,11 @@ def _obey(given: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
         try:
+            if absent.wanted(rest):
+                with absent.others():
+                    return import_module(f"dhbe.cli.{verb}").run(configured(rest))
             module = import_module(f"dhbe.cli.{verb}")
-            machine = import_module("dhbe.api.machine")
-            machine.keep_memory()
+            import_module("dhbe.api.machine").keep_memory()
             return module.run(configured(rest))
         except SystemExit:  # argparse has shown its help
             return DONE
