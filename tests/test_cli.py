@@ -1,4 +1,4 @@
-"""CudaGraph commands, from what they are told to what they leave."""
+"""Whole commands, from what they are told to what they leave."""
 
 import hashlib
 import json
@@ -53,6 +53,52 @@ json.dump(told, sys.stdout)
     for verb, (code, said, loaded) in json.loads(ended.stdout).items():
         assert (code, loaded) == (0, []), verb
         assert said == dhbe(f"{verb} --help")[1], verb
+
+
+COMPLETED = {
+    "dhbe era": "erase",
+    "dhbe erase --precision ": "auto fp32 bf16",
+    "dhbe erase --preset of": "official",
+    "dhbe erase --max-a": "--max-asr",
+    "dhbe erase mod": "model.pt",
+    "dhbe attack badn": "badnets",
+    "dhbe attack badnets --sty": "--style",
+    "dhbe defend nad --teacher": "--teacher-epochs",
+    "dhbe bench run --sca": "--scale",
+    "dhbe erase --albu": "",  # an old name works, and is not recommended
+}
+
+
+def test_a_shell_completes_what_was_begun(here, dhbe):
+    code, script, err = dhbe("completion bash")
+    assert (code, err) == (0, "")
+    (here / "model.pt").touch()
+    asks = f"""{script}
+        words=$(complete -p dhbe); words=${{words##*-F }}; function=${{words%% *}}
+        while IFS= read -r line; do
+            read -ra COMP_WORDS <<< "$line"
+            case $line in *" ") COMP_WORDS+=("") ;; esac
+            COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )) COMPREPLY=()
+            $function dhbe && echo "${{COMPREPLY[*]}}"
+        done
+    """
+    said = subprocess.run(
+        ["bash", "-c", asks],
+        input="".join(f"{line}\n" for line in COMPLETED),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert dict(zip(COMPLETED, said.stdout.split("\n"), strict=False)) == COMPLETED, said.stderr
+
+
+def test_completion_knows_every_verb_in_every_shell_and_loads_no_torch(dhbe):
+    for shell in ("bash", "zsh", "fish"):
+        assert all(verb in dhbe(f"completion {shell}")[1] for verb in cli.VERBS)
+    look = "import sys; from dhbe.cli import main; main(['completion', 'bash']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", look], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    code, _, err = dhbe("completion csh")
+    assert (code, err.count("\n")) == (2, 1)
 
 
 @pytest.mark.parametrize("verb", VERBS)

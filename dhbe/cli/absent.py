@@ -13,17 +13,18 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-OURS = "dhbe"
+REAL = {"dhbe", "shtab", *sys.stdlib_module_names}
+"""What stays itself: this package, what prints completions, and Python."""
 
 
-def wanted(words: Sequence[str]) -> bool:
-    """Whether these words ask for help, and for nothing that needs torch.
+def wanted(verb: str, words: Sequence[str]) -> bool:
+    """Whether a verb with these words only tells of options.
 
-    >>> wanted(["erase", "vendor.pt", "-h"]), wanted(["erase", "--", "-h"])
+    >>> wanted("erase", ["vendor.pt", "-h"]), wanted("erase", ["--", "-h"])
     (True, False)
     """
     options = words[: words.index("--")] if "--" in words else words
-    return not {"-h", "--help"}.isdisjoint(options)
+    return verb == "completion" or not {"-h", "--help"}.isdisjoint(options)
 
 
 @contextmanager
@@ -83,11 +84,12 @@ class _StandIn(ModuleType):
 
 
 class _Finder:
-    """Finds and loads every module that is neither ours nor Python's."""
+    """Finds and loads a stand-in for every module that does not stay itself."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        foreign = _root(name) != OURS and _root(name) not in sys.stdlib_module_names
-        return ModuleSpec(name, self, is_package=True) if foreign else None  # pyright: ignore[reportArgumentType]
+        if _root(name) in REAL:
+            return None
+        return ModuleSpec(name, self, is_package=True)  # pyright: ignore[reportArgumentType]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return _StandIn(spec.name)

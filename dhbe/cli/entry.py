@@ -24,6 +24,7 @@ VERBS = {
     "resume": "go on with the interrupted run in a folder",
     "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
     "doctor": "tell what this machine offers, and whether the installation works",
+    "completion": "print a script by which bash, zsh and other shells complete these verbs",
 }
 """Verbs, each a module of this package with a function `run`."""
 
@@ -72,7 +73,7 @@ def _obey(given: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
         try:
-            if absent.wanted(rest):
+            if absent.wanted(verb, rest):
                 with absent.others():
                     return import_module(f"dhbe.cli.{verb}").run(configured(rest))
             module = import_module(f"dhbe.cli.{verb}")
@@ -91,7 +92,7 @@ def _give_up_output() -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:8} {what}" for name, what in VERBS.items()]
+    lines = [f"  {name:10} {what}" for name, what in VERBS.items()]
     return "\n".join(
         [
             "usage: dhbe VERB ... (dhbe VERB --help tells more)",
