@@ -1,14 +1,13 @@
 """A run's folder: one process at a time, saved at intervals, continued after any interruption."""
 
 import errno
-import fcntl
 import json
 import os
 import re
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -262,26 +261,15 @@ def _made(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
-    with _writing(folder):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it whatever happens to us
-            ours = path.stat().st_ino == os.fstat(descriptor).st_ino  # not one that its holder has just removed
-        except OSError as error:
-            raise _taken(folder) from error
+    with ExitStack() as held:
+        with _writing(folder):
+            ours = held.enter_context(files.held(path))
         if not ours:
-            raise _taken(folder)
+            raise Refused(f"another process works in {name(folder)}: wait for it, or give another --out")
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def _taken(folder: Path) -> Refused:
-    return Refused(f"another process works in {name(folder)}: wait for it, or give another --out")
 
 
 @contextmanager
