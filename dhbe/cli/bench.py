@@ -89,7 +89,7 @@ def _run(argv: Sequence[str]) -> int:
                 with _team(args) as team:
                     going.run(team)
         except KeyboardInterrupt:
-            raise Interrupted("interrupted; what is done is kept, and the same command goes on") from None
+            raise Interrupted("interrupted; what is done is kept") from None
     failed = [case.stem for key, case in planned.cases.items() if key in going.failed]
     if failed:
         print(

@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failed as error:
         return shown.said(error, FAILED)
     except Interrupted as error:
-        again = [word for word in words if word not in ("--resume", "--overwrite")]
-        return shown.said(f"{error}; this goes on: {shlex.join(['dhbe', *again, '--resume'])}", INTERRUPTED)
+        return shown.said(f"{error}; {_again(words)}", INTERRUPTED)
     except KeyboardInterrupt:
         return shown.said("interrupted", INTERRUPTED)
     except OSError as error:  # mostly of our output: its reader has gone, or its disk is full
@@ -81,6 +80,18 @@ def _obey(given: list[str]) -> int:
             return module.run(configured(rest))
         except SystemExit:  # argparse has shown its help
             return DONE
+
+
+def _again(words: Sequence[str]) -> str:
+    """The whole command that goes on with an interrupted run, as far as it can.
+
+    >>> _again(["erase", "a.pt", "--overwrite"]), _again(["demo"])
+    ('this goes on: dhbe erase a.pt --resume', 'this begins anew: dhbe demo')
+    """
+    if words[0] == "demo":
+        return f"this begins anew: {shlex.join(['dhbe', *words])}"
+    again = [word for word in words if word not in ("--resume", "--overwrite")]
+    return f"this goes on: {shlex.join(['dhbe', *again, *([] if words[0] == 'bench' else ['--resume'])])}"
 
 
 def _give_up_output() -> None:
