@@ -5,8 +5,11 @@ import io
 import os
 import secrets
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from dhbe.errors import Failed, Refused
 from dhbe.foreign import name
@@ -70,6 +73,25 @@ def write(path: Path, content: bytes | str) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise Failed(f"cannot write {name(path)}: {_reason(error)}") from error
+
+
+@contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Tries to hold a lock file, and tells whether this process does; the kernel lets go of it whatever happens to us.
+
+    Args:
+        path: The file; its folder must exist. It is made, and may be removed by who holds it. A link is not followed.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    lock = FileLock(path, mode=0o644, fallback_to_soft=False)  # a soft lock would stay behind if we were killed
+    with suppress(Timeout):
+        lock.acquire(blocking=False)
+    try:
+        yield lock.is_locked
+    finally:
+        lock.release()
 
 
 def sha256(path: Path) -> str:

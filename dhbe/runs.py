@@ -1,14 +1,14 @@
 """A run's folder: one process at a time, saved at intervals, continued after any interruption."""
 
 import errno
-import fcntl
 import json
 import os
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +23,7 @@ CHECKPOINT = Path("checkpoint") / "state.pt"
 STAGE = Path("checkpoint") / "results"
 """Where results wait for each other, so that old ones go only when the new ones are complete."""
 LOCK = ".lock"
+STOPS = (signal.SIGINT, signal.SIGTERM)
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 """Names that `files.write` uses; a process that is killed leaves one."""
 
@@ -35,7 +36,8 @@ class Run:
         every: Seconds between two states that are saved.
         finished: The folder holds the results of a finished run; there is nothing to do.
         saved: What the interrupted run saved last; None for a fresh one.
-        stopping: Somebody asked the run to stop.
+        asked: How often somebody asked the run to stop.
+        stopping: Somebody did, and the run has heard of it.
         at_once: To stop needs no waiting: all that was done is saved, or is soon done again. It raises
             KeyboardInterrupt then.
         restored: The state that this run goes on from, until `keep` or the run itself shows that it can.
@@ -55,6 +57,7 @@ class Run:
         self.folder = folder
         self.saved = saved
         self.finished = finished
+        self.asked = 0
         self.stopping = False
         self.at_once = False
         self.restored = folder / CHECKPOINT if saved and not finished else None
@@ -262,26 +265,15 @@ def _made(folder: Path) -> Iterator[None]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
-    with _writing(folder):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel lets go of it whatever happens to us
-            ours = path.stat().st_ino == os.fstat(descriptor).st_ino  # not one that its holder has just removed
-        except OSError as error:
-            raise _taken(folder) from error
+    with ExitStack() as held:
+        with _writing(folder):
+            ours = held.enter_context(files.held(path))
         if not ours:
-            raise _taken(folder)
+            raise Refused(f"another process works in {name(folder)}: wait for it, or give another --out")
         try:
             yield
         finally:
             path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-def _taken(folder: Path) -> Refused:
-    return Refused(f"another process works in {name(folder)}: wait for it, or give another --out")
 
 
 @contextmanager
@@ -297,21 +289,60 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _gently(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the run to save and stop; a second one does not wait."""
+    """Ctrl-C and SIGTERM ask the run to save and stop; a second one waits for the batch alone, a third one for nothing.
+
+    Raises:
+        Interrupted: The run was stopped within a round, and can go on from an earlier one.
+    """
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if run.stopping or run.at_once:
+        if run.at_once or run.stopping or run.asked > 1:  # several signals within one batch come as one
             raise KeyboardInterrupt
         run.stopping = True
-        with suppress(OSError):
-            os.write(2, b"\nstopping after this round; Ctrl-C again quits at once\n")
 
-    try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: signals are somebody else's business
-        before = {}
-    try:
+    if threading.current_thread() is not threading.main_thread():  # signals are somebody else's business
         yield
+        return
+    before = {number: signal.signal(number, ask) for number in STOPS}
+    try:
+        with _answered(run):
+            yield
+    except KeyboardInterrupt:
+        if (run.folder / CHECKPOINT).exists():
+            raise run.interrupted() from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _answered(run: Run) -> Iterator[None]:
+    """A thread answers signals at once: the main one hears of them after the batch that torch is at."""
+    heard, hears = os.pipe()
+    os.set_blocking(hears, False)
+    thread = threading.Thread(target=_answer, args=(run, heard), daemon=True)
+    before = signal.set_wakeup_fd(hears, warn_on_full_buffer=False)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(hears)
+        thread.join()
+        os.close(heard)
+
+
+def _answer(run: Run, heard: int) -> None:
+    """Says what each signal comes to, until the pipe is closed; what follows the last warning ends the process."""
+    warned = False
+    while number := os.read(heard, 1):
+        if number[0] not in STOPS:
+            continue
+        if warned:
+            os._exit(128 + signal.SIGINT)  # nothing in the folder is ever half written
+        run.asked += 1
+        warned = run.at_once or run.asked > 1
+        said = "this batch; again to quit" if warned else "this round; Ctrl-C again: after this batch"
+        with suppress(OSError):
+            os.write(2, f"\nstopping after {said}\n".encode())

@@ -1,4 +1,4 @@
-"""README's tables, from the records in `results/erasures/` and `results/today/`."""
+"""The tables of README and docs/results.md, from the records in `results/erasures/` and `results/today/`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ def worst(both: list[tuple[Measures, Measures]], rate: str, of: Callable[..., fl
 
 
 def tables() -> dict[str, str]:
-    """README's tables by their names."""
+    """The tables by their names."""
     results = ROOT / "results"
     return {"experiments/table.py": table(results / "erasures"), "experiments/table.py today": table(results / "today")}
 

@@ -3,7 +3,10 @@
 import io
 import shlex
 from functools import cache
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +103,32 @@ def dhbe(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Files by name that a server on this machine has, its address, and as `asked` which of them were asked for."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self):
+            here.asked.append(self.path.removeprefix("/"))
+            content = here.files.get(here.asked[-1])
+            self.send_response(404 if content is None else 200)
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *said):
+            """Says nothing."""
+
+    here = SimpleNamespace(files={}, asked=[])
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        here.address = f"http://127.0.0.1:{server.server_port}/"
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield here
+        server.shutdown()
+        thread.join()
 
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

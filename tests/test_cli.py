@@ -1,4 +1,4 @@
-"""CudaGraph commands, from what they are told to what they leave."""
+"""Whole commands, from what they are told to what they leave."""
 
 import hashlib
 import json
@@ -13,18 +13,95 @@ from conftest import ATTACK, ERASE, KNOWN, SCORE, TINY, colours, folder, listing
 
 from dhbe import cli, networks, records
 from dhbe.attacks import ALL as ATTACKS
+from dhbe.defenses import PEERS
+
+VERBS = [
+    *cli.VERBS, *(f"attack {name}" for name in ATTACKS), *(f"defend {name}" for name in PEERS),
+    *(f"bench {what}" for what in ("list", "run", "show", "export")),
+]  # fmt: skip
 
 
-def test_help_is_quick_and_shows_examples(dhbe, capsys):
+def test_help_shows_examples(dhbe):
     code, out, err = dhbe("--help")
     assert (code, err) == (0, "")
     assert all(f"  {verb} " in out for verb in cli.VERBS)
     assert "examples:" in out
-    look = "import sys; from dhbe.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+
+
+def test_help_loads_no_torch_and_says_the_same_as_with_it(dhbe):
+    """All in one process without torch, where each leaves nothing behind that would stand in torch's way."""
+    source = """
+import contextlib, io, json, sys
+from dhbe.cli import main
+
+def helped(verb):
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = main([*verb.split(), "--help"])
+    loaded = [name for name in ("torch", "numpy", "pydantic", "dhbe.defenses") if name in sys.modules]
+    return [code, said.getvalue(), loaded]
+
+told = {verb: helped(verb) for verb in json.load(sys.stdin)}
+import torch
+from dhbe.networks import build
+assert build("resnet8", 2, (3, 8, 8))(torch.zeros(1, 3, 8, 8)).shape == (1, 2)
+json.dump(told, sys.stdout)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", source], input=json.dumps(VERBS), capture_output=True, text=True, check=False
+    )
+    assert ended.stderr == ""
+    for verb, (code, said, loaded) in json.loads(ended.stdout).items():
+        assert (code, loaded) == (0, []), verb
+        assert said == dhbe(f"{verb} --help")[1], verb
+
+
+COMPLETED = {
+    "dhbe era": "erase",
+    "dhbe erase --precision ": "auto fp32 bf16",
+    "dhbe erase --preset of": "official",
+    "dhbe erase --max-a": "--max-asr",
+    "dhbe erase mod": "model.pt",
+    "dhbe attack badn": "badnets",
+    "dhbe attack badnets --sty": "--style",
+    "dhbe defend nad --teacher": "--teacher-epochs",
+    "dhbe bench run --sca": "--scale",
+    "dhbe erase --albu": "",  # an old name works, and is not recommended
+}
+
+
+def test_a_shell_completes_what_was_begun(here, dhbe):
+    code, script, err = dhbe("completion bash")
+    assert (code, err) == (0, "")
+    (here / "model.pt").touch()
+    asks = f"""{script}
+        words=$(complete -p dhbe); words=${{words##*-F }}; function=${{words%% *}}
+        while IFS= read -r line; do
+            read -ra COMP_WORDS <<< "$line"
+            case $line in *" ") COMP_WORDS+=("") ;; esac
+            COMP_CWORD=$(( ${{#COMP_WORDS[@]}} - 1 )) COMPREPLY=()
+            $function dhbe && echo "${{COMPREPLY[*]}}"
+        done
+    """
+    said = subprocess.run(
+        ["bash", "-c", asks],
+        input="".join(f"{line}\n" for line in COMPLETED),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert dict(zip(COMPLETED, said.stdout.split("\n"), strict=False)) == COMPLETED, said.stderr
+
+
+def test_completion_knows_every_verb_in_every_shell_and_loads_no_torch(dhbe):
+    for shell in ("bash", "zsh", "fish"):
+        assert all(verb in dhbe(f"completion {shell}")[1] for verb in cli.VERBS)
+    look = "import sys; from dhbe.cli import main; main(['completion', 'bash']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    code, _, err = dhbe("completion csh")
+    assert (code, err.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("verb", [*cli.VERBS, *(f"attack {name}" for name in ATTACKS)])
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb, capsys):
     try:
         code = cli.main([*verb.split(), "--help"])

@@ -1,6 +1,7 @@
 """Images, data by name, and downloads."""
 
 import io
+import sys
 import tarfile
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dhbe.data import Images, cifar, download, load, to_uint8
+from dhbe.data import Images, cifar, load, local, to_uint8
 from dhbe.errors import Failed, Refused
 from dhbe.files import sha256
 
@@ -130,11 +131,23 @@ def test_cifar_is_read_from_its_bytes(archive, tmp_path, monkeypatch):
 
 
 def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise OSError("no network")
-
     monkeypatch.setenv("DHBE_DATA", str(tmp_path / "cache"))
-    monkeypatch.setattr(download.urllib.request, "urlopen", fail)
-    with pytest.raises(Failed, match=r"cannot download https.*cifar-10-binary.tar.gz: no network; put the file into"):
+    monkeypatch.setattr(cifar, "SOURCE", "http://127.0.0.1:1/")
+    with pytest.raises(
+        Failed, match=r"cannot download http.*cifar-10-binary.tar.gz: no connection; put the file into"
+    ) as said:
         load("cifar10")
+    assert "\n" not in str(said.value)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_data_is_kept_in_the_users_cache(tmp_path, monkeypatch):
+    monkeypatch.delenv("DHBE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if sys.platform == "linux":
+        assert local.kept() == tmp_path / "dhbe"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        assert local.kept() == tmp_path / ".cache" / "dhbe"
+    monkeypatch.setenv("DHBE_DATA", str(tmp_path / "mine"))
+    assert local.kept() == tmp_path / "mine"

@@ -1,6 +1,8 @@
 import errno
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +100,30 @@ def test_only_regular_files_are_opened_and_nothing_is_waited_for(strange, tmp_pa
         assert file.read() == b"content"
     with pytest.raises(Refused, match="7 bytes, over the limit of 6"):
         files.opened(tmp_path / "file", most=6)
+
+
+def test_a_lock_is_held_once_follows_no_link_and_goes_with_its_process(tmp_path):
+    path, elsewhere = tmp_path / ".lock", tmp_path / "elsewhere"
+    holding = (
+        f"from dhbe import files; from pathlib import Path; held = files.held(Path({str(path)!r}));"
+        "print(held.__enter__(), flush=True); input()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", holding],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with other:
+        assert other.stdout.readline() == "True\n"
+        with files.held(path) as ours:
+            assert not ours
+        other.kill()
+    with files.held(path) as ours, files.held(path) as again:
+        assert (ours, again) == (True, False)
+    path.unlink()
+    elsewhere.touch()
+    path.symlink_to(elsewhere)
+    with pytest.raises(OSError, match=str(path)), files.held(path):
+        pass

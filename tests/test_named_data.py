@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dhbe.data import KNOWN, Images, clean_subset, download, idx, load, part_to_measure
+from dhbe.data import KNOWN, Images, clean_subset, idx, load, part_to_measure
 from dhbe.errors import Failed, Refused
 
 SHARED = Path(os.environ.get("DHBE_SHARED", Path(__file__).parents[2] / "shared")) / "data"
@@ -156,19 +156,15 @@ def test_fashion_mnist_is_read_from_its_files(kept):
             load("fashion-mnist", "train")
 
 
-def test_fashion_mnist_is_downloaded_once_and_compared(kept, monkeypatch):
-    def published(address, timeout):
-        asked.append(address.rpartition("/")[2])
-        return io.BytesIO(files[asked[-1]])
-
+def test_fashion_mnist_is_downloaded_once_and_compared(kept, monkeypatch, published):
     bodies = {"images-idx3": ([0x803, 2, 28, 28], bytes(2 * 784)), "labels-idx1": ([0x801, 2], b"\0\1")}
     files = {
         f"{stem}-{kind}-ubyte.gz": gzip.compress(np.array(head, ">u4").tobytes() + body)
         for stem in ("train", "t10k")
         for kind, (head, body) in bodies.items()
     }
-    asked = []
-    monkeypatch.setattr(download.urllib.request, "urlopen", published)
+    published.files = files
+    monkeypatch.setattr(idx, "SOURCE", published.address)
     monkeypatch.setattr(idx, "SHA256", {name: hashlib.sha256(body).hexdigest() for name, body in files.items()})
     good, files["t10k-labels-idx1-ubyte.gz"] = files["t10k-labels-idx1-ubyte.gz"], b"a page that says sorry"
     with pytest.raises(
@@ -179,7 +175,7 @@ def test_fashion_mnist_is_downloaded_once_and_compared(kept, monkeypatch):
     files["t10k-labels-idx1-ubyte.gz"] = good
     assert load("fashion-mnist", "test").labels.tolist() == [0, 1]
     assert len(load("fashion-mnist")) == 4
-    assert sorted(asked) == sorted([*files, "t10k-labels-idx1-ubyte.gz"])
+    assert sorted(published.asked) == sorted([*files, "t10k-labels-idx1-ubyte.gz"])
 
 
 @pytest.fixture

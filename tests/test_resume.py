@@ -146,7 +146,7 @@ def test_overwriting_begins_anew_and_the_old_results_stay_until_the_new_ones_are
 
 
 def test_two_processes_in_one_folder(here):
-    first = Started(f"{ERASE} --out out --iterations 100000 --yes", here).until(
+    first = Started(f"{ERASE} --out out --iterations 100000 --yes --quiet", here).until(
         here / "out" / "checkpoint" / "state.pt"
     )
     code, said = Started(f"{ERASE} --out out --resume --quiet", here).ended()

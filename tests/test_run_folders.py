@@ -5,6 +5,9 @@ import json
 import os
 import pickle
 import shlex
+import signal
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -269,3 +272,49 @@ def test_resume_takes_the_command_from_the_state_and_runs_no_code_that_it_names(
         assert (code, said in err) == (2, True)
     code, _, err = dhbe("resume elsewhere")
     assert (code, "holds no interrupted run" in err) == (2, True)
+
+
+STOPPED = """
+import hashlib, os, sys
+from pathlib import Path
+from dhbe import runs
+from dhbe.errors import Interrupted
+
+os.chdir(sys.argv[2])
+try:
+    with runs.opened(Path("out"), {}, every=0) as run:
+        run.keep(lambda: {"told": 1})
+        print("begins", file=sys.stderr, flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[1]))  # one long call that hears of no signal
+        print("the batch is over", file=sys.stderr, flush=True)
+        while True:
+            run.keep(lambda: {"told": 2})
+except Interrupted as error:
+    print(error, file=sys.stderr)
+"""
+ROUND = "stopping after this round; Ctrl-C again: after this batch"
+BATCH = "stopping after this batch; again to quit"
+SAVED = "interrupted; the state is saved in out"
+ASKED = {
+    "once": (1, 10**6, [ROUND, "the batch is over", SAVED]),
+    "twice within a batch": (2, 3 * 10**6, [ROUND, BATCH, SAVED]),
+    "three times": (3, 2 * 10**9, [ROUND, BATCH]),  # it would go on for half an hour
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_ctrl_c_is_answered_before_the_batch_is_over(case, tmp_path):
+    times, length, expected = ASKED[case]
+    said = []
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED, str(length), str(tmp_path)], stderr=subprocess.PIPE, text=True
+    ) as process:
+        told = (line.strip() for line in process.stderr if line.strip())
+        assert next(told) == "begins"
+        for number in range(times):
+            process.send_signal(signal.SIGINT)
+            said += [next(told)] if number < 2 else []
+        said += told
+    assert said == expected
+    assert process.returncode == (130 if times == 3 else 0)
+    assert state_file.read(tmp_path / "out" / runs.CHECKPOINT)["told"] == (2 if times == 1 else 1)

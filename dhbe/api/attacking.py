@@ -257,10 +257,6 @@ class _Course:
             if self._run.stopping:
                 raise KeyboardInterrupt
             yield
-        except KeyboardInterrupt:
-            if not (self._run.folder / runs.CHECKPOINT).exists():
-                raise
-            raise self._run.interrupted() from None
         finally:
             self._run.at_once = False
 

@@ -252,6 +252,8 @@ class _Search:
     def __enter__(self) -> "_Search":
         self._folder = self._opened()
         self._held = self._folder.__enter__()
+        if self._held:
+            self._held.at_once = True  # nothing is saved that a round's end would be waited for
         self._began = time.monotonic()
         machine.forget_peak(self.where)
         return self
@@ -288,8 +290,6 @@ class _Search:
         """Notes a round."""
         self._curve.append({"iteration": number, **{name: float(x) for name, x in round.items()}})
         self._watch(number, round)
-        if self._held and self._held.stopping:
-            raise KeyboardInterrupt
 
     def note(self, *lines: str) -> None:
         """Adds to the warnings of the record."""

@@ -1,6 +1,5 @@
 """Records of cases in a folder, and what cases hand on to each other in another."""
 
-import fcntl
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -75,11 +74,9 @@ class Store:
         try:
             for folder in (self.records, self.work):
                 folder.mkdir(parents=True, exist_ok=True)
-            with (self.work / ".lock").open("w") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise Refused(f"another sweep works in {self.work}: wait for it, or give another --work") from error
+            with files.held(self.work / ".lock") as ours:
+                if not ours:
+                    raise Refused(f"another sweep works in {self.work}: wait for it, or give another --work")
                 yield
         except OSError as error:
             raise Failed(f"cannot write {error.filename}: {(error.strerror or 'failed').lower()}") from error

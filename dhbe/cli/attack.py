@@ -95,6 +95,11 @@ def _overview() -> str:
     )
 
 
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: the attack's name."""
+    return {name: _parser(kind, []) for name, kind in ALL.items()}
+
+
 def _parser(kind: type[Attack], argv: Sequence[str]) -> Parser:
     parser = Parser(
         f"attack {kind.name}",

@@ -25,10 +25,14 @@ def run(argv: Sequence[str]) -> int:
     return DOES[argv[0]](argv[1:])
 
 
-def _list(argv: Sequence[str]) -> int:
+def _list_parser() -> Parser:
     parser = Parser("bench list", "  dhbe bench list --scale paper", description="Lists the experiments.")
     _scale(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _list(argv: Sequence[str]) -> int:
+    args = _list_parser().parse_args(argv)
     scale = SCALES[args.scale]
     print(f"at the scale {scale.name}: {scale.summary}\n")
     for each in find(["all"]):
@@ -37,7 +41,7 @@ def _list(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run_parser() -> Parser:
     parser = Parser(
         "bench run",
         "  dhbe bench run all --scale smoke --jobs 2\n  dhbe bench run table-3 --scale small --dry-run\n"
@@ -54,7 +58,11 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="list what would run, with the minutes expected")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     _watchers(parser)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _run(argv: Sequence[str]) -> int:
+    args = _run_parser().parse_args(argv)
     from dhbe.bench import sweep
 
     store, asked = _store(args), _asked(args)
@@ -81,7 +89,7 @@ def _run(argv: Sequence[str]) -> int:
                 with _team(args) as team:
                     going.run(team)
         except KeyboardInterrupt:
-            raise Interrupted("interrupted; what is done is kept, and the same command goes on") from None
+            raise Interrupted("interrupted; what is done is kept") from None
     failed = [case.stem for key, case in planned.cases.items() if key in going.failed]
     if failed:
         print(
@@ -91,7 +99,7 @@ def _run(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _show(argv: Sequence[str]) -> int:
+def _show_parser() -> Parser:
     parser = Parser(
         "bench show",
         "  dhbe bench show table-3 --scale small\n  dhbe bench show all --scale small --to site\n  dhbe bench show --check",
@@ -111,7 +119,11 @@ def _show(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--update", action="store_true", help="with --check: write what the records give into the pages"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _show(argv: Sequence[str]) -> int:
+    args = _show_parser().parse_args(argv)
     from dhbe.bench import pages, showing
 
     if args.check is not None:
@@ -131,7 +143,7 @@ def _show(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _export(argv: Sequence[str]) -> int:
+def _export_parser() -> Parser:
     parser = Parser(
         "bench export",
         "  dhbe bench export records.csv\n  dhbe bench export records.parquet --scale small",
@@ -142,7 +154,11 @@ def _export(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--out", type=Path, default=RECORDS, metavar="DIR", help=f"folder of the records (default: {RECORDS})"
     )
-    args = parser.parse_args(argv)
+    return parser
+
+
+def _export(argv: Sequence[str]) -> int:
+    args = _export_parser().parse_args(argv)
     from dhbe.bench import export
 
     count = export.write(args.file, args.out / args.scale)
@@ -151,6 +167,11 @@ def _export(argv: Sequence[str]) -> int:
 
 
 DOES: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "run": _run, "show": _show, "export": _export}
+
+
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb."""
+    return {"list": _list_parser(), "run": _run_parser(), "show": _show_parser(), "export": _export_parser()}
 
 
 def _overview() -> str:

@@ -79,6 +79,11 @@ def _table(records: dict[str, Record]) -> list[str]:
     return [f"{name:{width}}  {record.seconds:>6.0f} s  {report.line(record)}" for name, record in records.items()]
 
 
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: nothing."""
+    return {"": _parser()}
+
+
 def _parser() -> Parser:
     parser = Parser(
         "compare",

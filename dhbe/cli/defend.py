@@ -74,6 +74,11 @@ def _overview() -> str:
     )
 
 
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: the defence's name."""
+    return {name: _parser(kind) for name, kind in PEERS.items()}
+
+
 def _parser(kind: type[Defense]) -> Parser:
     known = " --target 9" if "target class" in kind.needs else ""
     parser = Parser(

@@ -15,15 +15,7 @@ from dhbe.training import Fit
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    parser = Parser(
-        "demo",
-        "  dhbe demo\n  dhbe demo --out here --seed 1",
-        description="Plants a backdoor in a small network on handwritten digits, then erases it without data.",
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
-    arguments.add_machine(parser)
-    arguments.add_output(parser)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     train, test = load("digits", "train"), load("digits", "test")
     how = BadNets(side=3, rate=0.1)
     fit = Fit(epochs=8, batch=32, crop=0, flip=False)  # a mirrored digit is no digit
@@ -47,3 +39,20 @@ def run(argv: Sequence[str]) -> int:
         ).record  # fmt: skip
     shown.erased(args, record, args.out)
     return codes.of(record.verdict)
+
+
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: nothing."""
+    return {"": _parser()}
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "demo",
+        "  dhbe demo\n  dhbe demo --out here --seed 1",
+        description="Plants a backdoor in a small network on handwritten digits, then erases it without data.",
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    arguments.add_machine(parser)
+    arguments.add_output(parser)
+    return parser

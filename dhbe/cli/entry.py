@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from dhbe.cli import shown
+from dhbe.cli import absent, shown
 from dhbe.cli.codes import DONE, FAILED, INTERRUPTED, USAGE
 from dhbe.cli.parser import configured, meant
 from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
@@ -24,6 +24,7 @@ VERBS = {
     "resume": "go on with the interrupted run in a folder",
     "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
     "doctor": "tell what this machine offers, and whether the installation works",
+    "completion": "print a script by which bash, zsh and other shells complete these verbs",
 }
 """Verbs, each a module of this package with a function `run`."""
 
@@ -40,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Failed as error:
         return shown.said(error, FAILED)
     except Interrupted as error:
-        again = [word for word in words if word not in ("--resume", "--overwrite")]
-        return shown.said(f"{error}; this goes on: {shlex.join(['dhbe', *again, '--resume'])}", INTERRUPTED)
+        return shown.said(f"{error}; {_again(words)}", INTERRUPTED)
     except KeyboardInterrupt:
         return shown.said("interrupted", INTERRUPTED)
     except OSError as error:  # mostly of our output: its reader has gone, or its disk is full
@@ -72,12 +72,26 @@ def _obey(given: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
         try:
+            if absent.wanted(verb, rest):
+                with absent.others():
+                    return import_module(f"dhbe.cli.{verb}").run(configured(rest))
             module = import_module(f"dhbe.cli.{verb}")
-            machine = import_module("dhbe.api.machine")
-            machine.keep_memory()
+            import_module("dhbe.api.machine").keep_memory()
             return module.run(configured(rest))
         except SystemExit:  # argparse has shown its help
             return DONE
+
+
+def _again(words: Sequence[str]) -> str:
+    """The whole command that goes on with an interrupted run, as far as it can.
+
+    >>> _again(["erase", "a.pt", "--overwrite"]), _again(["demo"])
+    ('this goes on: dhbe erase a.pt --resume', 'this begins anew: dhbe demo')
+    """
+    if words[0] == "demo":
+        return f"this begins anew: {shlex.join(['dhbe', *words])}"
+    again = [word for word in words if word not in ("--resume", "--overwrite")]
+    return f"this goes on: {shlex.join(['dhbe', *again, *([] if words[0] == 'bench' else ['--resume'])])}"
 
 
 def _give_up_output() -> None:
@@ -89,7 +103,7 @@ def _give_up_output() -> None:
 
 
 def _overview() -> str:
-    lines = [f"  {name:8} {what}" for name, what in VERBS.items()]
+    lines = [f"  {name:10} {what}" for name, what in VERBS.items()]
     return "\n".join(
         [
             "usage: dhbe VERB ... (dhbe VERB --help tells more)",

@@ -41,6 +41,11 @@ def _erased(argv: Sequence[str], *, first: bool) -> int:
     return gates.passed(args, record)
 
 
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: nothing."""
+    return {"": _parser([])}
+
+
 def _parser(argv: Sequence[str]) -> Parser:
     parser = Parser(
         "erase",

@@ -16,14 +16,23 @@ GOES_ON = ("erase", "defend", "attack")
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code of the command that goes on."""
-    parser = Parser("resume", "  dhbe resume runs/vendor", description="Goes on with an interrupted run.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="its --out, or the folder below runs that it said")
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     words = again(args.folder)
     print(f"dhbe {shlex.join(words)}", file=sys.stderr)
     from dhbe.cli.entry import main
 
     return main(words)
+
+
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: nothing."""
+    return {"": _parser()}
+
+
+def _parser() -> Parser:
+    parser = Parser("resume", "  dhbe resume runs/vendor", description="Goes on with an interrupted run.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="its --out, or the folder below runs that it said")
+    return parser
 
 
 def again(folder: Path) -> list[str]:

@@ -15,21 +15,7 @@ from dhbe.settings import RENAMED
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code: 1 if a backdoor was found."""
-    parser = Parser(
-        "scan",
-        "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262\n"
-        "  dhbe scan suspect.safetensors --json",
-        description="Searches a model for a backdoor, class by class. No data needed. Exit code 1 if one was found.",
-    )
-    arguments.add_model(parser)
-    arguments.add_search(parser)
-    gates.add_fail_on(parser)
-    arguments.add_output(parser)
-    parser.add_argument(
-        "--sarif", type=Path, metavar="FILE", help="write the finding there too, as SARIF 2.1.0 for CI systems"
-    )
-    settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     suspect = arguments.suspect(args)
     if args.sarif and not args.sarif.absolute().parent.is_dir():
         raise Refused(f"--sarif {foreign.name(args.sarif)}: there is no folder {foreign.name(args.sarif.parent)}")
@@ -50,6 +36,29 @@ def run(argv: Sequence[str]) -> int:
         files.write(args.sarif, sarif.log(record))
     shown.recorded(args, record, out, lambda: _table(record), _content(record))
     return codes.of(record.verdict, args.fail_on)
+
+
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: nothing."""
+    return {"": _parser()}
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "scan",
+        "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262\n"
+        "  dhbe scan suspect.safetensors --json",
+        description="Searches a model for a backdoor, class by class. No data needed. Exit code 1 if one was found.",
+    )
+    arguments.add_model(parser)
+    arguments.add_search(parser)
+    gates.add_fail_on(parser)
+    arguments.add_output(parser)
+    parser.add_argument(
+        "--sarif", type=Path, metavar="FILE", help="write the finding there too, as SARIF 2.1.0 for CI systems"
+    )
+    settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
+    return parser
 
 
 def _content(record: Record) -> dict[str, object]:

@@ -10,17 +10,7 @@ from dhbe.cli.parser import Parser
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    parser = Parser(
-        "score",
-        "  dhbe score suspect.safetensors --data digits --trigger badnets:3 --target 9\n"
-        "  dhbe score vendor.pt --arch vendor.py:net --classes 10 --data test.npz --trigger trigger.npz --target 0 --json",
-        description="Measures accuracy (ACC) and, with a trigger, attack success rates (ASR) of a model on data.",
-    )
-    arguments.add_model(parser)
-    arguments.add_evidence(parser, needed=True)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    arguments.add_output(parser)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     suspect = arguments.suspect(args)
     shown.notes(args, suspect.warnings)
     evidence = arguments.evidence(args, suspect)
@@ -36,3 +26,22 @@ def run(argv: Sequence[str]) -> int:
     content = {**told, **measures.model_dump(mode="json", exclude={"signs"}), "warnings": warnings}
     shown.show(args, content, lambda: shown.rates({"measured": measures}))
     return DONE
+
+
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: nothing."""
+    return {"": _parser()}
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "score",
+        "  dhbe score suspect.safetensors --data digits --trigger badnets:3 --target 9\n"
+        "  dhbe score vendor.pt --arch vendor.py:net --classes 10 --data test.npz --trigger trigger.npz --target 0 --json",
+        description="Measures accuracy (ACC) and, with a trigger, attack success rates (ASR) of a model on data.",
+    )
+    arguments.add_model(parser)
+    arguments.add_evidence(parser, needed=True)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    arguments.add_output(parser)
+    return parser

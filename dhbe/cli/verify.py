@@ -17,6 +17,30 @@ from dhbe.suspects import Suspect
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code: 1 if the model after still answers, or has become another one."""
+    args = _parser().parse_args(argv)
+    suspect, cleaned = arguments.suspect(args), _cleaned(args)
+    shown.notes(args, [*suspect.notes, *cleaned.warnings])
+    evidence = arguments.evidence(args, suspect)
+    survey = settings.changed(Survey(), args)
+    arguments.affordable(args, suspect, survey, twice=True)
+    out = args.out or Path("runs") / f"{args.model.stem}-verify"
+    with (
+        Progress(verify.rounds(survey), f"verifying {args.after.name}", args.quiet) as progress,
+        vendor.running(suspect.info.code),
+    ):
+        options = arguments.searching(args, survey, out, progress)
+        record = api.verify(suspect, cleaned, evidence=evidence, **options).record
+    shown.notes(args, record.warnings)
+    shown.recorded(args, record, out, lambda: _table(record))
+    return codes.of(record.verdict, args.fail_on)
+
+
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: nothing."""
+    return {"": _parser()}
+
+
+def _parser() -> Parser:
     parser = Parser(
         "verify",
         "  dhbe verify vendor.pt runs/vendor/clean.safetensors --arch resnet18 --classes 10\n"
@@ -33,22 +57,7 @@ def run(argv: Sequence[str]) -> int:
     gates.add_fail_on(parser)
     arguments.add_output(parser)
     settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
-    args = parser.parse_args(argv)
-    suspect, cleaned = arguments.suspect(args), _cleaned(args)
-    shown.notes(args, [*suspect.notes, *cleaned.warnings])
-    evidence = arguments.evidence(args, suspect)
-    survey = settings.changed(Survey(), args)
-    arguments.affordable(args, suspect, survey, twice=True)
-    out = args.out or Path("runs") / f"{args.model.stem}-verify"
-    with (
-        Progress(verify.rounds(survey), f"verifying {args.after.name}", args.quiet) as progress,
-        vendor.running(suspect.info.code),
-    ):
-        options = arguments.searching(args, survey, out, progress)
-        record = api.verify(suspect, cleaned, evidence=evidence, **options).record
-    shown.notes(args, record.warnings)
-    shown.recorded(args, record, out, lambda: _table(record))
-    return codes.of(record.verdict, args.fail_on)
+    return parser
 
 
 def _cleaned(args: argparse.Namespace) -> Suspect:

@@ -52,7 +52,7 @@ ARCHIVES = {
 def load_cifar(name: str, split: str) -> Images:
     """The official train or test images of `cifar10` or `cifar100`, or both, downloaded once.
 
-    The archive is kept in $DHBE_DATA, or ~/.cache/dhbe.
+    The archive is kept in $DHBE_DATA, or the user's cache.
 
     Raises:
         Failed: It cannot be downloaded.

@@ -1,14 +1,15 @@
 """Files that are fetched once from where their authors publish them."""
 
-import contextlib
-import os
-import shutil
-import urllib.request
-from http.client import HTTPException
 from pathlib import Path
+
+import pooch
+from requests import ConnectionError, Timeout
 
 from dhbe.errors import Failed, Refused
 from dhbe.files import sha256
+
+PATIENCE = 60
+"""Seconds without an answer after which a download is given up."""
 
 
 def fetched(address: str, digest: str, folder: Path) -> Path:
@@ -32,17 +33,17 @@ def fetched(address: str, digest: str, folder: Path) -> Path:
 
 
 def _download(address: str, digest: str, path: Path) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
+    pooch.get_logger().setLevel("WARNING")  # our own lines say what happens
+    downloader = pooch.HTTPDownloader(timeout=PATIENCE)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # S310 fears file: addresses; those here are constants.
-        with urllib.request.urlopen(address, timeout=60) as answer, part.open("wb") as file:  # noqa: S310
-            shutil.copyfileobj(answer, file)
-        if sha256(part) != digest:
-            raise OSError("another file is there now")
-        part.replace(path)
-    except (OSError, HTTPException) as error:
-        raise Failed(f"cannot download {address}: {error}; put the file into {path.parent} yourself") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        pooch.retrieve(address, digest, path.name, path.parent, downloader=downloader)  # pyright: ignore[reportArgumentType]
+    except (OSError, ValueError) as error:
+        raise Failed(
+            f"cannot download {address}: {_reason(error)}; put the file into {path.parent} yourself"
+        ) from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    if isinstance(error, ConnectionError | Timeout):
+        return "no connection"
+    return str(error) if isinstance(error, OSError) else "another file is there now"

@@ -1,4 +1,4 @@
-"""Data sets with a name that lie on this machine: $DHBE_DATA, or ~/.cache/dhbe."""
+"""Data sets with a name that lie on this machine: $DHBE_DATA, or the user's cache (on Linux ~/.cache/dhbe)."""
 
 import os
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from platformdirs import user_cache_path
 
 from dhbe.data.folders import Split, class_folders, load_folder, numbered, own_splits
 from dhbe.data.images import Images, Shape
@@ -15,7 +16,7 @@ from dhbe.errors import Refused
 
 def kept() -> Path:
     """The folder that holds data sets."""
-    return Path(os.environ.get("DHBE_DATA") or Path.home() / ".cache" / "dhbe")
+    return Path(os.environ.get("DHBE_DATA") or user_cache_path("dhbe", appauthor=False))
 
 
 def local_parts(name: str) -> dict[str, list[Path]] | None:

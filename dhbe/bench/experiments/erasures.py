@@ -20,5 +20,5 @@ EXPERIMENT = Experiment(
     title="Erasures: the default settings on every attack",
     cases=cases,
     draw=[Grid(rows=("victim",), values=("acc", "lost", "asr", "asr_x4", "asr_x9", "seconds"))],
-    note="README's tables are of the victims in `zoo/` and of third-party ones: `python -m experiments.table`.",
+    note="The tables of README and docs/results.md are of the victims in `zoo/` and of third-party ones: `python -m experiments.table`.",
 )

@@ -1,0 +1,59 @@
+"""`dhbe completion SHELL`: a script by which a shell completes verbs, options, their choices and files."""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import shtab
+
+from dhbe.cli.codes import DONE
+from dhbe.cli.entry import VERBS
+from dhbe.cli.parser import Parser
+
+
+def run(argv: Sequence[str]) -> int:
+    """Runs the verb and returns the exit code."""
+    args = _parser().parse_args(argv)
+    print(shtab.complete(_whole(), args.shell))
+    return DONE
+
+
+def parsers() -> dict[str, Parser]:
+    """By what stands behind the verb: nothing."""
+    return {"": _parser()}
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "completion",
+        "  dhbe completion bash > ~/.local/share/bash-completion/completions/dhbe\n"
+        "  dhbe completion zsh > ~/.zfunc/_dhbe      # ~/.zfunc stands in $fpath",
+        description="Prints a script by which a shell completes verbs, options, their choices and files.",
+    )
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="which shell the script is for")
+    return parser
+
+
+def _whole() -> argparse.ArgumentParser:
+    """One parser of all verbs."""
+    whole = argparse.ArgumentParser("dhbe")
+    verbs = whole.add_subparsers()
+    for verb, what in VERBS.items():
+        each: dict[str, Parser] = import_module(f"dhbe.cli.{verb}").parsers()
+        single = [_completed(each.pop(""))] if "" in each else []
+        parser = verbs.add_parser(verb, help=what, parents=single, add_help=not single)
+        if each:
+            behind = parser.add_subparsers()
+            for name, inner in each.items():
+                behind.add_parser(name, help=inner.description, parents=[_completed(inner)], add_help=False)
+    return whole
+
+
+def _completed(parser: Parser) -> Parser:
+    """The parser, whose paths are completed as such."""
+    for action in parser._actions:
+        if action.type is Path or action.dest == "config":
+            place = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
+            setattr(action, "complete", place)  # noqa: B010 (shtab's way, which no stub of argparse knows)
+    return parser
