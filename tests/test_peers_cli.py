@@ -86,7 +86,7 @@ def test_a_defence_that_needs_nothing_runs_without_data(here, dhbe):
         (f"defend finetuning {MODEL} --data data.npz --epochs 0", "--epochs 0: it must be a number of at least 1"),
         (
             f"defend finetuning {MODEL} --data data.npz --images 3 --out out",
-            "finetuning needs more than 3 clean images",
+            "finetuning needs at least 8 clean images, not 3",
         ),
         (f"defend clp {MODEL} --max-asr .1", "--max-asr needs --data, --trigger and --target"),
         (f"defend clp {MODEL} --data data.npz --trigger badnets:3", "give both --trigger and --target"),

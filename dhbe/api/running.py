@@ -113,7 +113,7 @@ def run(
         Failed: The run diverged or could not be written.
     """
     if ranks.size() > 1 and resume:
-        raise Refused("--resume works with one process, which comes to the same: leave torchrun out")
+        raise Refused("--resume needs a single process, with the same result: run it without torchrun")
     if ranks.rank():  # the first process alone measures, writes and tells
         evidence, out, watch = None, None, _unwatched
     out = Path(out) if out is not None else None
