@@ -171,11 +171,11 @@ def test_what_goes_on_is_told_as_a_whole_command(here, dhbe, monkeypatch):
     monkeypatch.setattr(api, "attack", stopped)
     code, _, err = dhbe(f"{ATTACK} --overwrite")
     assert code == 130
-    assert err.splitlines()[-1] == f"dhbe: interrupted; the state is saved in out; this goes on: dhbe {ATTACK} --resume"
+    assert err.splitlines()[-1] == f"dhbe: interrupted; the state is saved in out; to resume: dhbe {ATTACK} --resume"
 
 
 def test_a_long_training_that_missed_stays_to_be_taken_as_it_is(tmp_path):
-    with pytest.raises(Failed, match=r"ASR .* what was trained stays: --resume --force --out"):
+    with pytest.raises(Failed, match=r"ASR .* the trained state is kept: --resume --force --out"):
         attack(tmp_path, force=False, how=BadNets(rate=0.1, min_asr=1.0), fit=replace(FIT, lr=1e-9))
     record = attack(
         tmp_path, resume=True, how=BadNets(rate=0.1, min_asr=1.0), fit=replace(FIT, lr=1e-9),

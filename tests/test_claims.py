@@ -74,7 +74,7 @@ def test_a_network_that_was_never_trained_is_no_usable_input():
 @pytest.mark.parametrize(
     ("options", "said"),
     [("--mean imagine", "give numbers, or one of"), ("--std auto", "give numbers, or one of"),
-     ("--mean auto --std .5", "leave --std out"), ("--mean cifar10 .5", "a name alone")],
+     ("--mean auto --std .5", "leave --std out"), ("--mean cifar10 .5", "give either one name or numbers")],
 )  # fmt: skip
 def test_constants_that_make_no_sense_are_refused_in_one_line(options, said, here, dhbe):
     code, _, err = dhbe(f"score model.pt --input 3x16x16 --data data.npz {options}")

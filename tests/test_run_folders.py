@@ -262,7 +262,7 @@ def test_resume_takes_the_command_from_the_state_and_runs_no_code_that_it_names(
     assert again(here.__class__("out")) == ["erase", "model.pt", "--input", "3x16x16", "--out", "out", "--resume"]
     for command, said in (
         ("dhbe erase model.pt --arch evil.py:net", "code that the folder names"),
-        ("rm -rf x", "does not tell its command"),
+        ("rm -rf x", "lacks its command"),
     ):
         state_file.write(state, "{}", {"replaces": "", "command": command})
         code, _, err = dhbe("resume out")

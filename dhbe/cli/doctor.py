@@ -1,4 +1,4 @@
-"""`dhbe doctor`: what this machine offers, and whether the installation works."""
+"""`dhbe doctor`: shows what this machine offers, and whether the installation works."""
 
 import importlib.util
 import json
@@ -13,11 +13,11 @@ from dhbe.cli.parser import Parser
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     parser = Parser(
-        "doctor", "  dhbe doctor", description="Tells what this machine offers, and whether dhbe works on it."
+        "doctor", "  dhbe doctor", description="Shows what this machine offers, and whether dhbe works on it."
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     args = parser.parse_args(argv)
-    print("looking at this machine and making a trial run; this takes some seconds", file=sys.stderr, flush=True)
+    print("checking this machine with a trial run; this takes a few seconds", file=sys.stderr, flush=True)
     found = _found()
     print(json.dumps(found) if args.json else "\n".join(f"{name:12} {what}" for name, what in found.items()))
     return DONE
@@ -40,7 +40,7 @@ def _found() -> dict[str, str | int]:
     )
     for extra in ("torchvision", "timm", "transformers", "onnxruntime", "tensorboard"):
         found[extra] = "yes" if importlib.util.find_spec(extra) else "no"
-    network = networks.build("resnet8", 2, (3, 16, 16))  # of two classes none stands out, so the search is short
+    network = networks.build("resnet8", 2, (3, 16, 16))  # with two classes none stands out, so the search is short
     began = time.monotonic()
     trial = FastDHBE(iterations=1, cycles=1, batch=16, survey=Survey(warm_up=1, pool_size=64))
     trial(Classifier(network, shape=(3, 16, 16), classes=2))
@@ -48,6 +48,6 @@ def _found() -> dict[str, str | int]:
     old = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 13)
     if old:
         found["advice"] = (
-            "torch is older than 2.13; its restricted loader has known weaknesses: update before opening strangers' files"
+            "torch is older than 2.13; its restricted loader has known weaknesses: update before opening untrusted files"
         )
     return found

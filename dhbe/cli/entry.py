@@ -1,4 +1,4 @@
-"""Where a command begins and ends: it finds the verb, and turns what goes wrong into one line and an exit code."""
+"""The entry point: dispatches the verb, and turns errors into one line and an exit code."""
 
 import os
 import shlex
@@ -13,19 +13,19 @@ from dhbe.cli.parser import configured, meant
 from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 
 VERBS = {
-    "erase": "give back a classifier of the same form without its backdoor; no data needed",
+    "erase": "remove the backdoor from a classifier; no data needed",
     "scan": "search a model for a backdoor; no data needed",
-    "verify": "search a model before and after a defence: is the backdoor gone? no data needed",
+    "verify": "search a model before and after a defence to see whether the backdoor is gone; no data needed",
     "score": "measure ACC and ASR of a model on data",
     "attack": "train a backdoored classifier to practise on",
-    "defend": "run one of the defences of others, to compare or to use clean images",
-    "compare": "run several defences on one model, and draw one page",
-    "bench": "run the experiments of the paper and of yours, and draw their tables and figures",
-    "resume": "go on with the interrupted run in a folder",
-    "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
-    "doctor": "tell what this machine offers, and whether the installation works",
+    "defend": "run a defence of other authors, for comparison or to use clean images",
+    "compare": "run several defences on one model and write one report",
+    "bench": "run experiments, of the paper or your own, and draw their tables and figures",
+    "resume": "resume the interrupted run in a folder",
+    "demo": "plant a backdoor in a small network for handwritten digits and erase it",
+    "doctor": "show what this machine offers, and whether the installation works",
 }
-"""Verbs, each a module of this package with a function `run`."""
+"""Summary of each verb; a verb is a module of this package with a function `run`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return shown.said(error, FAILED)
     except Interrupted as error:
         again = [word for word in words if word not in ("--resume", "--overwrite")]
-        return shown.said(f"{error}; this goes on: {shlex.join(['dhbe', *again, '--resume'])}", INTERRUPTED)
+        return shown.said(f"{error}; to resume: {shlex.join(['dhbe', *again, '--resume'])}", INTERRUPTED)
     except KeyboardInterrupt:
         return shown.said("interrupted", INTERRUPTED)
-    except OSError as error:  # mostly of our output: its reader has gone, or its disk is full
+    except OSError as error:  # mostly from our output: a closed pipe or a full disk
         _give_up_output()
         if isinstance(error, BrokenPipeError):
             return DONE
@@ -68,20 +68,20 @@ def _obey(given: list[str]) -> int:
         print(f"dhbe {version('dhbe')}")
         return DONE
     if verb not in VERBS:
-        raise Refused(f"no verb {verb!r}{meant(verb, VERBS)}; there are {', '.join(VERBS)} (see dhbe --help)")
+        raise Refused(f"no verb {verb!r}{meant(verb, VERBS)}; available: {', '.join(VERBS)} (see dhbe --help)")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
+        warnings.simplefilter("ignore")  # warnings of libraries are not for users of a command
         try:
             module = import_module(f"dhbe.cli.{verb}")
             machine = import_module("dhbe.api.machine")
             machine.keep_memory()
             return module.run(configured(rest))
-        except SystemExit:  # argparse has shown its help
+        except SystemExit:  # argparse has printed its help
             return DONE
 
 
 def _give_up_output() -> None:
-    """Lets nothing complain any more, when Python ends, about what cannot be written."""
+    """Prevents further errors about unwritable output when Python exits."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -92,9 +92,9 @@ def _overview() -> str:
     lines = [f"  {name:8} {what}" for name, what in VERBS.items()]
     return "\n".join(
         [
-            "usage: dhbe VERB ... (dhbe VERB --help tells more)",
+            "usage: dhbe VERB ... (see dhbe VERB --help)",
             "",
-            "Erase backdoors from image classifiers when there is no data.",
+            "Erase backdoors from image classifiers without data.",
             "",
             *lines,
             "",
@@ -104,7 +104,7 @@ def _overview() -> str:
             "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",
-            "exit codes: 0 done; 1 a backdoor was found or is left, or a gate failed; 2 wrong usage or refused input;\n3 unclear, or input not usable (--fail-on found: 0); 4 failed;\n"
+            "exit codes: 0 done; 1 a backdoor was found or remains, or a gate failed; 2 wrong usage or input refused;\n3 unclear, or input not usable (--fail-on found: 0); 4 failed;\n"
             "130 interrupted (erase, defend and attack save their state)",
         ]
     )

@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     gates.add_fail_on(parser)
     arguments.add_output(parser)
     parser.add_argument(
-        "--sarif", type=Path, metavar="FILE", help="write the finding there too, as SARIF 2.1.0 for CI systems"
+        "--sarif", type=Path, metavar="FILE", help="also write the finding to this file, as SARIF 2.1.0 for CI systems"
     )
     settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
     args = parser.parse_args(argv)
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
     if args.sarif and not args.sarif.absolute().parent.is_dir():
         raise Refused(f"--sarif {foreign.name(args.sarif)}: there is no folder {foreign.name(args.sarif.parent)}")
     if args.sarif and any(runs.same(args.sarif, path) for path in suspect.files):
-        raise Refused(f"--sarif {foreign.name(args.sarif)} would replace what is scanned: give another file")
+        raise Refused(f"--sarif {foreign.name(args.sarif)} would replace the scanned model: give another file")
     shown.notes(args, suspect.notes)
     survey = settings.changed(Survey(), args)
     arguments.affordable(args, suspect, survey)
