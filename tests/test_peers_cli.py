@@ -106,9 +106,9 @@ def test_another_defence_in_the_same_folder_is_refused_and_the_same_one_recognis
     before = listing("out")
     assert dhbe(f"defend finetuning {command}")[0] == 0
     code, _, errors = dhbe(f"defend finetuning {command} --images 20")
-    assert (code, "finished run of other settings (images: 48 then, 20 now" in errors) == (2, True)
+    assert (code, "finished run with other settings (images: 48 then, 20 now" in errors) == (2, True)
     code, _, errors = dhbe(f"defend nad {command}")
-    assert (code, "finished run of other settings" in errors) == (2, True)
+    assert (code, "finished run with other settings" in errors) == (2, True)
     assert listing("out") == before
 
 

@@ -82,13 +82,13 @@ Tone = Literal["good", "caution", "bad", "unknown"]
 HEADLINES: dict[str, tuple[Tone, str]] = {
     "erased": ("good", "Erased"),
     "nothing found": ("unknown", "Nothing was found by this search"),
-    "still answers": ("bad", "The cleaned model still responds to a trigger"),
+    "still answers": ("bad", "The cleaned model still answers a trigger"),
     "damaged": ("bad", "The cleaned model is damaged"),
     "no effect": ("bad", "The defence had no effect"),
     "backdoored": ("bad", "A backdoor was found"),
     "unclear": ("caution", "It is unclear whether there is a backdoor"),
     "input not usable": ("caution", "The input is not usable"),
-    "answers": ("bad", "The model after still responds to a trigger"),
+    "answers": ("bad", "The model after still answers a trigger"),
     "changed": ("caution", "No trigger found acts any more, but the model has become a different one"),
     "quiet": ("good", "No trigger found acts on the model after"),
 }
