@@ -321,7 +321,7 @@ SITUATIONS = {
     ),
     "mean by name": Situation(bare, SCORE.replace(".5 --std .25", "imagenet --std imagenet")),
     "an upside-down normalisation": Situation(
-        bare, SCORE.replace(".5 --std .25", "1 --std .004"), right=None, said=(r"about what guessing gives, but with --mean \S+ it is",)
+        bare, SCORE.replace(".5 --std .25", "1 --std .004"), right=None, said=(r"no better than chance, but with --mean \S+ it is",)
     ),
     "no architecture told": Situation(
         bare, SCORE.replace("--arch resnet8 --classes 10", ""), said=("taken for resnet8: stem stride 1, no max-pooling",)

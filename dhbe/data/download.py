@@ -1,4 +1,4 @@
-"""Files that are fetched once from where their authors publish them."""
+"""Downloads files once from their publishers."""
 
 import contextlib
 import os
@@ -12,16 +12,16 @@ from dhbe.files import sha256
 
 
 def fetched(address: str, digest: str, folder: Path) -> Path:
-    """The file of this address in `folder`, downloaded if it is not there.
+    """The path of a published file in `folder`, where it is downloaded if missing.
 
     Args:
-        address: Where it is published; its last part is the file's name.
+        address: URL of the file; its last part is the file's name.
         digest: SHA-256 of its content, hexadecimal.
-        folder: Where files are kept; it is made if need be.
+        folder: Download folder, created if missing.
 
     Raises:
-        Failed: It cannot be downloaded, or the address has another file now.
-        Refused: What is there is not the file that was published.
+        Failed: It cannot be downloaded, or the file at the URL has changed.
+        Refused: The existing file is not the published one.
     """
     path = folder / address.rpartition("/")[2]
     if not path.exists():
@@ -35,7 +35,7 @@ def _download(address: str, digest: str, path: Path) -> None:
     part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # S310 fears file: addresses; those here are constants.
+        # S310 warns of file: URLs; those here are constants.
         with urllib.request.urlopen(address, timeout=60) as answer, part.open("wb") as file:  # noqa: S310
             shutil.copyfileobj(answer, file)
         if sha256(part) != digest:
