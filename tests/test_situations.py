@@ -206,7 +206,7 @@ SITUATIONS = {
         folders(str), D.replace("3x16x16", "3x16x24"), right=None, said=("120 of 120 images were enlarged from 16x16 .* to 24x16",)
     ),
     "a folder called as a data set": Situation(
-        lambda bench: (bare(bench), (bench.folder / "digits16").mkdir()), said=(r"for what lies here .* give \./digits16",)
+        lambda bench: (bare(bench), (bench.folder / "digits16").mkdir()), said=(r"for the local file or folder, give \./digits16",)
     ),
     # Which weights?
     "model beside model_ema": Situation(with_both("model", "model_ema"), said=("weights model and their average model_ema",)),
