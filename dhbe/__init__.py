@@ -1,4 +1,4 @@
-"""Erase backdoors from image classifiers when there is no data.
+"""Erase backdoors from image classifiers without data.
 
 erasure = dhbe.erase(network, input_shape=(3, 32, 32), mean=(0.49, 0.48, 0.45), std=(0.25, 0.24, 0.26))
 erasure.model, erasure.record
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Public names are loaded when they are first used: `import dhbe` takes no torch along."""
+    """Loads public names on first use, so that `import dhbe` does not import torch."""
     from importlib import import_module
 
     if name == "__version__":

@@ -1,4 +1,4 @@
-"""Which state dict is meant, of all that a checkpoint holds: training scripts keep averages, teachers and critics too."""
+"""Chooses a state dict among all in a checkpoint, as training scripts also save averages, teachers and critics."""
 
 import re
 from collections import Counter
@@ -12,32 +12,32 @@ from dhbe import foreign
 from dhbe.errors import Refused
 
 PLACES = ("state_dict", "model", "net", "model_state_dict")
-"""Where training scripts put the state dict."""
+"""Keys under which training scripts store the state dict."""
 
 AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow)([._]|$)")
-"""Names of averages over the steps of the training, which are what is deployed."""
+"""Names of averages over training steps, which are what is deployed."""
 
 OTHER = re.compile(r"^(optim|sched|lr_sched|scaler|callbacks|loops)")
-"""Names of what belongs to the training and not to the network."""
+"""Names of training state that is not part of the network."""
 
 DEEPEST = 4
-"""Levels at which a state dict may lie."""
+"""Maximum nesting level of a state dict."""
 
 ALIKE = 0.8
-"""Share of common shapes from which on two state dicts are taken for states of one network."""
+"""Share of common shapes from which two state dicts count as states of the same network."""
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A state dict, or what looks like one."""
+    """A possible state dict."""
 
     where: str
-    """Keys that lead to it, with dots between; empty for the outermost."""
+    """The dotted path of keys that leads to it; empty for the outermost."""
     tensors: Mapping[str, Tensor]
 
     @property
     def averaged(self) -> bool:
-        """Whether its name says that it is an average over training steps."""
+        """Whether its name indicates an average over training steps."""
         return AVERAGED.search(self.where.lower()) is not None
 
     @property
@@ -46,7 +46,7 @@ class Candidate:
         return any(isinstance(value, Tensor) and value.ndim >= 2 for value in self.tensors.values())
 
     def alike(self, other: "Candidate") -> bool:
-        """Whether both may be states of one network."""
+        """Whether both may be states of the same network."""
         shapes = [Counter(tuple(value.shape) for value in each.tensors.values() if isinstance(value, Tensor))
                   for each in (self, other)]  # fmt: skip
         return shapes[0].keys() != set() and (shapes[0] & shapes[1]).total() >= ALIKE * max(s.total() for s in shapes)
@@ -54,7 +54,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The state dict that is meant."""
+    """The chosen state dict."""
 
     chosen: Candidate
     twins: tuple[Candidate, ...] = ()
@@ -63,21 +63,21 @@ class Choice:
 
 
 def candidates(outer: Mapping[Any, Any]) -> list[Candidate]:
-    """All state dicts in what a file holds."""
+    """All state dicts in the content of a file."""
     found = [Candidate(".".join(path), inner) for path, inner in _tables(outer, (), set())]
     weighty = [each for each in found if each.weighty]
     return weighty or [each for each in found if not each.where] or found
 
 
 def choose(found: Sequence[Candidate], wanted: str | None = None) -> Choice:
-    """The one that is meant.
+    """Chooses one state dict.
 
     Args:
-        found: At least one.
-        wanted: Its name, or the last part of it; None takes the only one, or an average of the only other one.
+        found: At least one candidate.
+        wanted: Its path, or the last part of it; None chooses the only one, or the average of the only other one.
 
     Raises:
-        Refused: None has that name, or there are several and nothing tells which is meant.
+        Refused: None has that name, or the choice is ambiguous.
     """
     if wanted is not None:
         named = [each for each in found if each.where == wanted] or [
@@ -85,7 +85,7 @@ def choose(found: Sequence[Candidate], wanted: str | None = None) -> Choice:
         ]
         if len(named) != 1:
             raise Refused(
-                f"holds no state dict {foreign.name(wanted)}, but {listed(found)}: give one of these to --weights"
+                f"holds no state dict {foreign.name(wanted)}, but {listed(found)}: give --weights one of these"
             )
         return Choice(named[0], _twins(named[0], found))
     plain, averages = [each for each in found if not each.averaged], [each for each in found if each.averaged]
@@ -102,14 +102,14 @@ def choose(found: Sequence[Candidate], wanted: str | None = None) -> Choice:
         raise Refused(f"holds several averages of the weights: add --weights with one of {listed(found)}")
     best, other = averages[0], main[0]
     note = (
-        f"the file holds the weights {other.where or 'at its top'} and their average {best.where}: the average is taken, "
-        f"as it is what is deployed; --weights takes another ({listed([other, best])})"
+        f"the file holds weights ({other.where or 'at its top level'}) and their average ({best.where}): using the average, "
+        f"which is what is deployed; --weights selects another ({listed([other, best])})"
     )
     return Choice(best, _twins(best, found), note)
 
 
 def listed(found: Iterable[Candidate]) -> str:
-    """Their names."""
+    """The paths of candidates as text."""
     return ", ".join(foreign.name(each.where, longest=100) or "''" for each in found)
 
 
@@ -124,7 +124,7 @@ def _twins(chosen: Candidate, found: Iterable[Candidate]) -> tuple[Candidate, ..
 def _tables(
     outer: Mapping[Any, Any], path: tuple[str, ...], seen: set[int]
 ) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
-    """Dicts with tensors inside, with the keys that lead there; each once, whatever refers to it."""
+    """Dicts that contain tensors, with the keys that lead to them; each once, however often it is referenced."""
     if id(outer) in seen or len(path) > DEEPEST:
         return
     seen.add(id(outer))

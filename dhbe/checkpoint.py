@@ -1,10 +1,10 @@
-"""Checkpoints from strangers: plain tensors come out, and nothing that a file asks for is ever run.
+"""Reads plain tensors from untrusted checkpoints without executing anything in them.
 
-A checkpoint of a suspect model is hostile until shown otherwise. Safetensors files hold no code. Pickles are first
-disassembled: one that names anything beside tensors, numpy numbers and plain containers is refused and the names are
-told, and so is one whose objects would exhaust the process (see `opcodes`). The rest goes through torch's restricted
-loader twice: once without data, to compare the sizes that the file claims with the size that it has, then in earnest.
-There is no way round that loader, and no TorchScript.
+A checkpoint of a suspect model is considered hostile. Safetensors files hold no code. Pickles are first disassembled: those
+that name anything besides tensors, numpy numbers and plain containers are refused, with these names, and so are those whose
+objects would exhaust the process (see `opcodes`). The rest is read by torch's restricted loader twice: once without data, to
+compare the claimed sizes with the size of the file, and then for real. There is no way to bypass that loader, and TorchScript
+is not supported.
 """
 
 import io
@@ -34,15 +34,17 @@ from dhbe.networks.external import guarded
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and the like
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 DTYPES |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-LARGEST_HEADER = 8 * 2**20  # of a safetensors file, bytes; 20,000 tensors take two
-SLACK = 3  # tied weights are stored once and counted at each name; more than so many times the file is a bomb
+LARGEST_HEADER = 8 * 2**20  # bytes of a safetensors header; 20,000 tensors take two MiB
+SLACK = (
+    3  # claimed size / file size above which a file is a bomb; tied weights are stored once but counted at each name
+)
 MEND = "ask for a .safetensors file, or for what torch.save(model.state_dict(), path) writes"
 
 
 class Inert:
-    """Stands for an object beside the weights, as the settings of a training script: made of anything, keeps nothing.
+    """Replaces an object beside the weights, such as a training script's settings; accepts any arguments and state.
 
-    The real ones must not be restored: the state that a pickle gives to a dtype of numpy changes it for the whole process.
+    Restoring the real objects would be unsafe: the state that a pickle sets on a numpy dtype changes it process-wide.
     """
 
     def __init__(self, *_: object) -> None: ...
@@ -51,7 +53,7 @@ class Inert:
 
 
 def _no_items(*_: object) -> dict:
-    return {}  # the restricted loader fills plain dicts and lists only
+    return {}  # the restricted loader only fills plain dicts and lists
 
 
 def _no_elements(*_: object) -> list:
@@ -81,17 +83,17 @@ _HARMLESS |= {*_STAND_INS, "builtins.set", *map(str, DTYPES)}
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """The weights of a checkpoint, as found.
+    """The weights of a checkpoint.
 
     Attributes:
-        tensors: Dense CPU tensors under the very keys, in the order and with the dtypes of the file; all finite.
-        prefix: What wrappers (DataParallel, torch.compile, ...) put before every key, or "".
-        where: The key under which the file keeps the state dict, or "" if it is bare.
-        sha256: Of the file, 64 hexadecimal digits.
-        notes: What is worth knowing of how they were chosen and matched, a line each.
-        names: The network's name of each tensor that it needs, by key; None as long as there is no network, or where both
-            are the same.
-        container: Writes new weights in the form in which these came; None if that is a single .safetensors file.
+        tensors: Dense, finite CPU tensors with the keys, order and dtypes of the file.
+        prefix: The prefix that wrappers (DataParallel, torch.compile, ...) add to every key, or "".
+        where: The path of keys that leads to the state dict in the file, or "" if it is the whole content.
+        sha256: SHA-256 of the file, 64 hexadecimal digits.
+        notes: Notes on how the weights were chosen and matched, one line each.
+        names: The network's name of each tensor that it needs, by key; None if there is no network yet, or if the names are
+            the same.
+        container: Writes new weights in the original file format; None if that is a single .safetensors file.
     """
 
     tensors: dict[str, Tensor]
@@ -104,24 +106,25 @@ class State:
 
     @property
     def plain(self) -> dict[str, Tensor]:
-        """The tensors under keys without what wrappers put before or into them; others are left out."""
+        """The tensors under keys without the additions of wrappers; keys without the common prefix are left out."""
         kept = {key.removeprefix(self.prefix): x for key, x in self.tensors.items() if key.startswith(self.prefix)}
         bare = {matching.canonical(key): x for key, x in kept.items()}
         return bare if len(bare) == len(kept) else kept
 
 
 def read(path: Path, weights: str | None = None) -> State:
-    """Reads the weights in a .safetensors file or in one written by ``torch.save``, without running anything in it.
+    """Reads the weights in a .safetensors file or one written by ``torch.save``, without executing anything in it.
 
-    A link to a regular file is followed, because caches of downloaded models consist of them.
+    A symbolic link to a regular file is followed, as caches of downloaded models consist of such links.
 
     Args:
         path: The file.
-        weights: Which of several state dicts, or what the names of its tensors begin with; see `candidates.choose`.
+        weights: Which of several state dicts, or the prefix of its tensors' names; see `candidates.choose`.
 
     Raises:
-        Refused: No readable file; broken, truncated or bomb-like content; a pickle that names any other class or
-            function; anything but dense, finite tensors where the state dict should be.
+        Refused: The file is not readable; its content is broken, truncated or a bomb; a pickle names a class or function
+            that is not allowed; or the state dict holds anything but dense, finite tensors.
+        Failed: There is not enough memory.
     """
     try:
         file = path.resolve(strict=True)
@@ -131,9 +134,9 @@ def read(path: Path, weights: str | None = None) -> State:
     name = f"{foreign.name(path)} (a link to {foreign.name(file)})" if path.is_symlink() else foreign.name(path)
     if not stat.S_ISREG(status.st_mode):
         raise Refused(
-            f"{name} is {'a folder' if file.is_dir() else 'no regular file'}: name the checkpoint file itself"
+            f"{name} is {'a folder' if file.is_dir() else 'not a regular file'}: name the checkpoint file itself"
         )
-    files.opened(file).close()  # a file that consists of holes is gone through for minutes
+    files.opened(file).close()  # refuses sparse files, which would take minutes to read
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -141,13 +144,13 @@ def read(path: Path, weights: str | None = None) -> State:
             tensors = {key: _plain(key, tensor) for key, tensor in choice.chosen.tensors.items()}
     except Refused as refusal:
         raise Refused(f"{name} {refusal}") from refusal.__cause__
-    except Exception as error:  # whatever a parser thinks of hostile bytes, the answer is the same
+    except Exception as error:  # parsers of hostile bytes may raise anything
         if out_of_memory(error):
-            raise Failed(f"the memory does not suffice to read {name}") from error
-        # The first sentence of the reason; what follows in torch's text advises to switch the protection off.
+            raise Failed(f"not enough memory to read {name}") from error
+        # Only the first sentence: the rest of torch's message advises disabling the protection.
         reason = re.split(r"\n|\. ", str(error).rpartition("WeightsUnpickler error: ")[2].strip())[0]
         raise Refused(
-            f"{name} is broken, truncated or no checkpoint ({type(error).__name__}: {show(reason)}): {MEND}"
+            f"{name} is broken, truncated or not a checkpoint ({type(error).__name__}: {show(reason)}): {MEND}"
         ) from error
     notes = (choice.note,) if choice.note else ()
     where, container = show(choice.chosen.where), _container(path, choice, outer) if outer else None
@@ -156,19 +159,19 @@ def read(path: Path, weights: str | None = None) -> State:
 
 
 def load_into(network: nn.Module, state: State, weights: str | None = None) -> State:
-    """Gives `network` the weights of `state`, in float32, under whatever names `matching` finds them.
+    """Loads the weights of `state` into `network`, in float32, matching names by `matching`.
 
     Args:
-        network: Untrained.
+        network: The network, untrained; changed in place.
         state: What `read` returned.
-        weights: Which of several networks in the state dict; what was `read`'s choice already is no longer asked.
+        weights: Which of several networks in the state dict; ignored if `read` has already chosen by it.
 
     Returns:
-        The state, which now knows the network's names.
+        The state, with the network's names added.
 
     Raises:
-        Refused: Tensors are missing, left over or of another shape, or code of the vendor's class raises. What has no
-            part in the answer may be missing or left over.
+        Refused: Tensors are missing, left over or of the wrong shape, or the vendor's code raises. Tensors that do not
+            affect the output may be missing or left over.
     """
     if weights in (state.where, state.where.rpartition(".")[2]):
         weights = None
@@ -180,7 +183,7 @@ def load_into(network: nn.Module, state: State, weights: str | None = None) -> S
         for name, tensor in ((name, state.tensors[key]) for key, name in found.names.items())
         if tensor.numel() == 1 or tensor.shape == shapes[name]
     }
-    with guarded("loading the weights into the network"):  # a vendor's class may have its own way
+    with guarded("loading the weights into the network"):  # a vendor's class may override it
         network.float().load_state_dict(given, strict=False)
     return replace(state, names=found.names, notes=(*state.notes, *found.notes))
 
@@ -189,7 +192,7 @@ def save(path: Path, network_state: Mapping[str, Tensor], like: State, metadata:
     """Writes `network_state` as a safetensors file with exactly the keys, shapes and dtypes of `like`.
 
     Args:
-        path: The file; it is there whole or not at all.
+        path: The file, which is written atomically.
         network_state: The ``state_dict()`` of a network into which `like` was loaded.
         like: The checkpoint that the network came from.
         metadata: Text for the header of the file.
@@ -202,7 +205,7 @@ def save(path: Path, network_state: Mapping[str, Tensor], like: State, metadata:
 
 
 def _container(path: Path, choice: candidates.Choice, outer: dict) -> TorchFile:
-    """Keeps what stands around the weights."""
+    """The content of a `torch.save` file around its weights."""
     mould, twins = containers.mould(outer, choice)
     suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix) and path.suffix != ".safetensors" else ".pt"
     kept = tuple({key: _plain(key, tensor) for key, tensor in twin.tensors.items()} for twin in twins)
@@ -210,7 +213,7 @@ def _container(path: Path, choice: candidates.Choice, outer: dict) -> TorchFile:
 
 
 def _twin(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A twin with the network's values; nothing, if it cannot be told which of them are its."""
+    """A twin with the network's values; empty if its tensors cannot be matched."""
     try:
         names = matching.match(network, tensors).names
     except Refused:
@@ -219,7 +222,7 @@ def _twin(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def changed(network_state: Mapping[str, Tensor], like: State) -> dict[str, Tensor]:
-    """The tensors of `like` with the network's values: the very keys, shapes and dtypes; what it lacks stays as it was.
+    """The tensors of `like` with the network's values, in its keys, shapes and dtypes; tensors of no network are kept.
 
     Raises:
         Failed: A value is not finite in the dtype of `like`.
@@ -229,13 +232,13 @@ def changed(network_state: Mapping[str, Tensor], like: State) -> dict[str, Tenso
         name = key if like.names is None else like.names.get(key)
         new = old if name is None else network_state[name].detach().to("cpu", old.dtype).reshape(old.shape)
         if not new.isfinite().all():
-            raise Failed(f"{key} is not finite in {old.dtype}: it is not written")
+            raise Failed(f"{key} is not finite in {old.dtype}: nothing was written")
         tensors[key] = new.clone(memory_format=torch.contiguous_format)  # a copy: safetensors refuses shared memory
     return tensors
 
 
 def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice, dict | None]:
-    """The state dict that is meant, and what stands around it in a file of `torch.save`."""
+    """The chosen state dict and, for a file of `torch.save`, its whole content."""
     with file.open("rb") as stream:
         head = stream.read(64)
     if not head:
@@ -246,7 +249,7 @@ def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice
     if file.suffix == ".safetensors" or (head[8:9] == b"{" and header < size):
         if LARGEST_HEADER < header < size:
             raise Refused(
-                f"has a header of {header:,} bytes, over the limit of {LARGEST_HEADER:,}: no model needs that"
+                f"has a header of {header:,} bytes, over the limit of {LARGEST_HEADER:,}: no model needs that much"
             )
         return _find(safetensors.torch.load_file(file), weights), None
     if zipped := head.startswith(b"PK\x03\x04"):
@@ -254,74 +257,74 @@ def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice
             check_zip(stream, size)
     else:
         with opcodes.Whole(file) as stream:
-            _refuse_strangers(stream, pickles=5)  # the format before zips: five in a row, then bytes
+            _refuse_strangers(stream, pickles=5)  # the legacy format: five pickles in a row, then bytes
             stream.seek(0)
             opcodes.check(stream, 5, size)
     with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]):
-        with torch.serialization.skip_data():  # a rehearsal without memory: sizes are believed only after it
+        with torch.serialization.skip_data():  # a dry run without data, to check the claimed sizes
             outer = torch.load(str(file), map_location="meta", weights_only=True)
         _find(outer, weights)
         total = sum(math.prod(tensor.shape) * tensor.itemsize for tensor in containers.tensors(outer))
         if total > SLACK * size:
-            raise Refused(f"has {size} bytes, but its tensors claim {total}: it is refused as a bomb")
+            raise Refused(f"has {size} bytes, but its tensors claim {total}: refused as a bomb")
         outer = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
         return _find(outer, weights), outer
 
 
 def check_zip(stream: IO[bytes], size: int) -> None:
-    """Judges what `torch.save` wrote as a zip, before it goes to the restricted loader.
+    """Checks a zip file of `torch.save` before it goes to the restricted loader.
 
     Args:
         stream: The file.
-        size: Its bytes.
+        size: Its size in bytes.
 
     Raises:
-        Refused: It asks for more than tensors and plain containers, or for too much of them; "is ..." without a subject.
-        Exception: It is broken, in whatever way.
+        Refused: It asks for more than tensors and plain containers, or for too many; the message lacks its subject.
+        Exception: It is broken.
     """
     with zipfile.ZipFile(stream) as archive:
         pickled = _pickle_of(archive, size)
     _refuse_strangers(io.BytesIO(pickled), pickles=1)
     stream.seek(0)
     if torch._C.PyTorchFileReader(stream).get_record("data.pkl") != pickled:
-        raise Refused(f"is a zip archive that two programs read in two ways: {MEND}")
+        raise Refused(f"is an ambiguous zip archive, which different programs read differently: {MEND}")
     opcodes.check(io.BytesIO(pickled), 1, size)
 
 
 def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:
-    """The pickle inside what ``torch.save`` wrote: a zip whose members are stored as they are."""
+    """The pickle inside a zip of ``torch.save``, whose members must be uncompressed."""
     members = archive.infolist()
-    names = [member.filename.partition("/")[2].lower() for member in members]  # torch does not mind the case
+    names = [member.filename.partition("/")[2].lower() for member in members]  # torch ignores case
     if "constants.pkl" in names:
         raise Refused(
-            "is a TorchScript archive, which is a program: where it is trusted, "
-            "torch.save(torch.jit.load(path).state_dict(), 'model.pt') takes the weights out"
+            "is a TorchScript archive, which is a program: if you trust it, extract the weights with "
+            "torch.save(torch.jit.load(path).state_dict(), 'model.pt')"
         )
     if names.count("data.pkl") != 1:
-        raise Refused(f"is a zip archive, but not of torch.save (it needs one data.pkl): {MEND}")
+        raise Refused(f"is a zip archive, but not of torch.save (which has one data.pkl): {MEND}")
     unpacked = sum(member.file_size for member in members)
     if unpacked > size:
-        raise Refused(f"has {size} bytes and would unpack to {unpacked}: it is refused as a zip bomb")
+        raise Refused(f"has {size} bytes and would unpack to {unpacked}: refused as a zip bomb")
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise Refused(f"was packed by another program than torch.save, whose files are not compressed: {MEND}")
+        raise Refused(f"is compressed, and so not written by torch.save: {MEND}")
     orders = {archive.read(member) for member, name in zip(members, names, strict=True) if name == "byteorder"}
-    if orders - {sys.byteorder.encode()}:  # torch would swap bytes in the mapped file, and crash
+    if orders - {sys.byteorder.encode()}:  # torch would swap bytes in the read-only mapped file, and crash
         raise Refused(f"has the byte order of another machine: {MEND}")
     return archive.read(members[names.index("data.pkl")])
 
 
 def _refuse_strangers(stream: IO[bytes], pickles: int) -> None:
-    """Refuses pickles that name more than plain tensors need."""
+    """Refuses pickles that import more than plain tensors need."""
     strangers, broken = {}, None
     try:
         for name in _imports(stream, pickles):
             if name not in _HARMLESS and not _TENSOR.fullmatch(name):
                 strangers[show(name)] = None  # a set in order
-    except Exception as error:  # it may have asked for enough before
+    except Exception as error:  # the names before may be enough to refuse it
         broken = error
     if any(name.startswith("torch.nn.modules.") for name in strangers):
         own_first = sorted(strangers, key=lambda name: name.startswith(("torch.", "__builtin__.")))
-        raise Refused(f"is a whole pickled network, which is a program, and was not run ({some(own_first)}): {MEND}")
+        raise Refused(f"is a whole pickled network, which is a program and was not run ({some(own_first)}): {MEND}")
     if strangers and all(name.startswith("torch.") for name in strangers):
         raise Refused(f"holds sparse, quantised or other special tensors ({some(strangers)}): save plain dense ones")
     if strangers:
@@ -331,7 +334,7 @@ def _refuse_strangers(stream: IO[bytes], pickles: int) -> None:
 
 
 def _imports(stream: IO[bytes], pickles: int) -> Iterator[str]:
-    """The names that pickles in a row would import, read off their opcodes; nothing is executed."""
+    """The names that consecutive pickles would import, from their opcodes; nothing is executed."""
     texts, memo = ["", ""], {}
     for _ in range(pickles):
         for opcode, argument, _ in islice(pickletools.genops(stream), opcodes.MOST_OPCODES):
@@ -348,7 +351,7 @@ def _imports(stream: IO[bytes], pickles: int) -> Iterator[str]:
 
 
 def _find(outer: Any, weights: str | None) -> candidates.Choice:
-    """The state dict in what a file holds."""
+    """The state dict in the content of a file."""
     if not isinstance(outer, dict):
         raise Refused(f"holds a {type(outer).__name__} instead of a state dict: {MEND}")
     found = candidates.candidates(outer)
@@ -362,18 +365,18 @@ def _find(outer: Any, weights: str | None) -> candidates.Choice:
         if not (isinstance(key, str) and isinstance(value, Tensor) and value.dtype in DTYPES)
     ]
     if others:
-        raise Refused(f"has a state dict with entries that are no plain tensors: {some(others)}: {MEND}")
+        raise Refused(f"has a state dict with entries that are not plain tensors: {some(others)}: {MEND}")
     tensors = choice.chosen.tensors.values()
     if len(tensors) > opcodes.MOST_TENSORS or any(tensor.ndim > opcodes.MOST_DIMENSIONS for tensor in tensors):
         raise Refused(
-            f"has more than {opcodes.MOST_TENSORS:,} tensors, or one of more than {opcodes.MOST_DIMENSIONS} dimensions: "
+            f"has more than {opcodes.MOST_TENSORS:,} tensors, or one with more than {opcodes.MOST_DIMENSIONS} dimensions: "
             "no model needs that"
         )
     return choice
 
 
 def _plain(key: str, tensor: Tensor) -> Tensor:
-    """A copy in memory of its own, of a tensor that may be a view of the mapped file, or a parameter."""
+    """A contiguous copy of a tensor that may be a view of the mapped file, or a parameter."""
     if tensor.is_floating_point() and not tensor.isfinite().all():
-        raise Refused(f"has NaN or infinite weights in {show(key)}: the model cannot work, fetch it again")
+        raise Refused(f"has NaN or infinite weights in {show(key)}: the model cannot work, download it again")
     return tensor.detach().clone(memory_format=torch.contiguous_format)

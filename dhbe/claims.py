@@ -1,8 +1,8 @@
-"""How images are normalised, held against what the weights remember.
+"""Compares the assumed normalisation of images with the statistics of a network's BatchNorm layers.
 
-Nobody may have said it, or a label in the file that anybody can write. A model that is fed wrongly answers no trigger,
-and a search in it finds nothing. BatchNorm layers remember the means and the spreads of what they saw in training, and
-pieces of photographs are enough like any images to tell which of the usual ways of normalising comes near to that.
+The normalisation may be unknown, or come from a label in the file that anybody can write. A model with wrongly normalised
+input responds to no trigger, so a search finds nothing. BatchNorm layers store means and variances of the training data,
+and crops of photographs resemble other images enough to tell which of the usual normalisations comes close to them.
 """
 
 import math
@@ -20,47 +20,47 @@ from dhbe.search.photographs import pieces
 from dhbe.steps import secluded
 
 PIXELS = 2**17
-"""Of each channel that are looked at, in 8 to 128 pieces."""
+"""Pixels per channel in the crops examined, 8 to 128 of them."""
 
 PROBED = 8
 """Pieces to which there must be an answer."""
 
 FITS = 0.5
-"""Distance up to which a way of normalising may be the right one; that is 0.07 to 0.18 on the models measured."""
+"""Largest distance of a plausible normalisation; the right one had 0.07 to 0.18 on the models measured."""
 
 BETTER = 1.5
-"""Times nearer, at least, is another way that clearly is the right one; the right one was at most 1.1 times farther than
-another one (results/constants)."""
+"""Factor by which another normalisation must fit better to contradict the assumed one; the right one was at most 1.1 times
+farther than another one (results/constants)."""
 
 SAME = 0.7
-"""Of `variety`: a network below it answers hardly anything but its own bias."""
+"""Smallest `variety` of a usable model: below it, the logits hardly depend on the image."""
 
 CANDIDATES = ("--mean 0 --std 1", "--mean .5 --std .5", "--mean imagenet", "--mean cifar10", "--mean mnist")
-"""Ways that are tried, as one asks for them."""
+"""The normalisations tested, as command-line options."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How well a way of normalising fits what the BatchNorm layers remember."""
+    """How well a normalisation fits the BatchNorm statistics."""
 
     option: str
-    """As one asks for it on the command line."""
+    """The command-line options for it."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     distance: float
-    """See `BatchStatistics`; 0 is a perfect fit."""
+    """The distance of `BatchStatistics`; 0 is a perfect fit."""
 
 
 def fits(classifier: Classifier) -> list[Fit]:
-    """The usual ways of normalising, the one that fits best first; none for a network without BatchNorm."""
+    """The usual normalisations in order of their distances; empty for a network without BatchNorm."""
     return sorted(_tried(classifier, _candidates(classifier.shape[0])), key=lambda fit: fit.distance)
 
 
 def contradiction(classifier: Classifier) -> tuple[Fit, float] | None:
-    """The way of normalising that clearly fits better than the one that a classifier has, and the distance of its own.
+    """A normalisation that fits clearly better than a classifier's own, and the distance of its own.
 
-    None where there is none: a network without BatchNorm contradicts nothing, and neither does one for images unlike any
-    photograph, unless they would be usual with other constants.
+    None if there is none: neither a network without BatchNorm contradicts its normalisation, nor one for images unlike
+    photographs, to which no candidate fits.
     """
     own = tuple(classifier.mean.flatten().tolist()), tuple(classifier.std.flatten().tolist())
     tried = _tried(classifier, {"": own, **_candidates(classifier.shape[0])})
@@ -82,10 +82,10 @@ def _candidates(channels: int) -> dict[str, Constants]:
 
 @torch.no_grad()
 def variety(classifier: Classifier) -> float:
-    """How much the logits differ from image to image, by how much their means differ from class to class.
+    """The deviation of logits between images, divided by the deviation of their means between classes.
 
-    On the models measured it is 0.9 to 2 and more for those that were trained, also on quite other images than photographs,
-    and 0.3 to 0.5 for those that were not (results/constants).
+    On the models measured, it was 0.9 or more for trained ones, even those for images unlike photographs, and 0.3 to 0.5
+    for untrained ones (results/constants).
     """
     with secluded(), evaluating(classifier):
         torch.manual_seed(0)
@@ -108,7 +108,7 @@ def check_finite(classifier: Classifier) -> None:
 
 
 def _shown(classifier: Classifier) -> Tensor:
-    """Pieces of photographs [n, c, h, w] in [0, 1]."""
+    """Crops of photographs [n, c, h, w] in [0, 1]."""
     _, height, width = classifier.shape
     return pieces(min(max(PIXELS // (height * width), 8), 128), classifier.shape).to(classifier.mean.device)
 

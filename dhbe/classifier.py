@@ -1,4 +1,4 @@
-"""The classifier: pixels in [0, 1] go in, logits come out, whatever the vendor's network expects and returns."""
+"""The classifier: maps pixels in [0, 1] to logits, whatever the vendor's network expects and returns."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,23 +12,23 @@ SMALLEST_PROBABILITY = 1e-12  # log of a softmax output that underflowed to 0 st
 
 
 class Classifier(nn.Module):
-    """A network behind one door: pixels in [0, 1] in, logits out; normalisation happens inside.
+    """A network with a uniform interface: pixels in [0, 1] in, logits out; normalisation happens inside.
 
-    The network may return logits, alone or among other tensors: see `logits_in`. A network that ends in softmax gives its
-    log-probabilities, which are logits up to a constant.
+    The network may return logits alone or among other tensors: see `logits_in`. For a network that ends in softmax, the
+    logits are its log-probabilities, which equal logits up to a constant.
 
     Args:
-        network: The vendor's module; it takes normalised images [n, c, h, w]. It is used, not copied.
+        network: The vendor's module, which takes normalised images [n, c, h, w]. It is not copied.
         shape: Image shape (channels, height, width).
         classes: Number of classes.
         mean: Mean of each channel over pixels in [0, 1], or one number for all.
         std: Standard deviation of each channel in the same unit, or one number for all; positive.
         softmax: Whether the network returns probabilities instead of logits.
-        output: Which of several outputs the logits are, by number or name; None where one alone can be.
-        contiguous: Whether the network's code takes nothing but images and weights in the usual memory order.
+        output: Which of several outputs holds the logits, by number or name; None if only one can.
+        contiguous: Whether the network's code requires images and weights in contiguous memory format.
 
     Raises:
-        Refused: A shape, mean or std that makes no sense.
+        Refused: Mean or std do not match the channels, or have invalid values.
     """
 
     mean: Tensor
@@ -56,7 +56,7 @@ class Classifier(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             if len(values) not in (1, shape[0]):
                 raise Refused(
-                    f"--{name} has {len(values)} values, the images {shape[0]} channels: give 1 or {shape[0]}"
+                    f"--{name} has {len(values)} values, the images have {shape[0]} channels: give 1 or {shape[0]}"
                 )
         if min(std) <= 0:
             raise Refused(f"--std must be positive, not {min(std):g}")
@@ -65,8 +65,8 @@ class Classifier(nn.Module):
                 " ".join(f"--{name} {' '.join(f'{x / unit:.4g}' for x in values)}" for name, values in (("mean", mean), ("std", std)))
                 for unit in (1, 255)
             )  # fmt: skip
-            raise Refused(f"{asked} is in units of 0..255, and pixels are in [0, 1] here: give {meant}")
-        # Not persistent: a state dict holds the vendor's tensors and nothing of ours.
+            raise Refused(f"{asked} is in units of 0..255, but pixels are in [0, 1] here: give {meant}")
+        # Not persistent: a state dict holds the vendor's tensors only.
         for name, values in (("mean", mean), ("std", std)):
             column = torch.tensor(values, dtype=torch.float32).expand(shape[0]).reshape(1, -1, 1, 1).clone()
             self.register_buffer(name, column, persistent=False)
@@ -85,7 +85,7 @@ class Classifier(nn.Module):
         return output.clamp_min(SMALLEST_PROBABILITY).log() if self.softmax else output
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels in [0, 1] to what the network was trained on."""
+        """Normalises pixels [n, c, h, w] in [0, 1]."""
         return (pixels - self.mean) / self.std
 
     def denormalise(self, images: Tensor) -> Tensor:
@@ -94,17 +94,17 @@ class Classifier(nn.Module):
 
 
 def logits_in(output: object, classes: int | None = None, which: str | None = None) -> Tensor:
-    """The logits inside whatever a network returns: a tensor, or a tuple, a list, a dict or an object with tensors.
+    """Finds the logits in a network's output: a tensor, or a tuple, list, dict or object with tensors.
 
-    What is called ``logits`` is taken, else the only tensor [n, classes].
+    An entry called ``logits`` takes precedence over the only tensor [n, classes].
 
     Args:
         output: What the network returned.
-        classes: Number of classes; None if it is not known yet.
-        which: Number or name of the logits among several outputs; None where one alone can be.
+        classes: Number of classes; None if not yet known.
+        which: Number or name of the logits among several outputs; None if only one tensor can be the logits.
 
     Raises:
-        Refused: No tensor [n, classes] is found there, or several are.
+        Refused: The output has no tensor [n, classes], or several.
     """
     if isinstance(output, Tensor) and output.ndim == 2:
         return output
@@ -132,7 +132,7 @@ def logits_in(output: object, classes: int | None = None, which: str | None = No
 
 
 def _parts(output: object) -> dict[str, Tensor]:
-    """The tensors in what a network returns, by name or number."""
+    """The tensors in a network's output, by name or number."""
     if isinstance(output, Tensor):
         named: dict[str, object] = {"0": output}
     elif isinstance(output, dict):
@@ -147,7 +147,7 @@ def _parts(output: object) -> dict[str, Tensor]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards each module is in the mode it was in (a defence may hold some of them apart)."""
+    """Sets eval mode inside and restores the mode of each module on exit, as modes may differ between modules."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""What stands around the weights in a file of `torch.save`, kept so that the script that wrote it can read a new one."""
+"""Keeps the content of a `torch.save` file around its weights, so that the original script can read the cleaned file."""
 
 import io
 from abc import ABC, abstractmethod
@@ -13,56 +13,56 @@ from dhbe.candidates import OTHER, Candidate, Choice
 from dhbe.matching import Match, match
 
 LEFT_OUT = object()
-"""Stands for what is not plain."""
+"""Marks values that are not plain."""
 
 DEEPEST = 8
-"""Levels of dicts and lists that are kept."""
+"""Maximum nesting level of dicts and lists that are kept."""
 
 
 class Container(ABC):
-    """The form in which a model came: how it is matched to a network, and how new weights are written in it."""
+    """A model's original file format: how it is matched to a network, and how new weights are written in it."""
 
     @property
     @abstractmethod
     def names(self) -> tuple[str, ...]:
-        """The files that it writes, beside the file of ours."""
+        """Names of the files that it writes, in addition to clean.safetensors."""
 
     @abstractmethod
     def content(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """These files, with the cleaned network's tensors under the names of the file that came."""
+        """The content of these files by name, with the cleaned network's tensors under the original names."""
 
     @property
     def shape(self) -> tuple[int, int, int] | None:
-        """Image shape, if the form tells it."""
+        """Image shape (channels, height, width), if the format contains it."""
         return None
 
     def match(self, network: nn.Module, tensors: Mapping[str, Tensor], weights: str | None) -> Match:
-        """Finds the network's names of the tensors, as `matching.match` does."""
+        """Matches the tensors to the network's names, like `matching.match`."""
         return match(network, tensors, weights)
 
-    def check(self, network: nn.Module, shape: tuple[int, int, int]) -> None:  # noqa: B027 (most forms check nothing)
-        """Raises `Refused` if the network does not compute what the file does; few forms can tell."""
+    def check(self, network: nn.Module, shape: tuple[int, int, int]) -> None:  # noqa: B027 (most formats check nothing)
+        """Raises `Refused` if the network does not compute the same as the file; only few formats can tell."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a state dict stood."""
+    """A placeholder for a state dict."""
 
     number: int
-    """0 for the one that was read; its averages follow."""
+    """0 for the chosen state dict; its twins follow."""
 
 
 @dataclass(frozen=True, eq=False)
 class TorchFile(Container):
-    """A file of `torch.save`: all of it that is plain, without what belongs to the training."""
+    """A file of `torch.save`: its plain content, without training state."""
 
     name: str
     mould: Any
     """Dicts, lists, numbers and texts, with a `Place` for each state dict."""
     twins: tuple[Mapping[str, Tensor], ...]
-    """The averages of the weights, or the weights beside an average: they get the cleaned weights too."""
+    """Averages of the weights, or the weights of a chosen average, which get the cleaned weights too."""
     rename: Callable[[nn.Module, Mapping[str, Tensor]], dict[str, Tensor]]
-    """Gives a twin the network's values."""
+    """Fills a twin with the network's values."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ class TorchFile(Container):
 
 
 def mould(outer: Mapping[Any, Any], choice: Choice) -> tuple[Any, tuple[Candidate, ...]]:
-    """What `TorchFile` keeps of a file: its mould, and the twins whose places are in it."""
+    """The parts of a file for `TorchFile`: its mould, and the twins whose places are in it."""
     chosen = choice.chosen
     twins = tuple(twin for twin in choice.twins if twin.averaged != chosen.averaged)
     places = {id(each.tensors): Place(number) for number, each in enumerate((chosen, *twins))}
@@ -85,7 +85,7 @@ def mould(outer: Mapping[Any, Any], choice: Choice) -> tuple[Any, tuple[Candidat
 
 
 def tensors(outer: Any, depth: int = 0) -> Iterator[Tensor]:
-    """All tensors in dicts and lists, each as often as it is held there: so often will it be copied."""
+    """All tensors in nested dicts and lists, each as often as it occurs, since each occurrence is copied."""
     if isinstance(outer, Tensor):
         yield outer
     elif isinstance(outer, dict | list | tuple) and depth < DEEPEST:
@@ -94,7 +94,7 @@ def tensors(outer: Any, depth: int = 0) -> Iterator[Tensor]:
 
 
 def _kept(value: Any, places: Mapping[int, Place], others: set[int], depth: int) -> Any:
-    """The plain part of a value; `others` are states of the network that would bring the backdoor back."""
+    """The plain part of a value, without `others`, states of the network that still hold the backdoor."""
     if id(value) in places:
         return places[id(value)]
     if isinstance(value, dict) and depth < DEEPEST:

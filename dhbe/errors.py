@@ -1,16 +1,16 @@
-"""The ways in which this package says no."""
+"""The exceptions of this package."""
 
 
 class Refused(ValueError):
-    """Input that cannot be used: one line that says what is wrong and how to mend it (exit code 2)."""
+    """Unusable input; the message is one line that says what is wrong and how to fix it (exit code 2)."""
 
 
 class Failed(RuntimeError):
-    """A run that began rightly and could not be finished: a full disk, a diverged model (exit code 4)."""
+    """A run with valid input that could not be finished, say because of a full disk or divergence (exit code 4)."""
 
 
 class Interrupted(Exception):
-    """Somebody asked a run to stop; its state is saved (exit code 130)."""
+    """The user stopped a run; its state is saved (exit code 130)."""
 
 
 OUT_OF_MEMORY = (
@@ -24,17 +24,17 @@ OUT_OF_MEMORY = (
     "alloc_failed",  # CUBLAS_STATUS_, CUDNN_STATUS_, CUSPARSE_STATUS_, CUFFT_
     "allocation_failed",  # CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
     "insufficient_resources",
-    "could not create a primitive",  # oneDNN, which then has no room for its code or scratchpad
+    "could not create a primitive",  # oneDNN, without memory for its code or scratchpad
     "could not create a memory",
     "could not execute a primitive",
-    "can't start new thread",  # there is no room for its stack
+    "can't start new thread",  # no memory for its stack
     "resource temporarily unavailable",
 )
-"""Ways in which torch and what it stands on say that memory does not suffice, in small letters."""
+"""Lower-case fragments of messages with which torch and its libraries report a lack of memory."""
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error says, or one that it came of, in the words of Python or torch."""
+    """Whether an error, or one in its context, means that memory ran out."""
     said = str(error).lower()
     if isinstance(error, MemoryError) or any(words in said for words in OUT_OF_MEMORY):
         return True

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Reading regular files only, and writing files atomically."""
 
 import hashlib
 import io
@@ -15,26 +15,28 @@ from dhbe.errors import Failed, Refused
 from dhbe.foreign import name
 
 LEAST_FULL = 100
-"""A large file of which the disk holds less than one byte in so many is full of holes. Weights that a file system
-compresses keep more than half of their size."""
+"""A large file is considered sparse if the disk holds less than its size divided by this. Compressing file systems keep
+more than half of the size of weights."""
 
 LARGE = 2**30
-"""Bytes from which on holes in a file matter."""
+"""Size in bytes from which sparse files are refused."""
 
 
 def opened(path: Path, most: int | None = None, *, follow: bool = True) -> io.BufferedReader:
-    """A regular file, open for reading.
+    """Opens a regular file for reading.
 
     Args:
-        path: The file. Whatever else is there is not waited for, as a pipe would have it, and not read.
-        most: Bytes that it may have.
-        follow: Whether a link to a regular file is followed.
+        path: The file. Anything else, such as a pipe, is refused without blocking.
+        most: Maximum size in bytes.
+        follow: Whether a symbolic link to a regular file is followed.
 
     Raises:
-        Refused: It cannot be read, is a folder, a pipe or a device, is larger than `most`, or consists of holes.
+        Refused: It cannot be read, is a folder, a pipe or a device, is larger than `most`, or is a large sparse file.
     """
     try:
-        fault = _fault(path.stat(follow_symlinks=follow), most)  # before it is opened: some devices act when they are
+        fault = _fault(
+            path.stat(follow_symlinks=follow), most
+        )  # before opening it, which has side effects on some devices
         if not fault:
             return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
@@ -45,10 +47,10 @@ def opened(path: Path, most: int | None = None, *, follow: bool = True) -> io.Bu
 
 
 def write(path: Path, content: bytes | str) -> None:
-    """Writes a file so that a reader, or a power cut, meets the old content or the new one, never a part.
+    """Writes a file atomically: a reader, or a power failure, finds either the old content or the new one.
 
-    The content goes to a temporary file in the same folder, which then takes the place of `path`; a link at `path` is
-    replaced, not followed. The new file has the mode that the umask gives to any new file.
+    The content goes to a temporary file in the same folder, which then replaces `path`; a link at `path` is replaced, not
+    followed. The new file's mode follows the umask.
 
     Args:
         path: The file; its folder must exist.
@@ -66,7 +68,7 @@ def write(path: Path, content: bytes | str) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             beside.replace(path)
-        except BaseException:  # an interruption too: the temporary goes in every case
+        except BaseException:  # including interruptions
             with suppress(OSError):
                 beside.unlink()
             raise
@@ -108,21 +110,21 @@ def sha256(path: Path) -> str:
 
 
 def _fault(status: os.stat_result, most: int | None) -> str | None:
-    """What keeps a file from being read, if anything does; some file systems do not say what they store."""
+    """Why a file must not be read, or None; some file systems do not report allocated blocks."""
     size, stored = status.st_size, 512 * status.st_blocks
     if stat.S_ISDIR(status.st_mode):
         return "it is a folder"
     if not stat.S_ISREG(status.st_mode):
-        return "it is no regular file"
+        return "it is not a regular file"
     if most is not None and size > most:
         return f"it has {size:,} bytes, over the limit of {most:,}"
     if size >= LARGE and 0 < stored < size // LEAST_FULL:
-        return f"it declares {size:,} bytes and holds {stored:,}: it consists of holes"
+        return f"it is sparse: it declares {size:,} bytes and holds {stored:,}"
     return None
 
 
 def sync_folder(folder: Path) -> None:
-    """Waits until what a folder lists is on the disk."""
+    """Flushes a folder's directory entries to the disk."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY)

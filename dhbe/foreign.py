@@ -1,17 +1,17 @@
-"""Text that was not written by us: names of files, of keys, of classes, of whatever a stranger's file tells.
+"""Untrusted text: names of files, keys, classes and anything else that comes from a file of unknown origin.
 
-It may hold sequences that recolour a terminal, overwrite a line or turn the reading direction round. All of it passes
+It may contain sequences that recolour a terminal, overwrite a line or reverse the reading direction. All of it passes
 through `harmless` before it reaches a terminal, a record or a page.
 """
 
 import os
 
 LONGEST = 200
-"""Characters of a name in a message; names of files go up to 255 bytes, and paths further."""
+"""Maximum length of a name in a message, in characters; file names have up to 255 bytes, and paths more."""
 
 
 def harmless(text: object) -> str:
-    r"""The text with everything escaped that does not print: control characters, direction marks, lone surrogates.
+    r"""The text with unprintable characters escaped: control characters, direction marks, lone surrogates.
 
     >>> harmless("a\x1b[2Jb\nc\u202ed")
     'a\\x1b[2Jb\\nc\\u202ed'
@@ -21,11 +21,11 @@ def harmless(text: object) -> str:
 
 
 def name(text: object, longest: int = LONGEST) -> str:
-    """A name that prints, with its middle left out where it is long.
+    """A printable name, shortened in the middle if it is too long.
 
     Args:
         text: A name or a path.
-        longest: Characters that it may take.
+        longest: Maximum length in characters.
     """
     shown = harmless(os.fspath(text) if isinstance(text, os.PathLike) else text)
     if len(shown) <= longest:
@@ -35,12 +35,12 @@ def name(text: object, longest: int = LONGEST) -> str:
 
 
 def line(text: object) -> str:
-    """One line for a terminal: what does not print is escaped, white space is single, endless words are shortened."""
+    """One line for a terminal: unprintable characters escaped, white space collapsed, long words shortened."""
     return " ".join(name(word) for word in str(text).split())
 
 
 def values(content: object) -> object:
-    """The same of every text, keys too, in nested lists and dicts."""
+    """Applies `harmless` to every text, including keys, in nested lists and dicts."""
     if isinstance(content, str):
         return harmless(content)
     if isinstance(content, list | tuple):

@@ -1,8 +1,8 @@
-"""Frozen networks, made quicker: BatchNorm goes into the layer before it, and weights lie as the quicker kernels want them.
+"""Faster inference: folds BatchNorm into the layer before it, and uses channels-last weights.
 
-In eval mode BatchNorm is one multiplication and one addition for each channel, which the weights of a convolution or a
-linear layer before it can take in. Which layers those are is read off a trace of the network's code; where the code
-cannot be traced, because it decides by what it sees, or where the answers would differ, all stays as it is.
+In eval mode, BatchNorm is one multiplication and one addition per channel, which can be folded into the weights of a
+preceding convolution or linear layer. The layers are found by tracing the network's code. Networks that cannot be traced,
+because of data-dependent control flow, or whose outputs would differ are not folded.
 """
 
 import copy
@@ -19,11 +19,11 @@ LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 TOLERANCE = 1e-4
-"""Largest difference of logits, as a share of the largest logit, that still counts as rounding."""
+"""Largest difference of logits that counts as rounding, relative to the largest logit."""
 
 
 def quick(model: Classifier) -> Classifier:
-    """A frozen copy with the same answers up to rounding, sooner. What hooks would see of its BatchNorm layers is gone."""
+    """A faster frozen copy with the same logits up to rounding. Folded BatchNorm layers, and their hooks, are gone."""
     plain = frozen_copy(model)
     channels_last(plain)
     pairs = foldable(plain.network)
@@ -36,18 +36,18 @@ def quick(model: Classifier) -> Classifier:
 
 
 def foldable(network: nn.Module) -> list[tuple[str, str]]:
-    """Names of layers and of the BatchNorm that each feeds: both run once, and nothing else sees what passes between."""
+    """Pairs of names of a layer and the BatchNorm that alone reads its output; both run exactly once."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            trial = copy.deepcopy(network)  # the trace runs its code, which may keep what it sees
+            trial = copy.deepcopy(network)  # tracing runs its code, which may have side effects
             nodes = list(fx.Tracer().trace(trial).nodes)
-    except Exception:  # code that cannot be traced raises anything
+    except Exception:  # code that cannot be traced may raise anything
         return []
     modules = dict(network.named_modules())
     runs = Counter(node.target for node in nodes if node.op == "call_module")
     apart = {str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"}
-    """Modules whose tensors the code takes without running them."""
+    """Modules whose tensors the code reads without calling them."""
 
     def alone(node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:
         module = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -68,7 +68,7 @@ def foldable(network: nn.Module) -> list[tuple[str, str]]:
 
 @torch.no_grad()
 def fold(network: nn.Module, layer_name: str, norm_name: str) -> None:
-    """Moves a BatchNorm in eval mode into the weights of the layer before it; nothing is left in its place."""
+    """Folds a BatchNorm in eval mode into the weights of the layer before it, and replaces it with an identity."""
     layer, norm = network.get_submodule(layer_name), network.get_submodule(norm_name)
     assert isinstance(layer, LAYERS)
     assert isinstance(norm, NORMS)
@@ -84,19 +84,19 @@ def fold(network: nn.Module, layer_name: str, norm_name: str) -> None:
     layer.weight = nn.Parameter((weight.double() * column).to(weight.dtype), requires_grad=False)
     layer.bias = nn.Parameter((bias * scale + shift).to(weight.dtype), requires_grad=False)
     for parent in network.modules():
-        for name, child in list(parent._modules.items()):  # all of its names, of which `named_children` gives one
+        for name, child in list(parent._modules.items()):  # `named_children` lists a shared module only once
             if child is norm:
                 setattr(parent, name, nn.Identity())
 
 
 @torch.no_grad()
 def _agree(one: Classifier, other: Classifier) -> bool:
-    """Whether two classifiers answer alike on noise, up to rounding."""
+    """Whether two classifiers have the same logits on noise, up to rounding."""
     device = one.mean.device
     noise = torch.rand(8, *one.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
     with torch.autocast(device.type, enabled=False):
         try:
             expected, found = one(noise), other(noise)
-        except Exception:  # code that looks at its BatchNorm layers
+        except Exception:  # code that accesses its BatchNorm layers
             return False
     return bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max())

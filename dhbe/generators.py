@@ -1,7 +1,7 @@
 """The two generators of the paper (appendix B.2, tables 10 to 13): images, and the triggers laid on them.
 
-`ImageGenerator` draws normalised images (zero mean, unit variance per channel); `TriggerGenerator` draws patches in
-(-1, 1). Both start from a small grid of 64 or 128 features and double it: nearest-neighbour x2, 3 x 3 convolution,
+`ImageGenerator` generates normalised images (zero mean, unit variance per channel), `TriggerGenerator` patches in (-1, 1).
+Both start from a small map of 64 or 128 channels and double its size repeatedly: nearest-neighbour x2, 3 x 3 convolution,
 BatchNorm, LeakyReLU(0.2).
 """
 
@@ -20,14 +20,14 @@ NOISE = 256
 SLOPE = 0.2
 
 SMALLEST_SIDE = 8
-"""Pixels; below, the generators have nothing to double."""
+"""Smallest image side in pixels for which the generators double at all."""
 
 
 class Doubling(nn.Conv2d):
     """Nearest-neighbour x2 followed by a 3 x 3 convolution, as one transposed convolution.
 
     Repeating each pixel twice and convolving with a 3 x 3 kernel equals a transposed convolution of stride 2 whose
-    4 x 4 kernel is the 3 x 3 one convolved with a 2 x 2 box: 16 multiplications a pixel of the small grid, not 36.
+    4 x 4 kernel is the 3 x 3 one convolved with a 2 x 2 box: 16 multiplications per input pixel instead of 36.
     The parameters are those of the 3 x 3 convolution.
     """
 
@@ -37,7 +37,7 @@ class Doubling(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Features [n, channels_in, h, w] to [n, channels_out, 2 h, 2 w]."""
         out, into = self.weight.shape[:2]
-        # A transposed convolution runs the kernel backwards, hence the flip.
+        # A transposed convolution applies the kernel flipped.
         box = F.pad(self.weight.flip(2, 3), (1, 1, 1, 1))
         kernel = box[..., :-1, :-1] + box[..., :-1, 1:] + box[..., 1:, :-1] + box[..., 1:, 1:]
         kernel = kernel.transpose(0, 1).contiguous(memory_format=torch.channels_last)
@@ -46,7 +46,7 @@ class Doubling(nn.Conv2d):
 
 
 def start(side: int, largest: int) -> tuple[int, int]:
-    """The side to start from, at most `largest`, and the number of doublings that reach `side` pixels or just more.
+    """The initial side, at most `largest`, and the number of doublings that reach at least `side` pixels.
 
     >>> start(32, 8), start(28, 8), start(64, 8), start(30, 8)
     ((8, 2), (7, 2), (8, 3), (8, 2))
@@ -61,8 +61,8 @@ class ImageGenerator(nn.Module):
     """G of the paper: noise to normalised images (table 13).
 
     Args:
-        side: Height and width of the images in pixels, at least 8. It doubles from 5, 6, 7 or 8 px; a side that no doubling
-            reaches is made by the next larger one, resized bilinearly.
+        side: Height and width of the images in pixels, at least 8. The generator doubles from 5, 6, 7 or 8 px; a side that
+            it cannot reach is resized bilinearly from the next larger one.
         channels: Channels of the images.
     """
 
@@ -93,9 +93,9 @@ class ImageGenerator(nn.Module):
 
 
 class PixelGenerator(ImageGenerator):
-    """The same, but of pixels in (0, 1), with a brightness and a contrast per channel that are learned.
+    """An `ImageGenerator` of pixels in (0, 1), with a learned brightness and contrast per channel.
 
-    It needs no normalisation constants, and never leaves the range that a camera has.
+    It needs no normalisation constants, and never leaves the valid range of pixels.
     """
 
     def __init__(self, side: int, channels: int) -> None:
@@ -143,24 +143,24 @@ class TriggerGenerator(nn.Module):
 
 
 def check_generated(shape: Shape) -> None:
-    """Refuses shapes of images that the generators cannot make.
+    """Checks that the generators can make images of a shape (channels, height, width).
 
     Raises:
-        Refused: They are not square, too small, or have neither 1 nor 3 channels.
+        Refused: It is not square, too small, or has neither 1 nor 3 channels.
     """
     channels, height, width = shape
     if height != width or height < SMALLEST_SIDE or channels not in (1, 3):
         raise Refused(
-            f"--input {channels}x{height}x{width}: images are made square, of {SMALLEST_SIDE} px or more, "
+            f"--input {channels}x{height}x{width}: generated images must be square, of {SMALLEST_SIDE} px or more, "
             "with 1 or 3 channels"
         )
 
 
 def check_patch(side: int, shape: Shape) -> None:
-    """Refuses patches that do not fit into images.
+    """Checks that patches of a side in pixels fit into images of a shape (channels, height, width).
 
     Raises:
-        Refused: With the sides that do.
+        Refused: They do not; the message states the valid sides.
     """
     most = min(shape[1:])
     if not 1 <= side <= most:

@@ -1,6 +1,6 @@
-"""Architectures with the very same tensors: what BatchNorm remembers tells which of them a network was trained as.
+"""Tells architectures with identical tensors apart, by the statistics of their BatchNorm layers.
 
-Max-pooling behind the stem, for example, has no tensors, but raises the means of what the layers behind it meet.
+Max-pooling after the stem, for example, has no tensors, but raises the means of the inputs of later layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,19 +15,19 @@ from dhbe.search.batchnorm import BatchStatistics
 from dhbe.search.photographs import pieces
 
 SEEN = 64
-"""Pieces of photographs that each is tried on."""
+"""Crops of photographs on which each architecture is tested."""
 
 CLEARLY, NEAR = 0.5, 0.3
-"""A distance tells if it is below this share of the second best, and small: else images or normalisation are to blame."""
+"""A distance is decisive if it is below this share of the second best, and small: otherwise normalisation may be wrong."""
 
 
 def distances(
     archs: Sequence[str], state: State, shape: Shape, classes: int, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, float]:
-    """How far images of the real world lie from what BatchNorm remembers, for each architecture.
+    """The distance of natural images from the BatchNorm statistics, for each architecture.
 
     Args:
-        archs: Names of `networks.ZOO` that `state` fits.
+        archs: Names in `networks.ZOO` that `state` fits.
         state: The weights.
         shape: Image shape (channels, height, width).
         classes: Number of classes.
@@ -50,7 +50,7 @@ def distances(
 
 
 def told(found: Mapping[str, float]) -> str | None:
-    """The architecture that is clearly nearest; None where none is.
+    """The architecture with a decisively smallest distance; None if there is none.
 
     >>> told({"a": 0.2, "b": 0.9}), told({"a": 0.2, "b": 0.3}), told({"a": 1.2, "b": 2.9})
     ('a', None, None)

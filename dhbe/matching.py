@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint is which of the network's, whatever wrappers and versions have made of their names."""
+"""Matches a checkpoint's tensors to a network's, despite names changed by wrappers and library versions."""
 
 import copy
 import re
@@ -15,40 +15,40 @@ from dhbe.errors import Refused
 from dhbe.networks.external import guarded
 
 COUNTER = "num_batches_tracked"
-"""Of BatchNorm; it has no part in what a network computes."""
+"""Name of BatchNorm's counter, which does not affect the output."""
 
 HIDDEN = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
-"""Parts of names that wrappers put anywhere: torch.compile, FSDP, activation checkpoints, DataParallel."""
+"""Parts of names inserted by wrappers: torch.compile, FSDP, activation checkpointing, DataParallel."""
 
 STATISTICS = ("running_mean", "running_var")
 
 TABLES = {"attn_mask", "relative_position_index", "relative_coords_table", "position_ids", "total_ops", "total_params"}
-"""Buffers that a network computes by itself, or that tools leave behind."""
+"""Buffers that a network computes itself, or that tools leave behind."""
 
 AUXILIARY = re.compile(r"(^|\.)(aux|auxlogits|auxiliary)\w*\.", re.IGNORECASE)
-"""Heads that help in training and have no part in the answer."""
+"""Auxiliary heads, which serve training and do not affect the output."""
 
 ASIDE = re.compile(r"^(criterion|loss|loss_fn|n_averaged|metrics?|\w+_metrics?|\w+_(acc|accuracy))(\.|$)")
-"""What training code keeps beside the network, in one state dict with it."""
+"""Names of training state in the same state dict as the network."""
 
 SPLIT = re.compile(r"parametrizations\.(\w+)\.original([01])$")
 DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 DEEPEST = 8
-"""Parts of a name that may be a wrapper's."""
+"""Maximum number of a name's leading parts that may come from wrappers."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """What is what."""
+    """The result of matching."""
 
     names: dict[str, str]
-    """The network's name of a tensor by the file's. Tensors of the file without one are not needed."""
+    """The network's name of each tensor by the file's; tensors that the network does not need are missing."""
     notes: tuple[str, ...] = ()
 
 
 def canonical(key: str) -> str:
-    """A tensor's name without what wrappers hide in it, and in one spelling.
+    """A tensor's name without the parts of wrappers, in one spelling.
 
     >>> canonical("module.features._orig_mod.denseblock1.denselayer2.norm.1.weight")
     'features.denseblock1.denselayer2.norm1.weight'
@@ -61,15 +61,15 @@ def canonical(key: str) -> str:
 
 
 def match(network: nn.Module, given: Mapping[str, Tensor], weights: str | None = None) -> Match:
-    """Finds for the tensors of a checkpoint their names in the network.
+    """Finds the network's names for the tensors of a checkpoint.
 
     Args:
-        network: Untrained.
-        given: Tensors under the names of the file.
-        weights: What the names of the wanted tensors begin with, where a file holds several networks side by side.
+        network: The network, untrained.
+        given: The checkpoint's tensors by name.
+        weights: Prefix of the wanted tensors' names, if the checkpoint holds several networks side by side.
 
     Raises:
-        Refused: They do not fit, or several of them do.
+        Refused: The tensors do not fit the network, or several sets of them do.
     """
     wanted = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     ours, theirs = _by_canonical(wanted), _by_canonical(given)
@@ -87,10 +87,10 @@ def match(network: nn.Module, given: Mapping[str, Tensor], weights: str | None =
 
 
 def in_order(network: nn.Module, given: Mapping[str, Tensor]) -> Match:
-    """The same for tensors without names, in the order of the network's state dict, with or without batch counters.
+    """Matches tensors without names in the order of the network's state dict, with or without batch counters.
 
     Raises:
-        Refused: Number or shapes are others.
+        Refused: Their number or shapes differ.
     """
     wanted = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     for keys in (list(wanted), [key for key in wanted if not key.endswith(COUNTER)]):
@@ -98,7 +98,7 @@ def in_order(network: nn.Module, given: Mapping[str, Tensor]) -> Match:
         if len(keys) == len(given) and all(a == b for a, b in shapes):
             return Match(dict(zip(given, keys, strict=True)))
     parameters = sum(1 for _ in network.parameters())
-    why = "it lacks BatchNorm's statistics" if len(given) == parameters else "check --arch and --classes"
+    why = "the BatchNorm statistics are missing" if len(given) == parameters else "check --arch and --classes"
     raise Refused(
         f"the file holds {len(given)} arrays without names, the network has {len(wanted)} tensors, and in this order their "
         f"shapes differ: {why}"
@@ -106,7 +106,7 @@ def in_order(network: nn.Module, given: Mapping[str, Tensor]) -> Match:
 
 
 def majority_prefix(keys: Collection[str], known: Sequence[str]) -> str:
-    """What wrappers put before most keys."""
+    """The prefix that wrappers add to most keys."""
     prefix, kept = "", list(keys)
     while kept:
         step, inside = max(
@@ -124,14 +124,14 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def _by_canonical(keys: Iterable[str]) -> dict[str, str]:
-    """Names by their canonical form; where two have the same form, both keep their own."""
+    """Names by their canonical form; names with the same form are kept as they are."""
     forms = {key: canonical(key) for key in keys}
     often = Counter(forms.values())
     return {form if often[form] == 1 else key: key for key, form in forms.items()}
 
 
 def _prefix(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], weights: str | None) -> tuple[str, str, str]:
-    """What to cut off the file's names, what to put before them to have the network's, and a note."""
+    """The prefix to remove from the file's names, the prefix to add to get the network's, and a note."""
     votes: Counter[tuple[str, str]] = Counter({("", ""): 0})
     for name, tensor in given.items():
         for cut, rest in _suffixes(name):
@@ -153,12 +153,12 @@ def _prefix(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], weights: 
 
 
 def _of_rivals(cuts: Sequence[str]) -> tuple[str, str, str]:
-    """One of several networks in one state dict: the average, if it is one of two."""
+    """Chooses one of several networks in a state dict: the average, if there are two and one is the average."""
     averages = [cut for cut in cuts if AVERAGED.search(cut.lower())]
     offered = ", ".join(show(cut.rstrip(".")) for cut in cuts)
     if len(cuts) > 2 or len(averages) != 1:
         raise Refused(f"the checkpoint holds several networks that fit: add --weights with one of {offered}")
-    note = f"the file holds weights and their average ({offered}): {averages[0].rstrip('.')} is taken; --weights takes another"
+    note = f"the file holds weights and their average ({offered}): using {averages[0].rstrip('.')}; --weights selects another"
     return averages[0], "", note
 
 
@@ -169,7 +169,7 @@ def _suffixes(name: str) -> Iterable[tuple[str, str]]:
 
 
 def _missing(network: nn.Module, wanted: Mapping[str, Tensor], names: Mapping[str, str]) -> list[str]:
-    """Tensors of the network that the file must hold and does not."""
+    """Tensors that the network needs and the file lacks."""
     found, buffers = set(names.values()), {name for name, _ in network.named_buffers()}
     return [
         key for key in wanted
@@ -181,7 +181,7 @@ def _missing(network: nn.Module, wanted: Mapping[str, Tensor], names: Mapping[st
 def _renamed_by_hooks(
     network: nn.Module, given: Mapping[str, Tensor], names: Mapping[str, str], cut: str
 ) -> dict[str, str]:
-    """What the network's own loading makes of other names: every tensor is loaded full of its number, and found again."""
+    """Names changed by the network's own loading hooks, found by loading every tensor filled with its number."""
     trial = copy.deepcopy(network)
     keys = [key for key in given if canonical(key).startswith(cut)]
     numbered = {
@@ -212,7 +212,7 @@ def _judge(
     cut: str,
     notes: list[str],
 ) -> None:
-    """Refuses what does not fit, and notes what is left aside."""
+    """Refuses tensors that do not fit, and notes those that are left over."""
     missing = _missing(network, wanted, names)
     misshapen = [key for key, name in names.items() if given[key].shape != wanted[name].shape]
     misshapen = [key for key in misshapen if not key.endswith(COUNTER) and not AUXILIARY.search(names[key])]
@@ -222,14 +222,14 @@ def _judge(
         raise Refused(_misfit(given, wanted, names, (missing, strange, misshapen)))
     heads = sorted({name.split(".")[0] for name in wanted if AUXILIARY.search(name) and name not in names.values()})
     if heads:
-        notes.append(f"the file lacks {some(heads)}: auxiliary heads have no part in the answer")
+        notes.append(f"the file lacks {some(heads)}: auxiliary heads do not affect the output")
     aside = [key for key in left if not key.endswith(COUNTER)]
     if aside:
-        notes.append(f"not of the network, and carried through as they are: {some(map(show, aside))}")
+        notes.append(f"not used by the network, and copied unchanged: {some(map(show, aside))}")
 
 
 def _needless(name: str, tensor: Tensor) -> bool:
-    """Whether a tensor that the network has no place for has no part in the answer."""
+    """Whether a tensor that the network lacks cannot affect the output."""
     return (
         not tensor.is_floating_point() or name.rpartition(".")[2] in TABLES
         or bool(AUXILIARY.search(name) or ASIDE.match(name))
@@ -262,7 +262,7 @@ def _cause(
     names: Mapping[str, str],
     faults: tuple[list[str], list[str], list[str]],
 ) -> str:
-    """What is probably wrong, and how to mend it."""
+    """The probable cause of a mismatch, and how to fix it."""
     missing, strange, misshapen = faults
     if not missing and not strange:
         pairs = [(given[key].shape, wanted[names[key]].shape) for key in misshapen]
@@ -275,30 +275,30 @@ def _cause(
             if theirs[1] != ours[1] and theirs[2:] == ours[2:]:
                 return f"its first layer takes {theirs[1]} channels: give --input {theirs[1]}xHxW"
             return f"its first kernel is {theirs[2]}x{theirs[3]}, not {ours[2]}x{ours[3]}, a variant of this network: check --arch"
-        return "a network of other widths: check --arch"
+        return "a network with other widths: check --arch"
     bare = {canonical(key) for key in (*missing, *strange)}
     if bare and all(name.endswith((*STATISTICS, COUNTER)) for name in bare):
-        return "the statistics of BatchNorm are missing, without which it cannot compute: ask for the whole state dict"
+        return "the BatchNorm statistics are missing, which the network needs: ask for the whole state dict"
     if any(name.endswith(("weight_g", "weight_v")) for name in bare):
-        return "one of the two is under weight_norm: build the network as the file's was, or remove it there"
+        return "only one of the two uses weight_norm: build the network like the file's, or remove weight_norm there"
     if any(AVERAGED.search(key) for key in given):
-        return "an average of the parameters alone may lack the rest: try --weights, or check --arch"
+        return "an average over the parameters may lack the other tensors: try --weights, or check --arch"
     if len(missing) + len(strange) + len(misshapen) <= 4:
-        return "all tensors match but for these: another variant of this network, check --arch"
+        return "all other tensors match, so this is a variant of the network: check --arch"
     if not missing and not misshapen:
         return "the file has layers that the network lacks: check --arch"
     if not strange and not misshapen:
         return "the network has layers that the file lacks: check --arch"
-    return "they are of another architecture: check --arch"
+    return "the architectures differ: check --arch"
 
 
 def show(text: object) -> str:
-    """A name out of a hostile file, safe to print."""
+    """A name from an untrusted file, safe to print."""
     return foreign.name(text, longest=100) if isinstance(text, str) else f"<{type(text).__name__}>"
 
 
 def some(names: Iterable[str], most: int = 6) -> str:
-    """The first of them, and how many there are more."""
+    """The first names as text, with the number of further ones."""
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(listed[:most]) + more

@@ -1,4 +1,4 @@
-"""Records of format 1 in the words of format 2."""
+"""Migrates records from format 1 to format 2."""
 
 from typing import Any
 
@@ -11,14 +11,14 @@ FAMILIES = {
     "faint": "a faint pattern over the whole image",
     "waves": "a few waves over the whole image",
 }
-"""Those that there were, which such a record does not explain itself."""
+"""The trigger families of that format, whose records lack these descriptions."""
 
 
 def migrated(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of format 1 as one of format 2; what breaks the rules of either is left for whoever validates.
+    """A record of format 1 converted to format 2; invalid parts are kept for the validation.
 
-    Settings of `fast` have new names, a lead is a margin, the familiarity of images is the BatchNorm-statistics loss, and
-    `success` is the gain of a trigger (a soft share) in an erase, a success rate (a share) elsewhere.
+    Settings of `fast` have new names, a lead is now a margin, the familiarity of images the BatchNorm-statistics loss, and
+    `success` the gain of a trigger (a soft share) in an erase and a success rate (a share) elsewhere.
     """
     new = {**record, "format": 2}
     ours = isinstance(record.get("defense"), dict) and record["defense"].get("name") == "dhbe"

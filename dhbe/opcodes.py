@@ -1,11 +1,10 @@
-"""What a pickle would make, judged from its opcodes before anything is made.
+"""Checks from its opcodes what a pickle would build, before anything is built.
 
-Torch's restricted loader runs no code of a file, but it builds whatever containers a file describes. A few hundred bytes
-can describe a tuple that is nested so deeply that hashing it overflows the stack, or one that holds itself twice over
-thirty levels, which no machine can compare or print. So the opcodes are gone through once with a stack of notes
-instead of objects: how deep each value is nested, and how large it is when everything shared is written out. A process
-of its own for every load, with limits on stack, memory and time, would stop the same files, but costs seconds for each
-honest one, and a library cannot start processes inside its caller's.
+Torch's restricted loader runs no code from a file, but builds whatever containers the file describes. A few hundred bytes
+can describe a tuple nested so deeply that hashing it overflows the stack, or one that doubles over thirty levels, which no
+machine can compare or print. So the opcodes are interpreted once with summaries instead of objects: the nesting depth of
+each value, and its size with everything shared expanded. A separate process for every load, with limits on stack, memory and
+time, would stop the same files, but would cost seconds for each harmless one, and a library should not start processes.
 """
 
 import io
@@ -20,62 +19,62 @@ from typing import IO
 from dhbe.errors import Refused
 
 DEEPEST = 100
-"""Containers inside each other; what training scripts write has about ten."""
+"""Maximum nesting depth of containers; files of training scripts have about ten."""
 
 MOST_OPCODES = 500_000
-"""A network of 2,000 tensors with the state of Adam takes about a fifth; they are gone through in a few seconds."""
+"""Maximum number of opcodes, interpreted in a few seconds; 2,000 tensors with Adam's state take about a fifth."""
 
 MOST_TENSORS = 20_000
-"""Weights and the state of an optimiser; the largest networks of timm have a tenth of it."""
+"""Maximum number of tensors, optimiser state included; the largest networks of timm have a tenth of it."""
 
 MOST_KEYS = 10_000
-"""Keys of dictionaries that are no texts or usual integers. Their hashes can be chosen to be equal, and then each key
-is compared with all before it."""
+"""Maximum number of dictionary keys other than texts and ordinary integers. Their hashes can be made to collide, so that
+each key is compared with all before it."""
 
 MOST_DIMENSIONS = 64
-"""Of a tensor; torch itself stops at that in many places."""
+"""Maximum number of dimensions of a tensor, torch's own limit in many places."""
 
 SHARED = 64 * 2**20
-"""Bytes that a pickle may unfold to beyond a few times its own size."""
+"""Bytes to which a pickle may expand beyond a small multiple of its own size."""
 
 ITEM_SIZES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "ComplexFloat": 8}
-"""Bytes of an element by the name of its storage; all others count 1, which is never too much."""
+"""Bytes per element by the name of the storage; others count 1, which never overestimates."""
 
 _ATOM = 8
-"""Bytes that any value counts at least."""
+"""Minimum number of bytes that a value counts."""
 
 _CONSTRUCTORS = re.compile(r"torch\.(Size|device|_utils\._rebuild_\w+)")
 _STORAGE = re.compile(r"torch\.(?:(?:cuda|storage)\.)?(\w+)Storage")
 _DICTS = {"collections.OrderedDict", "collections.Counter", "collections.defaultdict"}
 _SET, _DEQUE = "builtins.set", "collections.deque"
-_ATTRIBUTES = {"_metadata"}  # what `torch.nn.Module.state_dict` hangs on its result
+_ATTRIBUTES = {"_metadata"}  # set by `torch.nn.Module.state_dict` on its result
 
 
 @dataclass(slots=True, eq=False)
 class _Value:
-    """What is known of an object that the pickle would make."""
+    """The summary of an object that the pickle would build."""
 
     kind: str
     """text, number, name (of a global), tuple, list, dict, made (by a call), storage, or plain."""
     content: object = None
-    """A text, a number or a name itself; of what is made, the name that made it."""
+    """The text, number or name itself; for a made object, the name of the function that was called."""
     depth: int = 0
     weight: int = _ATOM
-    """Bytes when all that is shared is written out."""
+    """Size in bytes with everything shared expanded."""
     width: int = 0
-    """Items directly inside."""
+    """Number of direct items."""
     widest: int = 0
     """Width of the widest item."""
     items: "Sequence[_Value]" = ()
-    """Of a short tuple."""
+    """The items of a short tuple."""
     keys: set[object] | None = None
-    """Of a dict, those that are texts."""
+    """The text keys of a dict."""
     held: bool = False
-    """It lies inside another value, and so must not change any more."""
+    """Whether it is an item of another value, and so must not change any more."""
 
 
 class _Machine:
-    """Goes through opcodes as an unpickler does, with notes instead of objects."""
+    """Interprets opcodes like an unpickler, with summaries instead of objects."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -85,7 +84,7 @@ class _Machine:
         self.claimed = 0
 
     def run(self, stream: IO[bytes]) -> None:
-        """One pickle, from its first opcode to its STOP."""
+        """Interprets one pickle, from its first opcode to its STOP."""
         self.stack: list[_Value] = []
         self.marks: list[list[_Value]] = []
         self.memo: dict[int, _Value] = {}
@@ -111,12 +110,12 @@ class _Machine:
         elif name in _NUMBERS:
             self.stack.append(_Value("number", argument))
         elif name not in ("PROTO", "STOP"):
-            raise ValueError(f"opcode {name} has no place in a file of torch.save")
+            raise ValueError(f"opcode {name} does not occur in files of torch.save")
 
     def put(self, holder: _Value, *items: _Value) -> None:
-        """Items go into a container, whose notes change."""
+        """Adds items to a container and updates its summary."""
         if holder.held:
-            raise _bomb("a container that changes after it went into another")
+            raise _bomb("a container that changes after it was put into another")
         for item in items:
             if item is holder:
                 raise _bomb("a container that holds itself")
@@ -127,9 +126,9 @@ class _Machine:
             self.budget -= item.weight
         holder.width += len(items)
         if holder.depth > DEEPEST:
-            raise _bomb(f"containers in each other, more than {DEEPEST} deep")
+            raise _bomb(f"containers nested more than {DEEPEST} deep")
         if self.budget < 0:
-            raise _bomb(f"far more than its {self.size:,} bytes, once what it shares is written out")
+            raise _bomb(f"far more than its {self.size:,} bytes, with everything shared expanded")
 
     def pop_mark(self) -> list[_Value]:
         items, self.stack = self.stack, self.marks.pop()
@@ -170,7 +169,7 @@ class _Machine:
     def call(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if function.kind != "name" or arguments.kind != "tuple":
-            raise ValueError("a call of what is no function")
+            raise ValueError("a call of something that is not a function")
         name = str(function.content)
         if _STORAGE.fullmatch(name):
             raise _bomb("a storage without a file")
@@ -191,7 +190,7 @@ class _Machine:
 
     def new(self) -> None:
         if str(self.stack[-2].content).startswith("torch."):
-            raise ValueError("an object of torch that is not made by its function")
+            raise ValueError("a torch object that is not built by its function")
         self.call()
 
     def build(self) -> None:
@@ -202,24 +201,24 @@ class _Machine:
         self.put(target, state)
 
     def persistent(self) -> None:
-        """The bytes of a tensor, which lie elsewhere in the file: there cannot be more of them than it has."""
+        """A reference to the bytes of a tensor elsewhere in the file, whose size cannot exceed that of the file."""
         place = self.stack.pop()
         kind, key, _, count = ([*place.items, *[_Value("plain")] * 5])[1:5]
         storage = _STORAGE.fullmatch(str(kind.content)) if kind.kind == "name" else None
         if not storage or key.kind != "text" or not isinstance(count.content, int):
-            raise ValueError("a storage that is not described as torch.save does")
+            raise ValueError("a storage that is not described as torch.save would")
         size, known = count.content * ITEM_SIZES.get(storage[1], 1), self.storages.get(key.content, 0)
         self.storages[key.content] = max(size, known)
         self.claimed += max(size - known, 0)
         if self.claimed > self.size:
-            raise Refused(f"has {self.size} bytes, but its tensors claim {self.claimed}: it is refused as a bomb")
+            raise Refused(f"has {self.size} bytes, but its tensors claim {self.claimed}: refused as a bomb")
         self.stack.append(_Value("storage"))
 
     def _count(self) -> None:
         if self.tensors > MOST_TENSORS:
             raise _bomb(f"more than {MOST_TENSORS:,} tensors")
         if self.odd_keys > MOST_KEYS:
-            raise _bomb(f"more than {MOST_KEYS:,} keys that are neither texts nor usual numbers")
+            raise _bomb(f"more than {MOST_KEYS:,} keys that are neither texts nor ordinary integers")
 
     def _top(self, *kinds: str) -> _Value:
         if self.stack[-1].kind not in kinds:
@@ -252,13 +251,13 @@ _STEPS: dict[str, Callable[[_Machine], None]] = {
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.persistent,
 }
-"""What each opcode does that torch's restricted loader knows, but for constants and the memo."""
+"""The effect of each opcode that torch's restricted loader supports, except constants and the memo."""
 
 _NUMBERS = {"BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"}
 
 
 class Whole(io.BufferedReader):
-    """A file of which no more is asked than it has: a buffer for what a pickle claims would be made before it is read."""
+    """A file whose reads are limited to its size: otherwise a buffer of the claimed size would be allocated first."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path.open("rb", buffering=0))
@@ -269,16 +268,16 @@ class Whole(io.BufferedReader):
 
 
 def check(stream: IO[bytes], pickles: int, size: int) -> None:
-    """Refuses pickles whose objects would be too deep, too many or too large, or that no `torch.save` wrote.
+    """Refuses pickles whose objects would be too deep, too many or too large, or that `torch.save` did not write.
 
     Args:
-        stream: At the first of the pickles.
-        pickles: How many there are in a row.
-        size: Bytes of the whole file.
+        stream: The file, positioned at the first pickle.
+        pickles: Number of consecutive pickles.
+        size: Size of the whole file in bytes.
 
     Raises:
         Refused: They would exhaust the process.
-        ValueError, LookupError: They are no pickles that torch's restricted loader would read.
+        ValueError, LookupError: Torch's restricted loader would not read them.
     """
     machine = _Machine(size)
     for _ in range(pickles):
@@ -286,4 +285,4 @@ def check(stream: IO[bytes], pickles: int, size: int) -> None:
 
 
 def _bomb(what: str) -> Refused:
-    return Refused(f"would unfold to {what}: it is refused as a bomb")
+    return Refused(f"would expand to {what}: refused as a bomb")

@@ -1,4 +1,4 @@
-"""How far a run is, for whoever waits for it."""
+"""Progress display of a run."""
 
 import sys
 import time
@@ -14,7 +14,14 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows how far a run is: one rich line on a terminal, a plain line every few seconds elsewhere, on stderr."""
+    """Shows progress on stderr: a rich progress bar on a terminal, a plain line every ten seconds elsewhere.
+
+    Args:
+        total: Number of rounds or epochs.
+        what: Description of the run.
+        quiet: Whether to show nothing.
+        folder: Folder of the run, for TensorBoard curves; None writes none.
+    """
 
     def __init__(self, total: int, what: str, quiet: bool, folder: Path | None = None) -> None:
         self._total, self._what, self._quiet = total, foreign.line(what), quiet
@@ -46,17 +53,17 @@ class Progress:
             self._events.close()
 
     def round_info(self, round_info: "RoundInfo") -> None:
-        """Watches a defence."""
+        """Watches a round of a defence."""
         self.round(round_info.number, round_info.round)
 
     def round(self, number: int, round: "Round") -> None:
-        """Watches a search."""
+        """Watches a round of a search."""
         values = {name: float(value) for name, value in round.items()}
         self._step(number, values)
         self._record(number, values)
 
     def part(self, done: int, total: int) -> None:
-        """Watches what follows a search: the battery of residual risks."""
+        """Watches a part of the battery of residual risks, which follows a search."""
         if done == 1:
             self._what, self._total, self._first = "measuring what is left", total, None
             self._began = self._last = time.monotonic()
@@ -65,7 +72,7 @@ class Progress:
         self._step(done, {})
 
     def epoch(self, epoch: dict[str, float]) -> None:
-        """Watches a training."""
+        """Watches an epoch of a training."""
         self._step(int(epoch["epoch"]), {name: epoch[name] for name in ("loss", "acc")}, epoch.get("left"))
 
     def _step(self, number: int, values: dict[str, float], left: float | None = None) -> None:
@@ -85,7 +92,7 @@ class Progress:
             self._last = now
 
     def _record(self, number: int, values: dict[str, float]) -> None:
-        """Curves for TensorBoard, where it is installed."""
+        """Writes curves for TensorBoard, if it is installed."""
         if self._folder is None or self._events is False:
             return
         if self._events is None:
@@ -103,11 +110,11 @@ WORDS = {
     "bn_loss": "BatchNorm loss", "gain": "trigger gain", "loss": "loss", "acc": "training accuracy",
     "distillation": "distillation loss", "restriction": "restriction loss",
 }  # fmt: skip
-"""What the values of a round are called."""
+"""Display names of a round's values."""
 
 
 def in_words(values: Mapping[str, float]) -> dict[str, float]:
-    """The values of a round as one reads them: of the margins of all families of triggers, the largest alone.
+    """The values of a round by display name; of all families' margins, only the largest is kept.
 
     >>> in_words({"bn_loss": 0.2, "margin_masked": -7.1, "margin_faint": -2.0, "agreement": 0.9})
     {'BatchNorm loss': 0.2, 'largest margin': -2.0, 'agreement': 0.9}
@@ -123,7 +130,7 @@ def in_words(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def spell(seconds: float) -> str:
-    """A length of time, as exactly as one can know it.
+    """A duration in seconds as rounded text.
 
     >>> spell(7.2), spell(125), spell(26219)
     ('7 s', '2 min', '7 h 17 min')

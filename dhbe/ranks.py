@@ -1,8 +1,8 @@
-"""Several processes on one run, as `torchrun` starts them: each takes its share of every batch, and all stay alike.
+"""Data-parallel runs under `torchrun`: each process computes its share of every batch, and all stay in step.
 
-Noise and places are drawn for the whole batch by every process from the same random state, and each takes its part; sums
-over the batch, as BatchNorm needs them, and the gradients are those of the whole batch. So N processes compute what one
-computes with the same batch, up to the order of sums. Alone, all of this does nothing.
+Every process draws noise and positions for the whole batch from the same random state and takes its part; sums over the
+batch, as in BatchNorm, and gradients are those of the whole batch. So N processes compute the same as one, up to the order
+of summation. With a single process, all functions here do nothing.
 """
 
 import os
@@ -19,14 +19,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dhbe.errors import Refused
 
 PATIENCE = timedelta(hours=12)
-"""That processes wait for each other: the first one alone measures."""
+"""Timeout of communication, long because the others wait while the first process measures."""
 
 
 @contextmanager
 def joined() -> Iterator[bool]:
-    """Joins the processes that `torchrun` started; yields whether this is the first one, which measures, writes and tells.
+    """Joins the processes started by `torchrun`; yields whether this is the first, which measures, writes and prints.
 
-    GPUs are shared out where there are as many as processes here.
+    GPUs are used if there are at least as many as processes on this machine.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield True
@@ -47,15 +47,15 @@ def rank() -> int:
 
 
 def size() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def check(batch: int, name: str = "batch") -> None:
-    """Refuses a batch that the processes cannot share evenly.
+    """Checks that a batch can be divided evenly among the processes.
 
     Raises:
-        Refused: With the number that must divide it.
+        Refused: It is not a multiple of their number.
     """
     if batch % size():
         raise Refused(f"--{name} {batch}: {size()} processes share it, so it must be a multiple of {size()}")
@@ -67,13 +67,13 @@ def part(batch: Tensor) -> Tensor:
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum over processes, through which gradients flow."""
+    """The differentiable sum over processes."""
     return values if size() == 1 else _Total.apply(values)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
 def average(parameters: Iterable[nn.Parameter]) -> None:
-    """Makes gradients the mean over processes."""
+    """Averages gradients over processes, in place."""
     if size() == 1:
         return
     gradients = [each.grad for each in parameters if each.grad is not None]
@@ -86,7 +86,7 @@ def average(parameters: Iterable[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def agreed(values: Tensor) -> Tensor:
-    """What the first process holds, so that all decide alike where GPUs round differently."""
+    """The values of the first process, so that all take the same decisions even if their GPUs round differently."""
     if size() > 1:
         values = values.contiguous()
         distributed.broadcast(values, 0)
@@ -95,7 +95,7 @@ def agreed(values: Tensor) -> Tensor:
 
 @contextmanager
 def whole_batches(*networks: nn.Module) -> Iterator[None]:
-    """Inside, the BatchNorm layers of these networks in training mode see the batches of all processes as one."""
+    """Makes BatchNorm layers in training mode use the statistics of all processes' batches inside."""
     layers = [module for network in networks for module in network.modules() if isinstance(module, _BatchNorm)]
     if size() > 1:
         for layer in layers:
@@ -122,7 +122,7 @@ class _Total(torch.autograd.Function):
 
 
 def _normalised(layer: _BatchNorm, pixels: Tensor) -> Tensor:
-    """BatchNorm over all processes: mean and variance in two passes, in fp32 at least. torch's own SyncBatchNorm needs GPUs."""
+    """BatchNorm over all processes, in two passes and at least fp32; torch's SyncBatchNorm would need GPUs."""
     if not layer.training:
         return type(layer).forward(layer, pixels)
     x = pixels.to(torch.promote_types(pixels.dtype, torch.float32))

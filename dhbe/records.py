@@ -1,4 +1,4 @@
-"""The record of a run, `record.json`: all that tables, figures and reports are drawn from."""
+"""The record of a run, `record.json`, from which tables, figures and reports are made."""
 
 import json
 from datetime import datetime, timedelta
@@ -13,17 +13,17 @@ from dhbe.errors import Failed, Refused
 from dhbe.migration import migrated
 
 LARGEST = 64 * 2**20
-"""Bytes; a curve of 15,000 rounds takes about a twentieth of it."""
+"""Maximum size in bytes; a curve of 15,000 rounds takes about a twentieth of it."""
 
 
 def _encodable(value: object) -> object:
-    # A file name that is not UTF-8 reaches Python with lone surrogates, which no JSON file can hold.
+    # A file name that is not UTF-8 has lone surrogates in Python, which UTF-8 files cannot hold.
     return foreign.harmless(value) if isinstance(value, str) else value
 
 
 def _settings(value: Any) -> Any:
     try:
-        # What a file would give back: lists for tuples, no lone surrogates.
+        # As read back from a file: lists for tuples, no lone surrogates.
         settings = foreign.values(json.loads(json.dumps(value, allow_nan=False)))
     except (TypeError, RecursionError) as error:
         raise ValueError(f"not plain JSON: {error}") from error
@@ -59,7 +59,7 @@ Verdict = Literal[
 ]  # fmt: skip
 
 SEEN = ("backdoored", "still answers", "damaged", "answers", "changed")
-"""Verdicts that tell of something that was seen: exit code 1, and no doubt about constants takes them back."""
+"""Verdicts based on positive findings: they give exit code 1 and are not revised by doubts about normalisation."""
 
 
 class _Part(BaseModel):
@@ -70,53 +70,53 @@ class ModelInfo(_Part):
     """The model that a run was given (erase, score) or made (attack), and how it was read."""
 
     path: Text | None
-    """The file as the user named it; None for a model that came as an object."""
+    """The file as the user named it; None for a model that was passed as an object."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
-    """Of that file's content, or of the tensors of a model that came as an object."""
+    """SHA-256 of that file's content, or of the tensors of a model that was passed as an object."""
     arch: Text
     """Name of the architecture."""
     classes: Positive
     input: tuple[Positive, Positive, Positive]
     """Channels, height and width of the images."""
     mean: tuple[float, ...]
-    """Of each channel (or one for all), pixels in [0, 1]."""
+    """Mean of each channel (or one for all), pixels in [0, 1]."""
     std: tuple[Annotated[float, Field(gt=0)], ...]
-    """The same of the standard deviation."""
+    """Standard deviation of each channel (or one for all)."""
     softmax: bool = False
-    """The network returns probabilities; their logarithms were used as logits."""
+    """Whether the network returns probabilities, whose logarithms were used as logits."""
     code: Text | None = None
     """The vendor's code that the user chose to run, `file.py:function`; None if none was."""
     weights: Text | None = None
-    """Which of several state dicts in the file was read; None where nobody had to choose."""
+    """Which of several state dicts in the file was read; None if there was no choice."""
     output: Text | None = None
-    """Which of several outputs the logits are; None where nobody had to choose."""
+    """Which of several outputs holds the logits; None if there was no choice."""
     names: tuple[Text, ...] = ()
-    """Names of the classes by their numbers, as far as the file or the user told them."""
+    """Class names in order, if known."""
 
 
 class Measures(_Part):
-    """What was measured on one model. Rates are fractions 0..1; None: not measured, or no such form."""
+    """Measurements on one model. Rates are fractions 0..1; None means not measured, or not applicable."""
 
     acc: Fraction | None = None
-    """Among all test images."""
+    """ACC among all test images."""
     asr: Fraction | None = None
-    """Among non-target images that this very model gets right without the trigger."""
+    """ASR among non-target images that this model classifies correctly without the trigger."""
     asr_x4: Fraction | None = None
     """`asr` with the patch also in the four corners."""
     asr_x9: Fraction | None = None
     """`asr_x4` with the patch also in the centre and at the four edge midpoints."""
     asr_victim: Fraction | None = None
-    """Among non-target images that the backdoored model gets right."""
+    """ASR among non-target images that the backdoored model classifies correctly."""
     asr_all: Fraction | None = None
-    """Among all non-target images."""
+    """ASR among all non-target images."""
     n: Positive | None = None
-    """Test images: the denominator of `acc`."""
+    """Number of test images, the denominator of `acc`."""
     asr_n: Positive | None = None
     """The denominator of `asr`, `asr_x4` and `asr_x9`."""
     ra: Fraction | None = None
-    """Among all non-target images: still given their true class once triggered."""
+    """RA: share of all non-target images that are classified correctly with the trigger."""
     der: Fraction | None = None
-    """Defence effectiveness against the model before; 0.5 is no effect, 1 the best."""
+    """DER, the defence effectiveness rating relative to the model before; 0.5 is no effect, 1 the best."""
     acc_interval: Interval | None = None
     """95 % Wilson interval of `acc`."""
     asr_interval: Interval | None = None
@@ -126,14 +126,14 @@ class Measures(_Part):
     asr_classes: list[Fraction | None] | None = None
     """`asr` among the images of each class; None for a class of which none counts."""
     activations: dict[Text, Box] = {}
-    """How far the trigger moves activations, by `features_l1`, `features_l2`, `logits_l1` and `logits_l2`: lower
+    """How much the trigger changes activations, by `features_l1`, `features_l2`, `logits_l1` and `logits_l2`: lower
     whisker, quartiles and upper whisker over images."""
     signs: dict[Text, float] = {}
     """The data-free signs by name."""
 
 
 UNSEARCHED = "not searched"
-"""The family of a class that a scan of many did not search."""
+"""The family of a class that a scan of many classes did not search."""
 
 
 class ClassFound(_Part):
@@ -142,50 +142,50 @@ class ClassFound(_Part):
     index: float
     """How far the class stands out, in robust standard deviations of all classes."""
     family: Text
-    """Of the trigger, one of the record's `families`; or `UNSEARCHED`, and then the figures are 0."""
+    """Family of the trigger, one of the record's `families`; or `UNSEARCHED`, in which case the numbers are 0."""
     margin: float
-    """Of the class under it, in logits."""
+    """Mean margin of the class under the trigger, in logits."""
     success_rate: Fraction
-    """The share of the images of other classes that it leads there."""
+    """The share of images of other classes that the trigger leads to the class."""
     statistics: dict[Text, float] = {}
-    """The index of the class by each of the record's `statistics` that can tell."""
+    """The index of the class by each of the record's `statistics` for which it is defined."""
     evidence: float | None = None
-    """What these come to; from 1 on they accuse the class. None: not looked at."""
+    """The fused evidence of these statistics; 1 or more accuses the class. None: not computed."""
 
 
 class FormRates(_Part):
-    """What one form of the trigger does to both models: the ASR among non-target images that each gets right."""
+    """The ASR of one form of the trigger on both models, among non-target images that each classifies correctly."""
 
     form: Text
-    """What is written behind the trigger on the command line, as `opacity=0.5`; empty for the trigger as it is."""
+    """The suffix of the trigger on the command line, such as `opacity=0.5`; empty for the trigger as it is."""
     before: Fraction | None
     after: Fraction | None
 
 
 class Reactivation(_Part):
-    """How well one small perturbation of all images does what the trigger did, on images it was not searched on."""
+    """The success of one small universal perturbation, on images that it was not optimised on."""
 
     epsilon: Fraction
     """Largest change of any value (L-infinity), pixels in [0, 1]."""
     before: Fraction | None
-    """Share of the images of other classes, classified right, that go to the trigger's target."""
+    """Share of correctly classified images of other classes that it leads to the trigger's target class."""
     after: Fraction | None
     others_before: Fraction | None
-    """The same with perturbations towards other classes, the median of them."""
+    """The median of the same over perturbations towards other classes."""
     others_after: Fraction | None
 
 
 class Relearning(_Part):
-    """What a copy of the cleaned model learns of a few steps on a few triggered images and as many clean ones."""
+    """A copy of the cleaned model after a few training steps on a few triggered images and as many clean ones."""
 
     images: Positive
-    """Triggered images that it learned from."""
+    """Number of triggered images that it was trained on."""
     asr: Fraction | None
-    """Among other images, those that the copy gets right untriggered."""
+    """ASR on other images, among those that the copy classifies correctly without the trigger."""
     others: Fraction | None
-    """The same where the trigger was taught to lead to another class, the median of them."""
+    """The median of the same over copies trained with other target classes."""
     acc: Fraction
-    """Of the copy that was taught the trigger's own target."""
+    """ACC of the copy trained with the trigger's own target class."""
 
 
 class Battery(_Part):
@@ -193,21 +193,21 @@ class Battery(_Part):
 
     forms: list[FormRates]
     reactivation: Reactivation | None
-    """None where there were too few images to search on."""
+    """None if there were too few images to search on."""
     relearning: list[Relearning]
     searched: Count
-    """Images that perturbations were searched on and copies learned from."""
+    """Number of images on which perturbations were optimised and copies trained."""
     n: Positive
-    """Other images, on which that was measured."""
+    """Number of other images, on which these were measured."""
     forms_n: Positive
-    """Images on which the forms were measured: all of these."""
+    """Number of all images, on which the forms were measured."""
 
 
 class Record(_Part):
-    """One finished run, whole: enough to draw its report and to repeat it.
+    """One finished run, complete enough to render its report and to repeat it.
 
     Raises:
-        pydantic.ValidationError: A field that is missing, unknown, out of range or not finite.
+        pydantic.ValidationError: A field is missing, unknown, out of range or not finite.
     """
 
     format: Literal[2] = 2
@@ -220,42 +220,42 @@ class Record(_Part):
     data: Text | None = None
     trigger: Text | None = None
     target: Count | None = None
-    """The class that the trigger leads to."""
+    """The target class."""
     before: Measures | None = None
-    """Of `model`: the suspect one, the one scored, or the one that an attack made."""
+    """Measures of `model`: the suspect model, the one scored, or the one made by an attack."""
     after: Measures | None = None
-    """Of the cleaned model; an erase has one."""
+    """Measures of the cleaned model; an erase has them."""
     other: ModelInfo | None = None
     """The model that a verify compares `model` with."""
     verdict: Verdict | None = None
     """Of an erase by `fast`: erased, nothing found, still answers, damaged. Of a scan: backdoored, unclear, nothing found. Of a verify: the model after answers, has changed, or is quiet; or
     nothing was found in the one before. Of any of them: unclear, label contradicted or input not usable, for the reason in `doubt`. Of a defence that does not judge itself: no effect, or None."""
     doubt: Text | None = None
-    """Why nothing that was or was not found means much: the constants contradict the weights, or the model answers to nothing."""
+    """Why the result means little: the normalisation contradicts the weights, or the model's output is constant."""
     command: Text | None = None
-    """The command line, where the run was one."""
+    """The command line, if the run was started by one."""
     result: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """SHA-256 of the cleaned model's file."""
     backdoored: bool | None = None
     """Whether a class stands out in a scan by more than the threshold."""
     families: dict[Text, Text] = {}
-    """The kinds of triggers that were sought: what each is, by name."""
+    """Descriptions of the trigger families searched, by name."""
     statistics: dict[Text, Text] = {}
-    """The statistics that need no trigger: what each is, by name."""
+    """Descriptions of the trigger-free statistics, by name."""
     classes: list[ClassFound] = []
-    """Of a scan, for each class."""
+    """For a scan, the finding for each class."""
     battery: Battery | None = None
-    """What is left of the backdoor, where that was measured."""
+    """What is left of the backdoor, if that was measured."""
     seconds: Annotated[float, Field(ge=0)]
     memory: Count | None = None
-    """Peak in bytes: of the device where it counts them, else of the whole process."""
+    """Peak memory in bytes: of the device if it is CUDA, else of the whole process."""
     iterations: Count = 0
     device: Text
     precision: Text
     versions: dict[Text, Text] = {}
     seed: Count
     curve: list[Point] = []
-    """What each round came to, by name; every point has its `iteration`."""
+    """The losses and other values of each round by name; every point has its `iteration`."""
     warnings: list[Text] = []
     finished: Annotated[str, AfterValidator(_utc)]
     """When the run ended: ISO 8601, UTC."""
@@ -278,7 +278,7 @@ class Record(_Part):
         """The content of `record.json`, keys in the order of the fields; equal records give equal text.
 
         Raises:
-            Failed: A number is not finite any more (a dict was changed after it was validated).
+            Failed: A number is not finite (a dict was changed after validation).
         """
         try:
             return json.dumps(self.model_dump(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -287,7 +287,7 @@ class Record(_Part):
 
 
 def write(path: Path, record: Record) -> None:
-    """Writes a record, whole or not at all.
+    """Writes a record atomically.
 
     Raises:
         Failed: The file cannot be written or a number is not finite.
@@ -296,10 +296,10 @@ def write(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> Record:
-    """Reads a record that may come from anywhere.
+    """Reads a record, which need not be trusted.
 
     Raises:
-        Refused: The file cannot be read, is too large, is no JSON, has another format or breaks its rules.
+        Refused: The file cannot be read, is too large, is not JSON, has another format or violates the schema.
     """
     try:
         if not path.is_file():
@@ -309,18 +309,18 @@ def read(path: Path) -> Record:
     except OSError as error:
         raise Refused(f"cannot read {path}: {(error.strerror or 'failed').lower()}") from error
     if len(content) > LARGEST:
-        raise Refused(f"{path} is larger than {LARGEST >> 20} MiB: no record of ours is")
+        raise Refused(f"{path} is larger than {LARGEST >> 20} MiB, and so not a record of dhbe")
     try:
         record = Record.model_validate_json(_latest(content), strict=True)
     except ValidationError as error:
-        raise Refused(f"{path} is no record of dhbe: {_first(error)}") from error
+        raise Refused(f"{path} is not a record of dhbe: {_first(error)}") from error
     if "format" not in record.model_fields_set:
-        raise Refused(f"{path} is no record of dhbe: it states no format")
+        raise Refused(f"{path} is not a record of dhbe: it states no format")
     return record
 
 
 def _latest(content: bytes) -> bytes:
-    """The same content in the newest format; what is no record of an older one stays for whoever validates it."""
+    """The content migrated to the newest format; anything else is returned unchanged for the validation."""
     try:
         data = from_json(content)
     except ValueError:
@@ -330,7 +330,7 @@ def _latest(content: bytes) -> bytes:
 
 
 def _first(error: ValidationError) -> str:
-    """The first complaint as one printable line; what it quotes comes from the file."""
+    """The first validation error as one printable line, since it may quote the file."""
     complaint = error.errors(include_url=False, include_context=False)[0]
     if complaint["loc"] == ("format",):
         line = f"its format is {complaint['input']!r:.40}, this version reads formats 1 and 2"

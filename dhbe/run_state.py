@@ -1,4 +1,4 @@
-"""What a resumed run needs: its parts, how many rounds it has done, and the random states."""
+"""The state that a resumed run needs: its parts, the number of rounds done, and the random states."""
 
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ from dhbe.errors import Refused
 
 
 class Stateful(Protocol):
-    """Whatever can be saved and restored: a module, an optimiser."""
+    """Anything that can be saved and restored, such as a module or an optimiser."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
@@ -23,10 +23,10 @@ class Plain:
         return dict(vars(self))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes saved attributes over; tensors go where those that they replace lie, not where they were read to.
+        """Restores saved attributes; tensors are moved to the device of those that they replace.
 
         Raises:
-            KeyError: One is missing.
+            KeyError: An attribute is missing.
         """
         for name, old in vars(self).items():
             vars(self)[name] = _like(state_dict[name], old)
@@ -39,12 +39,12 @@ def _like(new: Any, old: Any) -> Any:
 
 
 class RunState:
-    """What an interrupted run needs in order to go on.
+    """The state of a run, from which it can resume.
 
     A run registers its parts once, restores them, and may release those that no later round needs.
 
     Args:
-        saved: What `state` returned in the run to be continued; None for a fresh run.
+        saved: What `state` returned in the interrupted run; None for a fresh run.
     """
 
     def __init__(self, saved: dict[str, Any] | None = None) -> None:
@@ -59,27 +59,27 @@ class RunState:
         self._parts = parts
 
     def restore(self) -> int:
-        """Puts the parts and the random states back to where the saved run was; a fresh run stays as it is.
+        """Restores the parts and the random states of the saved run; does nothing in a fresh run.
 
         Returns:
-            The rounds already done.
+            The number of rounds already done.
 
         Raises:
-            Refused: What was saved has other parts than those that were registered.
+            Refused: The saved parts do not match those that were registered.
         """
         if self._saved is not None:
             saved = self._saved["parts"]
             self.release(*self._saved["released"])
             if odd := sorted(saved.keys() ^ self._parts.keys()):
                 raise Refused(
-                    f"the saved run has other parts than this one ({', '.join(odd)}): begin anew with --overwrite"
+                    f"the saved run has other parts than this one ({', '.join(odd)}): start over with --overwrite"
                 )
             for name, part in self._parts.items():
                 try:
                     part.load_state_dict(saved[name])
                 except (KeyError, RuntimeError, TypeError, ValueError, AttributeError) as error:
                     raise Refused(
-                        f"{name} of the saved run does not fit this one: begin anew with --overwrite"
+                        f"{name} of the saved run does not fit this one: start over with --overwrite"
                     ) from error
             self.round, self._random = self._saved["round"], self._saved["random"]
             torch.set_rng_state(self._random["cpu"])
@@ -88,7 +88,7 @@ class RunState:
         return self.round
 
     def release(self, *names: str) -> None:
-        """Lets go of parts that no later round needs; what is saved from now on lacks them."""
+        """Drops parts that no later round needs; states saved from now on lack them."""
         self._released = sorted({*self._released, *names})
         self._parts = {name: part for name, part in self._parts.items() if name not in names}
 
@@ -97,13 +97,13 @@ class RunState:
         return self._parts[name]
 
     def advance(self) -> None:
-        """Closes a round. The random states are noted here, before anybody looks and draws."""
+        """Ends a round and records the random states, before a watcher may change them."""
         self.round += 1
         self._random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_initialized():
             self._random["cuda"] = torch.cuda.get_rng_state()
 
     def state(self) -> dict[str, Any]:
-        """Everything as plain containers and tensors, to be saved with `torch.save`."""
+        """The whole state as plain containers and tensors, for `torch.save`."""
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         return {"round": self.round, "parts": parts, "released": self._released, "random": self._random}

@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time, saved at intervals, continued after any interruption."""
+"""A run's folder: locked by one process, with states saved at intervals for resuming after any interruption."""
 
 import errno
 import json
@@ -21,15 +21,15 @@ RECORD = "record.json"
 REPORT = "report.html"
 CHECKPOINT = Path("checkpoint") / "state.pt"
 STAGE = Path("checkpoint") / "results"
-"""Where results wait for each other, so that old ones go only when the new ones are complete."""
+"""Staging folder, so that old results are replaced only when the new ones are complete."""
 LOCK = ".lock"
 STOPS = (signal.SIGINT, signal.SIGTERM)
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
-"""Names that `files.write` uses; a process that is killed leaves one."""
+"""Names of temporary files of `files.write`; a killed process leaves one behind."""
 
 
 class Run:
-    """A folder that this process holds, and how far the run in it came.
+    """A folder locked by this process, and the state of the run in it.
 
     Attributes:
         folder: Where the results go.
@@ -69,14 +69,14 @@ class Run:
         self._last = time.monotonic()
 
     def keep(self, state: Callable[[], dict[str, Any]], *, last: bool = False) -> bool:
-        """Saves the state if the interval is over, if it is the last one, or if somebody asked the run to stop.
+        """Saves the state if the interval is over, if it is the `last` one, or if the run was asked to stop.
 
         Returns:
-            Whether it was saved.
+            Whether the state was saved.
 
         Raises:
-            Interrupted: Somebody asked; the state is saved.
-            Failed: It could not be saved.
+            Interrupted: The run was asked to stop; the state is saved.
+            Failed: The state could not be saved.
         """
         if due := last or self.stopping or time.monotonic() - self._last >= self.every:
             state_file.write(
@@ -90,15 +90,15 @@ class Run:
         return due
 
     def interrupted(self) -> Interrupted:
-        """What is said of a run that was asked to stop and whose state is saved."""
+        """The exception for a stopped run whose state is saved."""
         return Interrupted(f"interrupted; the state is saved in {name(self.folder)}")
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """While `restored` is set, whatever goes wrong inside is laid on the state that was saved.
+        """Attributes errors inside to the saved state while `restored` is set.
 
         Raises:
-            Refused: The run cannot go on from it.
+            Refused: The run cannot resume from that state.
         """
         try:
             yield
@@ -111,10 +111,10 @@ class Run:
 
     @contextmanager
     def finishing(self) -> Iterator[Path]:
-        """A folder for the results, whole: its files take their places when it is left, and the run is finished then.
+        """Yields a staging folder for the results; on exit its files are moved to the run's folder and the run is finished.
 
-        An old record goes before the first new result comes, and the new one comes last: a folder with a record always
-        holds what belongs to it.
+        The old record is removed before the first new result is moved, and the new one is moved last, so that a record
+        always belongs to the results beside it.
 
         Raises:
             Failed: A file cannot be moved to its place.
@@ -128,7 +128,7 @@ class Run:
                 if old == RECORD or not (stage / old).exists():
                     (self.folder / old).unlink(missing_ok=True)
             for path in new:
-                files.sync_folder(self.folder)  # nothing overtakes what comes before it, even if the power goes
+                files.sync_folder(self.folder)  # keeps the order even if the power fails
                 path.replace(self.folder / path.name)
             files.sync_folder(self.folder)
             (self.folder / CHECKPOINT).unlink(missing_ok=True)
@@ -136,7 +136,7 @@ class Run:
             raise Failed(f"cannot write {name(self.folder)}: {(error.strerror or 'failed').lower()}") from error
         finally:
             _clear(stage)
-            with suppress(OSError):  # there is something to go on with, or somebody else's file
+            with suppress(OSError):  # it may hold a saved state, or another file
                 stage.parent.rmdir()
 
 
@@ -152,21 +152,21 @@ def opened(
     every: float = 30.0,
     command: str | None = None,
 ) -> Iterator[Run]:
-    """Takes a folder for one run. If the run leaves nothing there, the folder is as it was before.
+    """Locks a folder for one run. If the run writes nothing, the folder is left as it was.
 
     Args:
-        folder: It is made if it is not there.
-        settings: All that the result depends on; a resumed run must have the same.
+        folder: The folder, created if missing.
+        settings: Everything that the result depends on; a resumed run must have the same.
         inputs: Files and folders that the run reads. None of them is ever replaced or removed.
-        results: Files that the run will write beside its record and report.
-        resume: Go on with the interrupted run in the folder; a finished one is recognised.
-        overwrite: Begin anew over an earlier run's results, which stay until the new ones are complete.
-        every: Seconds between two checkpoints.
-        command: The command line, which the state keeps.
+        results: Names of files that the run will write besides its record and report.
+        resume: Resume the interrupted run in the folder; a finished one is recognised.
+        overwrite: Start over; an earlier run's results are kept until the new ones are complete.
+        every: Seconds between two saved states.
+        command: The command line, stored in the state.
 
     Raises:
-        Refused: The folder cannot be written, another process holds it, it holds a run that was not asked for, or a
-            result would take the place of an input.
+        Refused: The folder cannot be written, another process holds it, it holds another run, or a result would replace
+            an input.
         Failed: The disk is full.
     """
     results = tuple(results)
@@ -175,17 +175,17 @@ def opened(
     with _made(folder), _locked(folder), _made(folder / CHECKPOINT.parent):
         record, checkpoint = folder / RECORD, folder / CHECKPOINT
         if checkpoint.parent.is_symlink():
-            raise Refused(f"{name(checkpoint.parent)} is a link to somewhere else: remove it, or give another --out")
+            raise Refused(f"{name(checkpoint.parent)} is a symbolic link: remove it, or give another --out")
         if overwrite and not resume:
             with _writing(folder):
                 checkpoint.unlink(missing_ok=True)
         saved = state_file.read(checkpoint) if os.path.lexists(checkpoint) else None
         there = files.sha256(record) if record.exists() else ""
-        # A state that was to replace this very record is younger than it; with any other record the run is finished.
+        # A state that was to replace this record is newer than it; with any other record the run is finished.
         finished = bool(there) and (saved is None or saved.get("replaces") != there)
         if (there or saved) and not resume and not overwrite:
-            state, mend = ("a finished run", "") if finished else ("an interrupted run", "--resume to go on, ")
-            raise Refused(f"{name(folder)} holds {state}: add {mend}--overwrite to begin anew, or choose another --out")
+            state, mend = ("a finished run", "") if finished else ("an interrupted run", "--resume to resume it, ")
+            raise Refused(f"{name(folder)} holds {state}: add {mend}--overwrite to start over, or choose another --out")
         if overwrite and not resume:
             finished = False
         if saved and not finished:
@@ -197,7 +197,7 @@ def opened(
 
 
 def _keep_inputs(folder: Path, inputs: Iterable[Path], results: Iterable[str]) -> None:
-    """Refuses a folder in which a result, or the state of the run, would take the place of an input."""
+    """Refuses a folder in which a result or the saved state would replace an input."""
     places = [folder / result for result in results]
     for path in inputs:
         if _lies_in(path, folder / CHECKPOINT.parent) or any(same(path, place) for place in places):
@@ -216,23 +216,23 @@ def _lies_in(path: Path, folder: Path) -> bool:
 
 
 def same(path: Path, other: Path) -> bool:
-    """Whether two paths lead to one file that is there."""
+    """Whether two paths lead to the same existing file."""
     try:
         return path.samefile(other)
-    except (OSError, ValueError):  # one of them is not there
+    except (OSError, ValueError):  # one of them does not exist
         return False
 
 
 def refuse_other(holds: str, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raises `Refused`, with the names of what differs, unless the settings of two runs are the same."""
+    """Raises `Refused`, with the settings that differ, unless the settings of two runs are the same."""
     old, new = json.loads(json.dumps(then)), json.loads(json.dumps(now))  # tuples are lists in a file
     if names := sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
         listed = ", ".join(f"{name}: {old.get(name)} then, {new.get(name)} now" for name in names[:3])
-        raise Refused(f"{holds} of other settings ({listed}): choose another --out")
+        raise Refused(f"{holds} with other settings ({listed}): choose another --out")
 
 
 def _clear(stage: Path) -> None:
-    """Removes results that never came to their places."""
+    """Removes staged results that were never moved."""
     with suppress(OSError):
         for path in stage.iterdir():
             path.unlink(missing_ok=True)
@@ -240,7 +240,7 @@ def _clear(stage: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes the temporaries of killed processes; nobody else writes here now."""
+    """Removes temporary files of killed processes; the lock ensures that no other process writes here."""
     _clear(folder / STAGE)
     for path in (*folder.glob(".*.tmp"), *(folder / CHECKPOINT.parent).glob(".*.tmp")):
         if TEMPORARY.fullmatch(path.name):
@@ -249,7 +249,7 @@ def _sweep(folder: Path) -> None:
 
 @contextmanager
 def _made(folder: Path) -> Iterator[None]:
-    """The folder is there inside. Afterwards those that were made for it and are empty go again."""
+    """Creates the folder and its parents; on exit, removes those that it created if they are empty."""
     made: list[Path] = []
     try:
         with _writing(folder):
@@ -258,7 +258,7 @@ def _made(folder: Path) -> Iterator[None]:
         yield
     finally:
         for path in made:
-            with suppress(OSError, ValueError):  # it holds something, or was never there
+            with suppress(OSError, ValueError):  # it is not empty, or was never created
                 path.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""What a scan found, for systems that collect the findings of analysis tools: SARIF 2.1.0 (an OASIS standard)."""
+"""The result of a scan in SARIF 2.1.0, an OASIS standard for the findings of analysis tools."""
 
 import json
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +19,7 @@ def log(record: Record) -> str:
     """The record of a scan as a SARIF log, JSON text.
 
     Args:
-        record: Of a scan.
+        record: Record of a scan.
     """
     driver = {
         "name": "dhbe",
@@ -28,8 +28,8 @@ def log(record: Record) -> str:
             {
                 "id": RULE,
                 "name": "BackdooredClassifier",
-                "shortDescription": {"text": "The image classifier answers a hidden trigger."},
-                "help": {"text": "Run dhbe erase on the model, or fetch it from somewhere else."},
+                "shortDescription": {"text": "The image classifier responds to a hidden trigger."},
+                "help": {"text": "Run dhbe erase on the model, or obtain it from a trusted source."},
                 "properties": {"tags": ["security"]},
             }
         ],

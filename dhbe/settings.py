@@ -1,7 +1,7 @@
-"""Hyperparameters: each tells in its own annotation what it is, and within which bounds it makes sense.
+"""Hyperparameters, whose annotations contain their descriptions and bounds.
 
-A method is a frozen dataclass whose fields are ``Annotated[int, Setting("passes over the data", least=1)] = 20``. A field
-may itself be such a dataclass, a group; on the command line and in records groups are laid flat, so names are unique.
+A method is a frozen dataclass with fields like ``Annotated[int, Setting("passes over the data", least=1)] = 20``. A field
+may itself be such a dataclass, a group; groups are flattened on the command line and in records, so names are unique.
 """
 
 import math
@@ -18,23 +18,23 @@ RENAMED = {
     "album": "pool_size", "shown": "mask_area", "change": "epsilon", "suspicion": "anomaly_threshold",
     "calm": "stop_threshold", "triggered": "trigger_share", "light": "trigger_share_unsuspected",
 }  # fmt: skip
-"""New names of the settings of `fast` by those of records of format 1; for one version, options have both."""
+"""New names of the settings of `fast` by those in records of format 1; for one version, both work as options."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What stands in the annotation of a hyperparameter. Numbers that are not finite are never within bounds."""
+    """Description and bounds in the annotation of a hyperparameter. NaN and infinities are never within bounds."""
 
     text: str
-    """What it is, for `--help`."""
+    """Description for `--help`."""
     least: float = 0.0
-    """The least that makes sense."""
+    """Inclusive lower bound."""
     most: float = math.inf
-    """The most that makes sense."""
+    """Inclusive upper bound."""
     above: float = -math.inf
-    """Of which it must be more."""
+    """Exclusive lower bound."""
     below: float = math.inf
-    """Of which it must be less."""
+    """Exclusive upper bound."""
 
     def allows(self, value: float) -> bool:
         """Whether a number is within bounds."""
@@ -50,7 +50,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Field:
-    """A hyperparameter of a dataclass or of a group in it."""
+    """A hyperparameter of a dataclass or of one of its groups."""
 
     name: str
     kind: Any
@@ -59,7 +59,7 @@ class Field:
 
 
 def described(kind: type) -> Iterator[Field]:
-    """All hyperparameters of a dataclass, those of its groups laid flat."""
+    """All hyperparameters of a dataclass, with groups flattened."""
     hints = typing.get_type_hints(kind, include_extras=True)
     for each in fields(kind):
         hint = hints[each.name]
@@ -71,7 +71,7 @@ def described(kind: type) -> Iterator[Field]:
 
 
 def flat(settings: Any) -> dict[str, Any]:
-    """The values of all hyperparameters by name, those of groups laid flat."""
+    """The values of all hyperparameters by name, with groups flattened."""
     values: dict[str, Any] = {}
     for each in fields(settings):
         value = getattr(settings, each.name)
@@ -80,7 +80,7 @@ def flat(settings: Any) -> dict[str, Any]:
 
 
 def changed(settings: T, values: Mapping[str, Any]) -> T:
-    """The settings with some replaced by name, wherever they stand; lists, as records have them, become tuples."""
+    """A copy of the settings with some values replaced by name, also in groups; lists, as in records, become tuples."""
     new: dict[str, Any] = {}
     for each in fields(typing.cast(Any, settings)):
         value = getattr(settings, each.name)
@@ -93,10 +93,10 @@ def changed(settings: T, values: Mapping[str, Any]) -> T:
 
 
 def check(settings: Any) -> None:
-    """Refuses settings that lie out of bounds.
+    """Checks that all settings are within bounds.
 
     Raises:
-        Refused: With the name of the first one and its bounds.
+        Refused: One is not; the message names the first such setting and its bounds.
     """
     values = flat(settings)
     for field in described(type(settings)):

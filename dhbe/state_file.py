@@ -1,7 +1,7 @@
-"""The file that an interrupted run goes on from: its state, behind a checksum over all of it.
+"""The file with the saved state of an interrupted run, preceded by a checksum.
 
-One bit that flipped on a disk would be taken over and end up in the weights, and a folder may come from elsewhere. So
-nothing of the file is used before the checksum is right, and what is behind it is read as strangers' checkpoints are.
+A single bit flipped on the disk would end up in the weights, and a folder may come from elsewhere. So nothing in the file is
+used before its checksum is verified, and the state is then read as restrictively as untrusted checkpoints.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from dhbe.foreign import name
 MAGIC = b"dhbe state 1\n"
 
 LARGEST = 64 * 2**30
-"""Bytes; more than any memory takes that a run fits into."""
+"""Maximum size of a state in bytes, more than any run needs."""
 
 _HEAD = len(MAGIC) + 65
 
 
 def write(path: Path, settings: str, state: Mapping[str, Any]) -> None:
-    """Writes the state of a run, whole or not at all.
+    """Writes the state of a run atomically.
 
     Args:
         path: The file.
-        settings: All that the result depends on, a JSON object.
+        settings: Everything that the result depends on, a JSON object.
         state: Plain containers, numbers, texts and tensors.
 
     Raises:
@@ -42,21 +42,21 @@ def write(path: Path, settings: str, state: Mapping[str, Any]) -> None:
 
 
 def signed(content: bytes | memoryview) -> bytes:
-    """What `torch.save` wrote, behind its checksum."""
+    """The output of `torch.save`, preceded by its checksum."""
     return b"".join([MAGIC, hashlib.sha256(content).hexdigest().encode(), b"\n", content])
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state that `write` wrote; a link is not followed.
+    """Reads a state written by `write`; a symbolic link is not followed.
 
     Raises:
-        Refused: It is no such file, or a bit of it changed.
+        Refused: The file is not such a state, or its content was changed.
     """
     try:
         with files.opened(path, LARGEST, follow=False) as file:
             head = file.read(_HEAD)
             if not head.startswith(MAGIC):
-                raise ValueError("it was written by another version, or is no state")
+                raise ValueError("it was written by another version, or is not a state")
             content = file.read()
         if MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" != head:
             raise ValueError("its checksum is wrong")
@@ -66,14 +66,14 @@ def read(path: Path) -> dict[str, Any]:
         saved = torch.load(stream, map_location="cpu", weights_only=True)
         if not isinstance(json.loads(saved["settings"]), dict):
             raise ValueError("it has no settings")
-    except Exception as error:  # whatever is wrong with it
+    except Exception as error:  # parsers of corrupt files may raise anything
         raise unusable(path, error) from error
     return saved
 
 
 def unusable(path: Path, why: object) -> Refused:
-    """What is said of a state that a run cannot go on from."""
+    """The exception for a state from which a run cannot resume."""
     reason = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
     if isinstance(why, ValueError):
         reason = why
-    return Refused(f"{name(path)} cannot be gone on with ({str(reason)[:200]}): add --overwrite to begin anew")
+    return Refused(f"cannot resume from {name(path)} ({str(reason)[:200]}): add --overwrite to start over")

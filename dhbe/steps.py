@@ -1,4 +1,4 @@
-"""What everything that trains shares: scopes of device, seed and precision, losses, one step of an optimiser."""
+"""Shared parts of all training code: scopes for device, seed and precision, losses, and an optimiser step."""
 
 import copy
 from collections.abc import Iterable, Iterator
@@ -14,28 +14,28 @@ from dhbe import ranks
 from dhbe.classifier import Classifier
 
 Precision = Literal["fp32", "bf16"]
-"""What networks compute in."""
+"""Precision of the networks' computations."""
 
 Round = dict[str, Tensor]
-"""What one round came to: scalars by name. They stay on the device until somebody looks."""
+"""The losses and other results of one round: scalars by name, on the device."""
 
 
 @contextmanager
 def on(device: torch.device) -> Iterator[None]:
-    """Tensors are made there; of several GPUs it is the current one, whose random state and streams are meant."""
+    """Creates tensors on the device inside; a GPU also becomes the current one, for random states and streams."""
     with torch.device(device), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         yield
 
 
 def secluded() -> AbstractContextManager[None]:
-    """Gives the caller's random states back afterwards; those of all GPUs, for `torch.manual_seed` is for all."""
+    """Restores the caller's random states on exit, also those of all GPUs, which `torch.manual_seed` would change."""
     return torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else [])
 
 
 def computing(device: torch.device, precision: Precision) -> torch.autocast:
-    """The networks inside compute in this precision.
+    """Runs networks inside in a precision, by autocast.
 
-    Autocast goes without its cache, which outlives a step and would go on answering with the weights of the first one.
+    The weight cache is disabled: it outlives a step and would keep using the weights of the first one.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
@@ -46,7 +46,7 @@ def gap(a: Tensor, b: Tensor) -> Tensor:
 
 
 def variation(images: Tensor) -> Tensor:
-    """Sum over the four neighbour directions of the L2 norm of the whole batch's differences, not averaged.
+    """Sum over the four neighbour directions of the L2 norm of the whole batch's differences: a scalar, not averaged.
 
     Args:
         images: Normalised images [n, c, h, w].
@@ -54,17 +54,17 @@ def variation(images: Tensor) -> Tensor:
     across, down = images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
     falling = images[..., 1:, 1:] - images[..., :-1, :-1]
     rising = images[..., 1:, :-1] - images[..., :-1, 1:]
-    if ranks.size() > 1:  # the norms are those of the whole batch, whose parts lie apart
+    if ranks.size() > 1:  # norms over the whole batch, which is spread over the processes
         squares = [each.square().sum() for each in (across, down, falling, rising)]
         return ranks.total(torch.stack(squares)).sqrt().sum()
     return across.norm() + down.norm() + falling.norm() + rising.norm()
 
 
 def lay(patches: Tensor, height: int, width: int, *, each: bool) -> Tensor:
-    """Patches [n, c, p, p] at random places of empty images [n, c, height, width]; zeros elsewhere.
+    """Places patches [n, c, p, p] at random positions in images of zeros [n, c, height, width].
 
-    Each patch has its own place or, as in the paper, all of a batch share one. The rows and columns are set by two
-    products with 0/1 matrices, so that shapes stay fixed and nothing waits for the device.
+    With `each`, every patch gets its own position; otherwise, as in the paper, all of a batch share one. Patches are placed
+    by two products with 0/1 matrices, so that shapes are fixed and nothing synchronises with the device.
     """
     count, side = ranks.size() * patches.shape[0] if each else 1, patches.shape[-1]
     offsets = torch.arange(side, device=patches.device).view(1, side, 1)
@@ -79,7 +79,7 @@ def lay(patches: Tensor, height: int, width: int, *, each: bool) -> Tensor:
 
 
 def descend(optimizer: Optimizer, loss: Tensor) -> None:
-    """One step down the loss. The gradients are let go at once: the next step's activations need the room."""
+    """Takes one optimiser step on the loss, a scalar. Frees the gradients to make room for the next step's activations."""
     optimizer.zero_grad()
     loss.backward()
     ranks.average(parameter for group in optimizer.param_groups for parameter in group["params"])
@@ -88,21 +88,21 @@ def descend(optimizer: Optimizer, loss: Tensor) -> None:
 
 
 def set_lr(optimizers: Iterable[Optimizer], share: float) -> None:
-    """Sets the learning rates to a share of what they began with."""
+    """Sets the learning rates to `share` times their initial values."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = share * group.setdefault("initial_lr", group["lr"])
 
 
 def frozen_copy(model: Classifier) -> Classifier:
-    """A copy in eval mode that takes no gradients: the teacher."""
+    """A copy in eval mode whose parameters do not require gradients, such as a teacher."""
     return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def channels_last(*networks: nn.Module) -> None:
-    """Lays convolutions' weights out as the quicker kernels want them; no number changes.
+    """Converts convolution weights to channels-last memory format, for faster kernels; values do not change.
 
-    A classifier whose network can do with nothing but the usual order stays as it is.
+    A classifier whose network requires contiguous tensors is left unchanged.
     """
     for network in networks:
         if isinstance(network, Classifier) and network.contiguous:
@@ -114,7 +114,7 @@ def channels_last(*networks: nn.Module) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for the weights inside: what is not used is not computed."""
+    """Disables gradients of the weights inside, to save their computation."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""From a file of a stranger to a classifier: what is told, what is guessed from the tensors, what must be asked."""
+"""Loads a classifier from an untrusted file; settings are given, inferred from the tensors, or asked for."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from dhbe.networks import Guess
 from dhbe.records import ModelInfo
 
 LABEL = "dhbe"
-"""Key of our own lines in the header of a safetensors file."""
+"""Key of our metadata in the header of a safetensors file."""
 
 VARIES = (
     "the network answers otherwise each time that it is shown the same images (dropout that stays on in eval mode, noise, or a "
@@ -31,16 +31,16 @@ VARIES = (
 )
 
 SIDE = 32
-"""Side of the images in pixels where nobody says it."""
+"""Default side of the images in pixels."""
 
 CLAIMED_SIDE = 256
-"""Pixels; larger images take gigabytes at the first try, and are not tried because a file says so."""
+"""Largest image side in pixels accepted from a file's label; larger images may need gigabytes, so the user must confirm."""
 
 Side = Annotated[int, Field(ge=1, le=1024)]
 
 
 class Label(BaseModel):
-    """What a file that we wrote says of itself. It is read from strangers' files too: data, never code."""
+    """The metadata in files written by dhbe. It is read from untrusted files too: data, never code."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -56,14 +56,14 @@ class Label(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Suspect:
-    """A classifier out of a file, in eval mode on the CPU."""
+    """A classifier loaded from a file, in eval mode on the CPU, or passed as a module."""
 
     classifier: Classifier
     state: State
     info: ModelInfo
     warnings: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()
-    """What it was read from: the model's file, what stands beside it, and the vendor's code."""
+    """The files it was read from: the model's, files beside it, and the vendor's code."""
     given: bool = False
     """Whether the user said how images are normalised: then nothing overrules it."""
     labelled: bool = False
@@ -71,7 +71,7 @@ class Suspect:
 
     @cached_property
     def contradiction(self) -> str | None:
-        """What the BatchNorm layers say against the way in which images are normalised; None if they do not."""
+        """How the BatchNorm statistics contradict the normalisation; None if they do not."""
         found = claims.contradiction(self.classifier)
         if found is None:
             return None
@@ -82,30 +82,30 @@ class Suspect:
             f"{said} ({used:.2f}; 0 is a perfect fit)"
         )
         if self.given:
-            return f"{other}; these were given, and hold"
-        return f"{other}, and a model that is fed wrongly answers no trigger: give {best.option}, or --mean auto"
+            return f"{other}; these were given and are used"
+        return f"{other}, and with wrong ones a model responds to no trigger: give {best.option}, or --mean auto"
 
     @cached_property
     def unusable(self) -> str | None:
-        """What shows that the model cannot be judged, because it answers the same to whatever image.
+        """Why the model cannot be judged, if its output hardly depends on the image; else None.
 
-        None where other constants would mend that.
+        Also None if another normalisation would fix that.
         """
         if self.contradiction or claims.variety(self.classifier) >= claims.SAME:
             return None
         return (
-            "the model answers nearly the same to whatever image, as a network does that was never trained or is fed wrongly: "
+            "the model's output is nearly the same for every image, like that of an untrained network or with wrong input: "
             "check the weights, --arch, --mean and --std"
         )
 
     @property
     def unsure(self) -> str | None:
-        """The same where nobody gave the constants, so that nothing found in the model means much."""
+        """`contradiction`, if the normalisation was assumed, so that finding nothing means little; else None."""
         return None if self.given else self.contradiction
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """All that is worth knowing before it is used."""
+        """Everything that the user should know before using it, one line each."""
         return (*self.warnings, *filter(None, (self.contradiction, self.unusable)))
 
 
@@ -120,22 +120,22 @@ def load(
     weights: str | None = None,
     output: str | None = None,
 ) -> Suspect:
-    """Loads a suspect model; nothing in its file is executed. What is assumed because nobody says it is a warning.
+    """Loads a suspect model; nothing in its file is executed. Assumptions become warnings.
 
     Args:
-        path: .safetensors, or a file of `torch.save` that holds tensors only.
-        arch: Architecture (see `networks.build`); None takes it from the tensors, where they leave no doubt.
+        path: A .safetensors file, a file of `torch.save` that holds tensors only, or another format of `formats`.
+        arch: Architecture (see `networks.build`); None infers it from the tensors, if they are unambiguous.
         classes: Number of classes; None likewise.
-        shape: Image shape (channels, height, width); None takes the file's label, or what is usual for the architecture.
-        mean: Mean that the network's input is normalised with, or the name of a data set, as `imagenet`, whose standard
-            deviation is taken too unless `std` says otherwise; `auto` takes what fits the BatchNorm statistics best; None
-            takes the file's label, or what is usual.
-        std: The standard deviation likewise; not `auto`.
-        weights: Which of several state dicts in the file; None takes the only one, or an average (EMA) of it.
-        output: Which of several outputs the logits are; None takes the only one that can be.
+        shape: Image shape (channels, height, width); None means the file's label, or the architecture's default.
+        mean: Mean of each channel, pixels in [0, 1], with which the network's input is normalised; or the name of a data
+            set, such as `imagenet`, whose standard deviation is used too unless `std` is given; or `auto`: the constants
+            that fit the BatchNorm statistics best. None means the file's label, or the architecture's default.
+        std: The standard deviation, likewise, but not `auto`.
+        weights: Which of several state dicts in the file; None means the only one, or an average (EMA) of it.
+        output: Which of several outputs holds the logits; None means the only one that can.
 
     Raises:
-        Refused: The file, the architecture or the numbers do not fit together.
+        Refused: The file, the architecture or the numbers do not fit together, or must be given.
     """
     path = Path(path)
     label = _label(path)
@@ -144,7 +144,7 @@ def load(
     shape = shape or (state.container.shape if state.container else None)
     if label and not shape and max(label.input[1:]) > CLAIMED_SIDE:
         claim = "x".join(map(str, label.input))
-        raise Refused(f"{foreign.name(path)} says that its images are {claim}: add --input {claim} if they are")
+        raise Refused(f"{foreign.name(path)} claims an image shape of {claim}: add --input {claim} to confirm it")
     told = None if label and label.arch in networks.ZOO else formats.described(path)
     auto, (mean, std) = mean == "auto", constants(mean, std)
     given = auto or (mean is not None and std is not None)
@@ -154,16 +154,20 @@ def load(
     classes = classes or guess.classes or (told.classes if told else label.classes if label else None)
     if arch is None and not guess.alike:
         raise Refused(
-            f"the tensors of {foreign.name(path)} do not tell their architecture: add --arch (a name of the zoo: "
+            f"the architecture cannot be inferred from the tensors of {foreign.name(path)}: add --arch (a built-in name: "
             f"{', '.join(networks.ZOO)}; torchvision:NAME, timm:NAME, or the vendor's file.py:function)"
         )
     if classes is None:
-        raise Refused(f"the tensors of {foreign.name(path)} do not tell the number of classes: add --classes N")
+        raise Refused(
+            f"the number of classes cannot be inferred from the tensors of {foreign.name(path)}: add --classes N"
+        )
     usual = _usual(arch, told) if arch and not label else None
     shape, mean, std = _fed(arch, state, (shape, mean, std), label, usual, [] if auto else warnings)
     for name, values in (("mean", mean), ("std", std)):
-        if not all(x == 0 or 1e-6 <= abs(x) <= 1e6 for x in values):  # NaN too; the classifier judges the rest
-            raise Refused(f"--{name} {' '.join(f'{x:g}' for x in values)}: pixels in [0, 1] are not normalised by that")
+        if not all(x == 0 or 1e-6 <= abs(x) <= 1e6 for x in values):  # also NaN; `Classifier` checks the rest
+            raise Refused(
+                f"--{name} {' '.join(f'{x:g}' for x in values)}: no normalisation of pixels in [0, 1]; correct the numbers"
+            )
     if arch is None:
         arch = _told_apart(guess, state, shape, classes, mean, std)
     if not asked and not label and not told:
@@ -196,7 +200,7 @@ def load(
         warnings.append("the network's code takes contiguous tensors only, which are somewhat slower")
     code = vendor_code(arch)
     if code:
-        warnings.append(f"the vendor's code {code} was run, as --arch asked")
+        warnings.append(f"the vendor's code {code} was run, as requested by --arch")
     names = tuple(map(show, label.names if label else told.names if told else ()))
     info = ModelInfo(
         path=str(path), sha256=state.sha256, arch=arch, classes=classes, input=shape, mean=tuple(mean), std=tuple(std),
@@ -208,19 +212,19 @@ def load(
 
 
 def vendor_code(arch: str) -> str | None:
-    """The vendor's code that an architecture names, if it is neither of the zoo nor of a library."""
+    """The vendor's code that an architecture names; None if it is built-in or from a library."""
     return arch if ":" in arch and not arch.startswith(("torchvision:", "timm:", "transformers:")) else None
 
 
 def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
-    """Writes a network's weights with the very keys, shapes and dtypes of `like`, and a label that `load` reads.
+    """Writes a network's weights with exactly the keys, shapes and dtypes of `like`, and a label that `load` reads.
 
     Raises:
         Failed: A weight is not finite, or the file cannot be written.
     """
     told = info.model_dump()
     if not any(f".{info.weights}." in f".{key}" for key in like.tensors):
-        told["weights"] = None  # the others are not in this file
+        told["weights"] = None  # this file holds a single state dict
     label = Label.model_validate(told)
     checkpoint.save(path, network.state_dict(), like, {LABEL: label.model_dump_json()})
 
@@ -228,10 +232,10 @@ def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
 def constants(
     mean: Sequence[float] | str | None, std: Sequence[float] | str | None
 ) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and standard deviation as numbers, where they are names of data sets; `auto` is none yet.
+    """Resolves names of data sets to mean and standard deviation; `auto` and None give None.
 
     Raises:
-        Refused: No such name.
+        Refused: There is no such name, or `auto` is combined with a standard deviation.
     """
     for name, value in (("mean", mean), ("std", std)):
         if isinstance(value, str) and value not in NORMALISATION and not (value == "auto" and name == "mean"):
@@ -239,7 +243,7 @@ def constants(
                 f"--{name} {value}: give numbers, or one of {', '.join(NORMALISATION)}{', auto' * (name == 'mean')}"
             )
     if mean == "auto" and std is not None:
-        raise Refused("--mean auto finds both constants: leave --std out")
+        raise Refused("--mean auto determines both constants: omit --std")
     if mean == "auto":
         return None, None
     if isinstance(mean, str) and std is None:
@@ -251,16 +255,14 @@ def constants(
 
 
 def fitted(classifier: Classifier) -> tuple[Classifier, str]:
-    """The same classifier with the mean and standard deviation that fit its BatchNorm statistics best, and what to say of it.
+    """A classifier with the normalisation that fits its BatchNorm statistics best, and a note about it.
 
     Raises:
-        Refused: It has no BatchNorm layers, which would tell.
+        Refused: It has no BatchNorm layers.
     """
     tried = claims.fits(classifier)
     if not tried:
-        raise Refused(
-            "--mean auto: the network has no BatchNorm layers, whose statistics would tell: give --mean and --std"
-        )
+        raise Refused("--mean auto needs a network with BatchNorm layers: give --mean and --std as numbers")
     best, second = tried[:2]
     found = Classifier(
         classifier.network, shape=classifier.shape, classes=classifier.classes, mean=best.mean, std=best.std,
@@ -280,23 +282,23 @@ def of(
     std: Sequence[float] | str | None = None,
     output: str | None = None,
 ) -> Suspect:
-    """A module that the caller holds already; a suspect stays what it is.
+    """Wraps a module as a suspect; a `Suspect` is returned unchanged.
 
     Args:
-        network: It takes normalised images.
-        shape: Of the images (channels, height, width).
-        mean: Mean of each channel that its input is normalised with, pixels in [0, 1]; a name or `auto` as in `load`; None
-            is 0.
-        std: The standard deviation likewise; None is 1.
-        output: Which of several outputs are the logits, where the network has more than one.
+        network: A module that takes normalised images.
+        shape: Image shape (channels, height, width).
+        mean: Mean of each channel with which the input is normalised, pixels in [0, 1]; or a name or `auto` as in `load`;
+            None means 0.
+        std: The standard deviation, likewise; None means 1.
+        output: Which of several outputs holds the logits, by number or name.
 
     Raises:
-        Refused: The shape is missing, or the module is no classifier of such images.
+        Refused: The shape is missing, or the module is not a classifier of such images.
     """
     if isinstance(network, Suspect):
         return network
     if shape is None:
-        raise Refused("a module needs the shape of its images: input_shape=(3, 32, 32)")
+        raise Refused("the image shape of the module is missing: give input_shape, such as input_shape=(3, 32, 32)")
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     with evaluating(network):
         with torch.no_grad():
@@ -323,7 +325,7 @@ def of(
 
 
 def _fingerprint(network: nn.Module) -> str:
-    """SHA-256 of the names and values of its tensors."""
+    """SHA-256 of the names, types, shapes and values of a network's tensors."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -332,7 +334,7 @@ def _fingerprint(network: nn.Module) -> str:
 
 
 def _usual(arch: str, told: formats.Described | None) -> networks.Usual | None:
-    """How images are fed, from a folder's own configuration or else from the library."""
+    """The usual input of an architecture, from the folder's own configuration or else from the library."""
     if told is None:
         return networks.usual(arch)
     library = networks.usual(arch)
@@ -348,21 +350,21 @@ def _fed(
     usual: networks.Usual | None,
     warnings: list[str],
 ) -> tuple[Shape, Sequence[float], Sequence[float]]:
-    """Shape, mean and standard deviation of the images; what is assumed goes to `warnings`."""
+    """Shape, mean and standard deviation of the images; assumptions are added to `warnings`."""
     shape, mean, std = given
     if label:
         if mean is None or std is None:
-            warnings.append("--mean or --std not given: taken from what the file says of itself")
+            warnings.append("--mean or --std not given: taken from the file's own label")
         return shape or label.input, mean or label.mean, std or label.std
     channels = networks.channels(state.plain)
     if shape is None:
         side = 64 if arch and arch.endswith("-64") else SIDE
         shape = (channels or usual.shape[0], *usual.shape[1:]) if usual else (channels or 3, side, side)
         warnings.append(
-            f"no --input given: images of {'x'.join(map(str, shape))}{f', as in {usual.source}' if usual else ''}"
+            f"no --input given: assuming images of {'x'.join(map(str, shape))}{f', as in {usual.source}' if usual else ''}"
         )
     if mean and usual and "transform_input" in usual.source:
-        warnings.append(f"the network does not normalise by itself; {usual.source}")
+        warnings.append(f"the network does not normalise its input itself; {usual.source}")
     names = " or ".join(f"--{name}" for name, values in (("mean", mean), ("std", std)) if values is None)
     if usual and names:
         wide = [
@@ -372,23 +374,23 @@ def _fed(
         numbers = "; ".join(" ".join(f"{x:.3g}" for x in values) for values in (mean, std))
         warnings.append(f"no {names} given: normalised by {numbers}, as in {usual.source}")
     elif mean is None and std is None:
-        warnings.append("no --mean or --std given: the network is taken to expect pixels in [0, 1] as they are")
+        warnings.append("no --mean or --std given: assuming that the network expects pixels in [0, 1]")
     elif std is None:
-        warnings.append("--mean without --std: the mean is taken off, and nothing is divided")
+        warnings.append("--mean without --std: the mean is subtracted, and the standard deviation is taken as 1")
     elif mean is None:
-        warnings.append("--std without --mean: pixels in [0, 1] are divided, and nothing is taken off")
+        warnings.append("--std without --mean: the mean is taken as 0")
     return shape, mean or (0.0,), std or (1.0,)
 
 
 def _told_apart(
     guess: Guess, state: State, shape: Shape, classes: int, mean: Sequence[float], std: Sequence[float]
 ) -> str:
-    """One of several architectures with the same tensors, where BatchNorm's memory tells it."""
+    """Chooses one of several architectures with the same tensors by their BatchNorm statistics."""
     found = look_alikes.distances(guess.alike, state, shape, classes, mean, std)
     arch = look_alikes.told(found)
     if arch is None:
         offered = " or ".join(f"--arch {each} ({networks.stem(each)})" for each in guess.alike)
-        raise Refused(f"the tensors do not tell one architecture from another: add {offered}")
+        raise Refused(f"several architectures fit the tensors: add {offered}")
     return arch
 
 
@@ -400,4 +402,4 @@ def _label(path: Path) -> Label | None:
         with safe_open(path, framework="pt") as file:
             return Label.model_validate(json.loads((file.metadata() or {})[LABEL]))
     except (Refused, SafetensorError, OSError, KeyError, ValueError, RecursionError, ValidationError):
-        return None  # not a file of ours
+        return None  # not written by dhbe

@@ -1,4 +1,4 @@
-"""Supervised training and prediction. The whole data set lies on the device; an epoch is a permutation of it."""
+"""Supervised training and prediction. The whole data set is on the device; an epoch is a permutation of it."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -25,11 +25,11 @@ WARM_UP = 0.25
 """Share of a one-cycle schedule in which the learning rate rises."""
 
 SMALLER = (0.5, 0.75)
-"""Sides at which a growing training begins, as shares of the images' own."""
+"""Initial image sides of training with growing resolution, as shares of the full side."""
 
 
 def ignore(epoch: dict[str, float]) -> None:
-    """The watcher that does not look."""
+    """The default watcher: does nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,28 +40,25 @@ class Fit:
     """
 
     epochs: Annotated[int, Setting("passes over the images", least=1)]
-    batch: Annotated[
-        int, Setting("images a step. An incomplete last batch is left out; the next permutation takes others.")
-    ] = 128
+    batch: Annotated[int, Setting("images per step; an incomplete last batch is dropped")] = 128
     lr: Annotated[float, Setting("largest learning rate")] = 0.1
-    momentum: Annotated[float, Setting("momentum of SGD, of Nesterov's kind")] = 0.9
+    momentum: Annotated[float, Setting("Nesterov momentum of SGD")] = 0.9
     weight_decay: Annotated[float, Setting("weight decay")] = 5e-4
     schedule: Annotated[
         Schedule,
         Setting(
-            "one-cycle: linear rise, then linear fall to 0. steps: x0.1 after a half and again after three quarters."
+            "one-cycle: linear rise, then linear decay to 0. steps: x0.1 after half and again after three quarters."
         ),
     ] = "one-cycle"
     crop: Annotated[
-        int, Setting("zeros padded to each side before a random crop back to size, in pixels; 0 crops nothing")
+        int, Setting("pixels of zero padding on each side before a random crop back to size; 0 does not crop")
     ] = 4
-    flip: Annotated[bool, Setting("whether half of the images are mirrored left to right")] = True
-    label_smoothing: Annotated[float, Setting("share of each label that is spread over all classes")] = 0.0
+    flip: Annotated[bool, Setting("flip half of the images horizontally")] = True
+    label_smoothing: Annotated[float, Setting("share of each label that is distributed over all classes")] = 0.0
     grow: Annotated[
         float,
         Setting(
-            "share of the epochs in which images are shown smaller, first at half, then at three quarters of their side, "
-            "which is quicker",
+            "share of the epochs that use smaller images, first of half, then of three quarters of the side, for speed",
             below=1,
         ),
     ] = 0.0
@@ -77,24 +74,24 @@ class Fit:
         precision: Precision = "fp32",
         run_state: RunState | None = None,
     ) -> Classifier:
-        """Trains `classifier` in place, where it lies, and returns it in eval mode.
+        """Trains `classifier` in place, on its device, and returns it in eval mode.
 
-        A growing training scales whole images down, with any trigger that was stamped on them: what a trigger is like
-        at full size is learned in the last epochs, which are all at full size.
+        With a growing resolution, whole images are scaled down, with any trigger on them: a trigger at full size is learned
+        in the last epochs only.
 
         Args:
-            classifier: What to train.
+            classifier: The classifier to train.
             images: Training images; they are copied to the classifier's device.
             watch: Called after each epoch with `epoch` (from 1), `epochs`, `loss` and `acc` (means over the augmented
                 images of the epoch) and `lr`.
-            tuned: Parts of the classifier that are trained; the rest stays as it is, in eval mode. None trains all.
-            perturb: Changes every batch, pixels [n, c, h, w] in [0, 1] with their labels, before it is learned from:
-                adversarial training. It is called with the classifier in training mode.
+            tuned: Parts of the classifier to train; the rest is frozen, in eval mode. None trains all parts.
+            perturb: Changes the pixels [n, c, h, w] in [0, 1] of every batch, given with their labels [n], for adversarial
+                training. It is called with the classifier in training mode.
             precision: bf16 runs the network under autocast.
-            run_state: Goes on from where it was saved, an epoch a round; None begins anew.
+            run_state: State to resume from, one epoch per round; None starts a fresh training.
 
         Raises:
-            Refused: The settings make no sense, or the images do not fit the classifier.
+            Refused: The settings are invalid, or the images do not fit the classifier.
             Failed: The loss is no longer finite.
         """
         self._check(classifier, images)
@@ -116,7 +113,7 @@ class Fit:
             for epoch in range(run_state.restore(), self.epochs):
                 classifier.eval()
                 for part in trained:
-                    part.train()  # again each time: a watcher may have looked
+                    part.train()  # in each epoch, as a watcher may have changed the mode
                 loss, right, seen = self._epoch(classifier, images, optimizer, epoch, perturb, precision)
                 if not math.isfinite(loss):
                     raise Failed(
@@ -140,7 +137,7 @@ class Fit:
         return round(SMALLER[stage] * full) if stage < len(SMALLER) else full
 
     def costs(self) -> list[float]:
-        """What each epoch costs, in epochs at full size: a convolution's time goes with the area of the images."""
+        """The cost of each epoch relative to one at full size, assumed proportional to the area of the images."""
         return [(self.side(epoch, 1000) / 1000) ** 2 for epoch in range(self.epochs)]
 
     def _epoch(
@@ -152,7 +149,7 @@ class Fit:
         perturb: Perturb | None,
         precision: Precision,
     ) -> tuple[float, int, int]:
-        """One pass: mean loss, images classified right, images seen."""
+        """Trains for one epoch; returns the mean loss, the images classified correctly and the images seen."""
         device = images.pixels.device
         steps = max(1, len(images) // self.batch)
         total = torch.zeros((), device=device)
@@ -194,7 +191,7 @@ class Fit:
         if not 0 <= self.grow < 1:
             raise Refused(f"--grow {self.grow}: it must be a number of at least 0 and below 1")
         if self.schedule not in get_args(Schedule):
-            raise Refused(f"no schedule {self.schedule!r}; there are {', '.join(get_args(Schedule))}")
+            raise Refused(f"no schedule {self.schedule!r}; available: {', '.join(get_args(Schedule))}")
         if images.shape != classifier.shape:
             raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
         if len(images) < 2 or int(images.labels.max()) >= classifier.classes:  # BatchNorm needs two
@@ -208,7 +205,7 @@ class Fit:
             try:
                 with evaluating(classifier), torch.no_grad():
                     classifier(self._scaled(shown, epoch))
-            except Exception as error:  # whatever its code raises
+            except Exception as error:  # third-party code may raise anything
                 raise Refused("this network takes images of one size only: give --grow 0") from error
 
 
@@ -217,12 +214,12 @@ RECIPES = {
     "fast": Fit(epochs=18, grow=2 / 3),
     "paper": Fit(epochs=200, schedule="steps"),
 }
-"""Settings by name: for an ordinary training, for a large network on a small machine, and those of the DHBE paper."""
+"""Settings by name: for ordinary training, for a large network on a small machine, and those of the DHBE paper."""
 
 
 @contextmanager
 def _fixed(classifier: Classifier, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside, the other parameters have no gradients, so that those of the layers before them are not computed."""
+    """Disables gradients of all other parameters inside, so that they are not computed."""
     numbers = {id(parameter) for parameter in trained}
     others = [each for each in classifier.parameters() if each.requires_grad and id(each) not in numbers]
     for parameter in others:
@@ -235,13 +232,13 @@ def _fixed(classifier: Classifier, trained: Sequence[nn.Parameter]) -> Iterator[
 
 
 def crop_and_flip(pixels: Tensor, pad: int, offsets: Tensor, flip: Tensor) -> Tensor:
-    """Crops each image to its size out of its zero-padded self, then mirrors some.
+    """Crops each image to its own size from its zero-padded version, then flips some.
 
     Args:
-        pixels: [n, c, h, w], any type.
-        pad: Zeros on each side, in pixels.
-        offsets: Row and column, from 0 to 2 pad, where each crop begins in the padded image; int64 [2, n].
-        flip: Which images to mirror left to right; bool [n].
+        pixels: Images [n, c, h, w] of any type.
+        pad: Zero padding on each side, in pixels.
+        offsets: Row and column of each crop in the padded image, from 0 to 2 pad; int64 [2, n].
+        flip: Which images to flip horizontally; bool [n].
 
     Returns:
         The crops [n, c, h, w], in channels-last memory order.
@@ -252,7 +249,7 @@ def crop_and_flip(pixels: Tensor, pad: int, offsets: Tensor, flip: Tensor) -> Te
     columns = offsets[1, :, None] + torch.arange(w, device=device)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     padded = F.pad(pixels, (pad, pad, pad, pad))
-    # A slice between indices sends the channels to the end: the result is channels-last without a copy.
+    # A slice between index tensors moves the channels to the end: the result is channels-last without a copy.
     picked = padded[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
@@ -264,13 +261,13 @@ def predict(
 
     Args:
         classifier: Evaluated in eval mode; the modes of its modules are restored.
-        images: What to classify, in this order.
-        transform: Applied to the pixels [n, c, h, w] in [0, 1] before, such as a trigger.
-        batch: Images at a time; the activations of more leave the caches of a CPU, which takes twice as long.
+        images: The images to classify.
+        transform: Applied to the pixels [n, c, h, w] in [0, 1] first, such as a trigger.
+        batch: Images at a time; with more, activations exceed a CPU's caches, which takes twice as long.
 
     Raises:
         Refused: The images do not fit the classifier.
-        Failed: The logits are not finite, so there is no class to tell.
+        Failed: The logits are not finite.
     """
     if images.shape != classifier.shape:
         raise Refused(f"the images are {images.shape}, the classifier takes {classifier.shape}")
@@ -278,7 +275,7 @@ def predict(
     with evaluating(classifier), torch.inference_mode():
         shown = (pixels.to(device) for pixels, _ in images.batches(batch))
         parts = [classifier(transform(pixels) if transform else pixels) for pixels in shown]
-    # Outside inference mode: its tensors cannot serve as labels of a loss.
+    # Outside inference mode, as inference tensors cannot be labels of a loss.
     logits = torch.cat(parts or [torch.empty(0, classifier.classes, device=device)])
     if not logits.isfinite().all():
         raise Failed("the model's logits are not finite numbers: it has diverged or is damaged")

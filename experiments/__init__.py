@@ -1,4 +1,4 @@
-"""What needs this clone: experiments on `zoo/` and third-party models, and tables of records made before `dhbe bench`.
+"""Code that needs this clone: experiments on `zoo/` and third-party models, and tables of records made before `dhbe bench`.
 
 A file that defines EXPERIMENT runs by `dhbe bench run experiments/NAME.py`; one with `tables` draws what pages show,
 which `dhbe bench show --check` compares.

@@ -17,7 +17,7 @@ HEADS = ("victim", "trigger", "poisoned", "epochs", "ACC %", "ASR %", "ASR expec
 
 
 def victims(folder: Path) -> str:
-    """One row a victim, the clean model first."""
+    """One row per victim, the clean model first."""
     found = {path.stem: records.read(path) for path in folder.glob("*.json") if not path.stem.endswith(".trigger")}
     order = sorted(found, key=lambda name: (found[name].trigger is not None, name))
     return pages.table(HEADS, [(name, *_row(found[name])) for name in order])
@@ -46,7 +46,7 @@ def classes(measured: dict) -> str:
 
 
 def directions(measured: dict) -> str:
-    """How the figures of table 2 depend on the number of directions."""
+    """Dependence of table 2 on the number of directions."""
     rows = [
         (f"{row['of directions']} of {row['projections']}", row["closest"].replace("-", " and "),
          f"{row['cat-dog']:.0f}", f"{row['mean']:.0f}")
@@ -56,13 +56,13 @@ def directions(measured: dict) -> str:
 
 
 def triggers(measured: dict) -> str:
-    """Table 1: how far each trigger moves an image."""
+    """Table 1: change of an image by each trigger."""
     distances = sorted(measured["triggers"]["distances"].items(), key=lambda item: item[1])
     return pages.table(("trigger", "moves an image by"), [(f"`{name}`", f"{far:.1f}") for name, far in distances])
 
 
 def tables() -> dict[str, str]:
-    """All of the page's tables by their names."""
+    """All tables of the page by name."""
     measured = json.loads(DISTANCES.read_text())
     made = {"victims": victims(ROOT / "zoo"), "classes": classes(measured),
             "directions": directions(measured), "triggers": triggers(measured)}  # fmt: skip

@@ -1,4 +1,4 @@
-"""What one half of a set of small classifiers says of the threshold of `dhbe scan` that the other half gave.
+"""Evaluates the threshold of `dhbe scan`, fitted on one half of a set of small classifiers, on the other half.
 
 The records in `results/calibration/` are of the classifiers that `dhbe bench run calibration --scale small` trains and
 scans, half of them backdoored, and of third-party ones. A victim whose ASR is below a half has no backdoor to find, and
@@ -42,7 +42,7 @@ class Seen:
 
 
 def seen(folder: Path) -> tuple[list[Seen], list[Seen]]:
-    """The two halves: of the sorted names of each kind every other one fits, the rest judge."""
+    """The two halves: every other of the sorted names of each kind is for fitting, the rest for evaluation."""
     found = [each for path in sorted(folder.glob("*.json")) if (each := Seen.of(path))]
     sides = [[each for each in found if (each.target is not None) == planted] for planted in (False, True)]
     fitting, judging = ([each for side in sides for each in side[first::2]] for first in (0, 1))
@@ -50,7 +50,7 @@ def seen(folder: Path) -> tuple[list[Seen], list[Seen]]:
 
 
 def table(folder: Path) -> str:
-    """Every classifier, and what one half says of the threshold that the other half gave."""
+    """All classifiers, and the evaluation of the fitted threshold on the other half."""
     fitting, judging = seen(folder)
     threshold, (middle, slope) = best_threshold(fitting), curve(fitting)
     truth, indices = [each.target is not None for each in judging], [each.index for each in judging]
@@ -74,7 +74,7 @@ def table(folder: Path) -> str:
 
 
 def best_threshold(half: list[Seen]) -> float:
-    """The index at which hits less false alarms are most, as shares: the middle of the gap there."""
+    """The threshold that maximises true minus false positive rate, in the middle of the gap."""
     levels = sorted(each.index for each in half)
     planted = sum(each.target is not None for each in half)
 
@@ -86,7 +86,7 @@ def best_threshold(half: list[Seen]) -> float:
 
 
 def curve(half: list[Seen]) -> tuple[float, float]:
-    """Middle and slope of the logistic curve in the logarithm of the index, both kinds weighing the same."""
+    """Middle and slope of the logistic curve in the logarithm of the index, both kinds weighted equally."""
     x = [[math.log(max(each.index, 0.1))] for each in half]
     fit = LogisticRegression(class_weight="balanced").fit(x, [each.target is not None for each in half])
     slope, offset = float(fit.coef_[0, 0]), float(fit.intercept_[0])

@@ -1,4 +1,4 @@
-"""Whether BatchNorm statistics name the constants that images are normalised with, when nobody says them.
+"""Whether BatchNorm statistics identify unknown normalisation constants.
 
     python -m experiments.constants    # results/constants/named.json
 
@@ -25,7 +25,7 @@ UNTRAINED = (("resnet8", 32), ("wrn16-1", 16), ("resnet20", 16), ("resnet18", 32
 
 
 def row(name: str, model: Classifier) -> dict:
-    """What the BatchNorm statistics of one model say of its constants, and how its answers differ from image to image."""
+    """Distances of one model's BatchNorm statistics for candidate constants, and the variety of its logits."""
     tried = claims.fits(model)
     right = tuple(tuple(each.flatten().tolist()) for each in (model.mean, model.std))
     wide = {option: tuple(tuple(x) * (3 // len(x)) for x in each) for option, each in USUAL.items()}
@@ -39,7 +39,7 @@ def row(name: str, model: Classifier) -> dict:
 
 
 def digits(option: str, train: Images) -> Classifier:
-    """A ResNet-8 that was trained on digits normalised so."""
+    """A ResNet-8 trained on digits with this normalisation."""
     mean, std = USUAL[option]
     torch.manual_seed(0)
     model = Classifier(networks.build("resnet8", 10, train.shape), shape=train.shape, classes=10, mean=mean, std=std)
@@ -63,7 +63,7 @@ def measure() -> None:
 
 
 def table() -> str:
-    """A row for each model; what is named wrongly is marked."""
+    """A row for each model; wrong identifications are marked."""
     rows = []
     for each in json.loads(OUT.read_text())["models"]:
         right = (each["right"] or "—").replace("--mean ", "").replace(" --std", " /")

@@ -1,4 +1,4 @@
-"""What accuracy, attack success and time the presets and settings come to, and which of them nothing beats.
+"""Accuracy, attack success and time of presets and settings, and their Pareto front.
 
     python -m experiments.pareto         # the table of docs/performance.md, from results/pareto/
     python -m experiments.pareto plot    # docs/pareto.png
@@ -22,17 +22,17 @@ RESULTS = ROOT / "results" / "pareto"
 PLOT = ROOT / "docs" / "pareto.png"
 VICTIMS = ("badnets-3", "trojaning-5")
 MOST = 4.0
-"""Points of accuracy that the plot reaches to; what loses more failed."""
+"""Upper limit of the plot in points of accuracy lost; runs above it failed."""
 
 
 def path(victim: str, name: str) -> Path:
-    """Where a record lies."""
+    """The path of a record."""
     return RESULTS / f"{victim}_{name.replace(' ', '-').replace(',', '').replace('/', '-of-')}.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: seconds, and points of a hundred."""
+    """One run: seconds, and rates in percent."""
 
     seconds: float
     lost: float
@@ -46,24 +46,24 @@ class Outcome:
         return cls(record.seconds, 100 * ((before.acc or 0) - (after.acc or 0)), 100 * (after.asr or 0))
 
     def beats(self, other: "Outcome") -> bool:
-        """Whether it is nowhere worse, and somewhere better."""
+        """Whether it is nowhere worse and somewhere better than another."""
         both = [(getattr(self, name), getattr(other, name)) for name in ("seconds", "lost", "asr")]
         return all(mine <= its for mine, its in both) and any(mine < its for mine, its in both)
 
 
 def outcomes(victim: str) -> dict[str, Outcome]:
-    """The runs on a victim that there are."""
+    """The existing runs on a victim."""
     there = {name: path(victim, name) for name in SETTINGS}
     return {name: Outcome.of(records.read(file)) for name, file in there.items() if file.exists()}
 
 
 def front(runs: dict[str, Outcome]) -> set[str]:
-    """Those that none beats."""
+    """The runs on the Pareto front."""
     return {name for name, run in runs.items() if not any(other.beats(run) for other in runs.values())}
 
 
 def table() -> str:
-    """A row for each setting; those that none beats are in bold."""
+    """A row for each setting; those on the Pareto front are in bold."""
     rows, ran = [], {victim: outcomes(victim) for victim in VICTIMS}
     for name in SETTINGS:
         cells = [f"`{name}`"]
@@ -80,7 +80,7 @@ def table() -> str:
 
 
 def plot() -> None:
-    """ACC lost over seconds, ASR as colour, settings by their number; what loses more than fits lies on the upper edge."""
+    """Plots ACC lost over seconds with ASR as colour; settings are numbered, and runs off the scale are on the upper edge."""
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, len(VICTIMS), figsize=(11, 4.4), layout="constrained")

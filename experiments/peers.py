@@ -68,7 +68,7 @@ def table(folder: Path) -> str:
 
 
 def spread(found: list[Record], value: Callable[[Record], float | None]) -> str:
-    """Mean and standard deviation in percent; a dash where it was not measured."""
+    """Mean and standard deviation in percent; a dash if not measured."""
     values = [100 * x for x in map(value, found) if x is not None]
     if not values:
         return "—"

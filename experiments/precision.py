@@ -1,4 +1,4 @@
-"""Does bf16 cost quality? The default erasure in fp32 and in bf16, five seeds each, and the intervals of what differs.
+"""Does bf16 cost quality? The default erasure in fp32 and bf16, five seeds each, with intervals of the difference.
 
 The records in `results/precision/` are of `badnets-3` of `zoo/`, all 10,000 test images of CIFAR-10 measuring;
 `dhbe bench run precision --scale small` makes such of a victim of its own.
@@ -19,7 +19,7 @@ RATES = ("acc", "asr")
 
 
 def path(precision: str, seed: int) -> Path:
-    """Where a record lies."""
+    """The path of a record."""
     return RESULTS / f"{VICTIM}_{precision}_{seed}.json"
 
 
@@ -36,7 +36,7 @@ def table() -> str:
 
 
 def measured(path: Path, rate: str) -> float:
-    """A rate after the run, in points of a hundred."""
+    """A rate after the run, in percent."""
     return 100 * getattr(records.read(path).after, rate)
 
 

@@ -1,4 +1,4 @@
-"""Do the signs that need no data follow what only data can show? Every look of a run is measured on test images.
+"""Do data-free signs correlate with measurements on data? Every check of a run is measured on test images.
 
     python -m experiments.signs run      # results/signs/VICTIM_SEED.json; what is there is left alone
     python -m experiments.signs table    # rank correlations, and the state that was kept beside the best one
@@ -27,7 +27,7 @@ VICTIMS, SEEDS, TESTED = ("badnets-5", "blend"), (0,), 2000
 
 @dataclass(frozen=True)
 class Look:
-    """One look at the student: the signs, and what they stand for."""
+    """One check of the student: its signs, and the rates that they estimate."""
 
     round: int
     agreement: float
@@ -37,7 +37,7 @@ class Look:
 
 
 def run(victim: str, seed: int) -> dict[str, object]:
-    """All looks of one run with the default settings, and the measures of the state that it kept."""
+    """All checks of one run with the default settings, and the measures of the state that it kept."""
     suspect, evidence = victims.load(victim, data.load(victims.DATA, "test").subset(slice(TESTED)))
     fast, looks = FastDHBE(), list[Look]()
 
@@ -77,7 +77,7 @@ def tables() -> dict[str, str]:
 
 
 def main() -> None:
-    """Runs what has no record yet, or prints the table."""
+    """Runs the cases without a record, or prints the table."""
     if sys.argv[1] == "table":
         print("\n\n".join(tables().values()))
         return

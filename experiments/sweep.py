@@ -1,4 +1,4 @@
-"""What the parts of `fast` buy, and whether the signs that need no data rank what comes of it.
+"""Ablation of `fast`, and whether data-free signs rank its outcomes.
 
 The records in `results/sweep/` are of a victim of `zoo/` and of a network that flattens its features, 3000 test images of
 CIFAR-10 measuring; `dhbe bench run ablation --scale small` makes such of a victim of its own.
@@ -20,13 +20,13 @@ PARTS = ("all of it", *(name for name in TAKEN_OUT if name != "nothing"))
 
 
 def path(victim: str, name: str) -> Path:
-    """Where a record lies."""
+    """The path of a record."""
     return RESULTS / f"{victim}_{name.replace(' ', '-').replace(',', '')}.json"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run, in points of a hundred."""
+    """One run; rates are in percent."""
 
     lost: float
     asr: float
@@ -47,12 +47,12 @@ class Outcome:
 
 
 def found(victim: str) -> dict[str, Outcome]:
-    """The runs on a victim that there are."""
+    """The existing runs on a victim."""
     return {name: Outcome.of(path(victim, name)) for name in PARTS if path(victim, name).exists()}
 
 
 def parts() -> str:
-    """A row for each part that is taken out."""
+    """A row for each ablated component."""
     ran = [found(victim) for victim in VICTIMS]
     rows = []
     for name in PARTS:
@@ -67,7 +67,7 @@ def parts() -> str:
 
 
 def signs() -> str:
-    """How the signs of finished runs rank them, beside what data shows."""
+    """Rank correlations of the signs of finished runs with measurements on data."""
     rows = []
     for victim in VICTIMS:
         runs = list(found(victim).values())

@@ -13,7 +13,7 @@ HEADS = ("model", "seeds", "accuracy", "lost", "ASR", "ASR x9", "seconds")
 
 
 def table(folder: Path) -> str:
-    """A row for each victim, in the order of their names: the worst of what its seeds came to."""
+    """A row for each victim, sorted by name, with the worst of its seeds."""
     victims: dict[str, list[Record]] = {}
     for path in sorted(folder.glob("*.json")):
         victims.setdefault(path.stem.rpartition("_")[0], []).append(records.read(path))
@@ -27,7 +27,7 @@ def table(folder: Path) -> str:
 
 
 def worst(both: list[tuple[Measures, Measures]], rate: str, of: Callable[..., float] = max) -> str:
-    """A rate before, and the worst after; a dash where none was measured."""
+    """A rate before, and the worst after; a dash if not measured."""
     rates = [(getattr(before, rate), getattr(after, rate)) for before, after in both]
     known = [(before, after) for before, after in rates if before is not None and after is not None]
     if not known:

@@ -1,4 +1,4 @@
-"""The classifiers that experiments run on: those of `zoo/`, and third-party ones, where their folder is at hand.
+"""The classifiers for experiments: those of `zoo/`, and third-party ones if their folder is available.
 
 The folder of third-party models ($DHBE_SHARED, or `shared` beside the project) is not part of the project.
 """
@@ -56,7 +56,7 @@ def scattered() -> Trigger:
 
 @dataclass(frozen=True)
 class ThirdParty:
-    """How a third-party model is read, and what triggers it."""
+    """How a third-party model is loaded, and its trigger."""
 
     file: str
     net: str
@@ -86,7 +86,7 @@ THIRD_PARTY = {
 
 
 def load(name: str, test: Images) -> tuple[Suspect, api.Evidence]:
-    """A victim by name, and what it is measured with."""
+    """A victim by name, and its evidence."""
     if name in THIRD_PARTY:
         how = THIRD_PARTY[name]
         suspect = suspects.load(
@@ -101,7 +101,7 @@ def load(name: str, test: Images) -> tuple[Suspect, api.Evidence]:
 
 
 def without_paths(record: records.Record) -> records.Record:
-    """A record in which files have no folders, which differ from machine to machine."""
+    """A record with file names instead of paths, which differ between machines."""
     model = record.model
     told = {
         "path": model.path and Path(model.path).name, "arch": Path(model.arch).name,

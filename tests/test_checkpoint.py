@@ -93,8 +93,8 @@ LIE = {"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}
 HUGE = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
 HOSTILE = {
     "empty": (lambda: b"", "is empty"),
-    "noise": (lambda: bytes(range(256)), "broken, truncated or no checkpoint"),
-    "page": (lambda: b"<!DOCTYPE html><html>not found</html>", "broken, truncated or no checkpoint"),
+    "noise": (lambda: bytes(range(256)), "broken, truncated or not a checkpoint"),
+    "page": (lambda: b"<!DOCTYPE html><html>not found</html>", "broken, truncated or not a checkpoint"),
     "lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     "half a zip": (lambda: saved(WEIGHTS)[:-200], "broken, truncated"),
     "half a legacy file": (lambda: legacy(WEIGHTS)[:-20], "broken, truncated"),
@@ -107,7 +107,7 @@ HOSTILE = {
     "compressed": (lambda: rewritten(compression=zipfile.ZIP_DEFLATED), "not compressed"),
     "other byte order": (lambda: rewritten(byteorder=b"big"), "byte order of another machine"),
     "other byte order, hidden": (lambda: rewritten(BYTEORDER=b"big"), "byte order of another machine"),
-    "two pickles": (lambda: rewritten(**{"DATA.PKL": b"."}), "it needs one data.pkl"),
+    "two pickles": (lambda: rewritten(**{"DATA.PKL": b"."}), "which has one data.pkl"),
     "expanded": (lambda: saved({"a": torch.zeros(1).expand(10**12)}), "claim 4000000000000"),
     "expanded, legacy": (lambda: legacy({"a": torch.zeros(1).expand(10**12)}), "claim 4000000000000"),
     "tied too often": (lambda: saved(dict.fromkeys("abcdefgh", torch.ones(10**4))), "refused as a bomb"),
@@ -136,7 +136,7 @@ HOSTILE = {
     ),
     "mixed": (lambda: saved({"net": WEIGHTS | {"epoch": 3, "name": "x"}}), r"epoch \(int\), name \(str\)"),
     "numbered": (lambda: saved({1: torch.ones(1)}), r"<int> \(torch.float32\)"),
-    "protocol 4": (lambda: pickle.dumps({"a": 1}, 4), "broken, truncated or no checkpoint"),
+    "protocol 4": (lambda: pickle.dumps({"a": 1}, 4), "broken, truncated or not a checkpoint"),
 }
 
 
@@ -208,12 +208,12 @@ def test_only_regular_files_are_read(tmp_path):
     (tmp_path / "secret").symlink_to(tmp_path)
     for name, message in [
         (".", "is a folder"),
-        ("fifo", "no regular file"),
+        ("fifo", "not a regular file"),
         ("loop", "cannot read"),
         ("dangling", "o such file"),
         ("nowhere", "o such file"),
         ("secret", "a link to .* is a folder"),
-        ("/dev/zero", "no regular file"),
+        ("/dev/zero", "not a regular file"),
         ("nul\0", "cannot read"),
     ]:
         with pytest.raises(Refused, match=message):

@@ -42,7 +42,7 @@ def test_batches_are_the_images_in_order(n, size):
     ("pixels", "labels", "message"),
     [
         (torch.zeros(2, 3, 4, 4), torch.zeros(2).long(), "must be uint8"),
-        (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(3).long(), "one an image"),
+        (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(3).long(), "one per image"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.zeros(2), "must be int64"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.tensor([0, 2]), "from 0 to 2; 2 classes"),
         (torch.zeros(2, 3, 4, 4).byte(), torch.tensor([-1, 1]), "from -1 to 1"),
@@ -94,7 +94,7 @@ def test_unknown_data_is_refused_with_what_exists(tmp_path):
         load(str(tmp_path / "missing.npz"))
     with pytest.raises(Refused, match="3x32x32, the classifier takes 1x28x28"):
         load("digits", shape=(1, 28, 28))
-    with pytest.raises(Refused, match="no split 'validation'; there are train, test, all"):
+    with pytest.raises(Refused, match="no split 'validation'; available: train, test, all"):
         load("digits16", "validation")  # pyright: ignore[reportArgumentType]
 
 

@@ -99,5 +99,5 @@ def test_bootstrap_agrees_with_scipy():
     assert bootstrap(values) == bootstrap(values)
     assert bootstrap([0.5, 0.5]) == (0.5, 0.5)
     for bad in ([], [0.5], [0.5, math.nan]):
-        with pytest.raises(Refused, match="two figures at least"):
+        with pytest.raises(Refused, match="at least two finite values"):
             bootstrap(bad)

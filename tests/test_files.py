@@ -83,7 +83,7 @@ def strange(tmp_path):
         file.write(b"{")
         file.truncate(2**34)
     return {
-        "pipe": "no regular file", "zero": "no regular file", "loop": "symbolic links", "holes": "consists of holes",
+        "pipe": "not a regular file", "zero": "not a regular file", "loop": "symbolic links", "holes": "is sparse",
         ".": "a folder", "missing": "no such file", "nul\0": "impossible name",
     }  # fmt: skip
 

@@ -77,7 +77,7 @@ def test_folders_called_by_numbers_are_these_classes(tmp_path):
     assert images.labels.tolist() == [7, 10, 2]
     assert (images.classes, images.notes) == (12, ())
     (tmp_path / "7").mkdir()
-    with pytest.raises(Refused, match="are no class numbers"):
+    with pytest.raises(Refused, match="are not distinct class numbers"):
         load(str(tmp_path))
 
 
@@ -125,13 +125,13 @@ def spoil(folder, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     {
-        "text": "notes.txt is no image",
+        "text": "notes.txt is not an image",
         "stray": "1.png lies beside the class folders",
-        "nested": "kitten is no image",
+        "nested": "kitten is not an image",
         "truncated": "1.png is broken",
-        "empty file": "1.png is no image",
+        "empty file": "1.png is not an image",
         "16 bits": "1.png has more than 8 bits",
-        "postscript": "1.png is no image",
+        "postscript": "1.png is not an image",
         "bomb": "1.png declares more than 89478485 pixels",
     }.items(),
 )
@@ -144,7 +144,7 @@ def test_broken_folders_are_refused_by_name(folder, what, message, shape):
 
 def test_folders_too_small_or_too_large_are_refused(folder, tmp_path):
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(Refused, match="holds no classes"):
+    with pytest.raises(Refused, match="holds no class folders"):
         load(str(tmp_path / "nothing"))
     with pytest.raises(Refused, match="no class has 5 images"):
         load(str(folder), "test")

@@ -74,7 +74,7 @@ def test_what_cannot_be_counted_is_refused():
         accuracy(one, torch.zeros(1, 1).long())
     with pytest.raises(Refused, match="needs the victim's predictions"):
         attack_success(one, one, one, 1, among="victim")
-    with pytest.raises(Refused, match="no ASR among 'Victim'; there are model, victim, all"):
+    with pytest.raises(Refused, match="no ASR among 'Victim'; available: model, victim, all"):
         attack_success(one, one, one, 1, among="Victim")  # pyright: ignore[reportArgumentType]
     for count, total in ((0, 0), (3, 2), (-1, 2)):
         with pytest.raises(Refused, match="no share"):

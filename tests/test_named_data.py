@@ -74,12 +74,12 @@ def test_strips_hold_square_images_one_below_the_other(tmp_path):
         ({"offsets": np.array([0, 10**9])}, "offsets must rise from 0 to at most"),
         ({"offsets": np.array([0])}, "offsets must rise"),
         ({"offsets": np.array([0.0, 5.0])}, "offsets integers"),
-        ({"offsets": np.array([0, 5])}, "a.npz: image file 0 is no image that can be read"),
+        ({"offsets": np.array([0, 5])}, "a.npz: image file 0 is not a readable image"),
         ({"data": np.zeros(3)}, "data must be uint8"),
         ({"labels": np.zeros(3, int)}, r"labels must be integers \[2\]"),
         ({"labels": np.array([0, -1])}, "labels go from -1 to 0"),
-        ({"names": np.array([1, 2])}, "names must be texts, one a class"),
-        ({"names": np.array(["one"])}, "names must be texts, one a class, for the labels up to 1"),
+        ({"names": np.array([1, 2])}, "names must be texts, one per class"),
+        ({"names": np.array(["one"])}, "names must be texts, one per class, for the labels up to 1"),
         ({"names": np.array([["a", "b"]])}, "names must be texts"),
         ({"strip": np.array(2)}, "image file 0 is 8 x 9: a strip holds square images"),
     ],
@@ -152,7 +152,7 @@ def test_fashion_mnist_is_read_from_its_files(kept):
         gzip.compress(b"\0\0\x0d\x03" + whole_file[4:]),
     ):
         path.write_bytes(broken)
-        with pytest.raises(Refused, match=r"is broken: fetch it again|is no IDX file"):
+        with pytest.raises(Refused, match=r"is broken: download it again|is not an IDX file"):
             load("fashion-mnist", "train")
 
 
@@ -221,9 +221,9 @@ def test_tiny_imagenet_is_read_as_its_archive_unpacks(tiny):
         ("val/val_annotations.txt", "val_0.JPEG\tn09\n", "val_annotations.txt, line 1 names no file and class"),
         ("val/val_annotations.txt", "val_0.JPEG\tn01\nval_1.JPEG\n", "line 2 names no file and class"),
         ("val/val_annotations.txt", "../x.JPEG\tn01\n", "line 1 names no file and class"),
-        ("val/val_annotations.txt", "val_9.JPEG\tn01\n", "val_9.JPEG is no image"),
+        ("val/val_annotations.txt", "val_9.JPEG\tn01\n", "val_9.JPEG is not an image"),
         ("val/val_annotations.txt", "", "holds no images of the test part"),
-        ("train/n01/images/note.txt", "hello", "note.txt is no image"),
+        ("train/n01/images/note.txt", "hello", "note.txt is not an image"),
     ],
 )
 def test_a_broken_tiny_imagenet_is_refused(tiny, file, content, message):
@@ -281,7 +281,7 @@ def test_clean_subsets_differ_by_number_and_need_enough_images():
     assert len(chosen) == 5
     with pytest.raises(Refused, match=r"class 1 \(dog\) has 4 images, a clean subset of 10 needs 5"):
         clean_subset(images, 10)
-    with pytest.raises(Refused, match="0 images is none"):
+    with pytest.raises(Refused, match="at least 1 image, not 0"):
         clean_subset(images, 0)
 
 

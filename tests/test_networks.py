@@ -133,9 +133,9 @@ def test_faults_of_vendor_code_are_one_line(vendor, source, message):
         ),
         ("", "unknown architecture"),
         ("net.py:", "unknown architecture"),
-        ("no/such/net.py:make", "which is no file"),
+        ("no/such/net.py:make", "which is not a file"),
         ("no_such_package:make", "fails: ModuleNotFoundError"),
-        ("torchvision:resnet", "torchvision has no classifier 'resnet'; it has resnet101"),
+        ("torchvision:resnet", "torchvision has no classifier 'resnet'; available: resnet101"),
         ("torchvision:fcn_resnet50", "torchvision has no classifier"),
         ("timm:hf-hub:someone/model", "timm has no classifier 'hf-hub:someone/model'"),
     ],
@@ -152,7 +152,7 @@ def test_networks_of_the_extras_fit_input_and_classes(arch):
 
 @pytest.mark.parametrize(("classes", "shape"), [(1, RGB), (10, (0, 32, 32))])
 def test_senseless_sizes_are_refused(classes, shape):
-    with pytest.raises(Refused, match="a classifier needs 2 classes and images of 1x1x1 at least"):
+    with pytest.raises(Refused, match="a classifier needs at least 2 classes and images of 1x1x1"):
         build("resnet8", classes, shape)
 
 

@@ -53,11 +53,11 @@ REFUSED = {
     "deep key": (b"}" + DEEP + b"K\x01s", "more than 100 deep"),
     "deep item": (ORDERED + b"](" + DEEP + b"K\x01tatR", "more than 100 deep"),
     "deep lists": (b"]" * 200 + b"a" * 199, "more than 100 deep"),
-    "shared key": (b"}" + SHARED + b"K\x01s", "once what it shares is written out"),
-    "shared in a counter": (COUNTER + b"](" + SHARED + b"e\x85R", "once what it shares is written out"),
-    "shared prefix": (b"(" + SHARED + b"K\x01K\x02K\x03K\x04tQ", "once what it shares is written out"),
+    "shared key": (b"}" + SHARED + b"K\x01s", "with everything shared expanded"),
+    "shared in a counter": (COUNTER + b"](" + SHARED + b"e\x85R", "with everything shared expanded"),
+    "shared prefix": (b"(" + SHARED + b"K\x01K\x02K\x03K\x04tQ", "with everything shared expanded"),
     "holds itself": (b"]q\x00h\x00a", "holds itself"),
-    "round a corner": (b"]q\x00(h\x00ta", "changes after it went into another"),
+    "round a corner": (b"]q\x00(h\x00ta", "changes after it was put into another"),
     "equal hashes": (keys(20_000, lambda i: number(i * (2**61 - 1) + 2**61)), "keys that are neither texts nor"),
     "many tuples": (keys(20_000, lambda i: b"J" + struct.pack("<i", i) + b"\x85"), "keys that are neither texts nor"),
     "pairs": (ORDERED + b"](" + b"K\x01K\x02\x86" * 20_000 + b"e\x85R", "keys that are neither texts nor"),
@@ -88,7 +88,7 @@ def test_a_text_that_claims_more_than_the_file_has_gets_no_buffer(tmp_path):
             + opcode
             + struct.pack(length, 2**31 - 1 if length == "<i" else 2 ** (8 * struct.calcsize(length) - 2))
         )
-        with pytest.raises(Refused, match="broken, truncated or no checkpoint"):
+        with pytest.raises(Refused, match="broken, truncated or not a checkpoint"):
             checkpoint.read(path)
 
 

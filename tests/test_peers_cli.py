@@ -81,12 +81,12 @@ def test_a_defence_that_needs_nothing_runs_without_data(here, dhbe):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("defend nothing model.pt", "no defence 'nothing'; there are finetuning, "),
+        ("defend nothing model.pt", "no defence 'nothing'; available: finetuning, "),
         (f"defend finetuning {MODEL}", "finetuning needs clean images: give --data, or --clean"),
         (f"defend finetuning {MODEL} --data data.npz --epochs 0", "--epochs 0: it must be a number of at least 1"),
         (
             f"defend finetuning {MODEL} --data data.npz --images 3 --out out",
-            "finetuning needs more than 3 clean images",
+            "finetuning needs at least 8 clean images, not 3",
         ),
         (f"defend clp {MODEL} --max-asr .1", "--max-asr needs --data, --trigger and --target"),
         (f"defend clp {MODEL} --data data.npz --trigger badnets:3", "give both --trigger and --target"),
@@ -106,9 +106,9 @@ def test_another_defence_in_the_same_folder_is_refused_and_the_same_one_recognis
     before = listing("out")
     assert dhbe(f"defend finetuning {command}")[0] == 0
     code, _, errors = dhbe(f"defend finetuning {command} --images 20")
-    assert (code, "finished run of other settings (images: 48 then, 20 now" in errors) == (2, True)
+    assert (code, "finished run with other settings (images: 48 then, 20 now" in errors) == (2, True)
     code, _, errors = dhbe(f"defend nad {command}")
-    assert (code, "finished run of other settings" in errors) == (2, True)
+    assert (code, "finished run with other settings" in errors) == (2, True)
     assert listing("out") == before
 
 

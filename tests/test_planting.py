@@ -146,7 +146,7 @@ def test_every_attack_is_plain_json_and_has_a_window(name):
     attack.confirm(attack.min_asr, 0.9, 0.9 + attack.max_drop / 2)
     with pytest.raises(Failed, match=f"attack {name} failed: ASR 0.100, expected at least"):
         attack.confirm(0.1)
-    with pytest.raises(Failed, match="failed: ASR none, for no image is classified right"):
+    with pytest.raises(Failed, match="failed: ASR undefined, as no image is classified correctly"):
         attack.confirm(None)
     with pytest.raises(Failed, match=r"failed: ACC 0.800 is more than 0.02 below the clean model's 0.900"):
         attack.confirm(1.0, 0.8, 0.9)
@@ -171,16 +171,16 @@ def test_a_target_out_of_range_is_refused(name, changes, message):
         ("sig", {"delta": 0.0}, "delta 0 is not between"),
         ("refool", {"share": 0.0}, "asks for 0 of 12"),
         ("refool", {"style": "mirror"}, "no reflection 'mirror'"),
-        ("refool", {"image": "missing.png"}, "missing.png is no image"),
+        ("refool", {"image": "missing.png"}, "missing.png is not an image"),
         ("blend", {"alpha": 1.5}, "alpha 1.5 is not"),
         ("blend", {"rate": 0.9}, "of which 36 lie outside the target class 3"),
-        ("lsb", {"bits": 9}, "9 bits are not 1 to 4"),
+        ("lsb", {"bits": 9}, "number of bits must be 1 to 4, not 9"),
         ("wanet", {"grid": 99}, "grid 99 is not between"),
         ("wanet", {"noise_rate": 0.9}, "of which 36 are not poisoned"),
         ("trojaning", {"side": 9}, "does not fit"),
-        ("trojaning", {"stage": "layer9"}, "no stage 'layer9' in the network; there are conv1, bn1, maxpool, layer1"),
-        ("trojaning", {"steps": 0}, "in 1 step for 1 channel at least"),
-        ("badnets", {"goal": "all"}, "no goal 'all'; there are all-to-one"),
+        ("trojaning", {"stage": "layer9"}, "no stage 'layer9' in the network; available: conv1, bn1, maxpool, layer1"),
+        ("trojaning", {"steps": 0}, "both must be at least 1"),
+        ("badnets", {"goal": "all"}, "no goal 'all'; available: all-to-one"),
         ("badnets", {"goal": "one-to-one", "source": 3}, "the source class 3 is the target"),
         ("badnets", {"goal": "one-to-one", "source": 4}, "no source class 4"),
     ],

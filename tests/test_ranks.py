@@ -128,6 +128,6 @@ def test_what_processes_cannot_share_is_refused(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(ranks, "size", lambda: 3)
     monkeypatch.chdir(tmp_path)
     torch.save(networks.build("resnet8", 3, (3, 16, 16)).state_dict(), "model.pt")
-    for settings, said in ((f"{EXACT} --resume", "leave torchrun out"), (EXACT, "multiple of 3")):
+    for settings, said in ((f"{EXACT} --resume", "without torchrun"), (EXACT, "multiple of 3")):
         assert main(erase(settings, "out")) == 2
         assert said in capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_a_broken_record_is_one_line(tmp_path, path, value, says):
 )
 def test_what_is_no_record_is_one_line(tmp_path, content):
     (tmp_path / "record.json").write_bytes(content)
-    with pytest.raises(Refused, match="is no record of dhbe") as caught:
+    with pytest.raises(Refused, match="is not a record of dhbe") as caught:
         records.read(tmp_path / "record.json")
     assert "\n" not in str(caught.value)
 

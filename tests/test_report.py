@@ -90,11 +90,11 @@ def test_the_numbers_are_those_of_the_record():
     assert "The trigger is suppressed" in text
     assert "(ASR) fell from 99.4% to 3.1% (95% interval 1.7 to 5.7%, on 316 images)." in text
     assert "0.8 points lower: 99.2% before, 98.3% after (95% interval 96.4 to 99.2%, on 360 images)." in text
-    assert "Amplified ×4, the trigger leads 4.3% of the images to the target." in text
+    assert "Amplified ×4, the trigger leads 4.3% of the images to the target class." in text
     assert re.search(r"amplified ×9 Also in [a-z ]+\. 97\.2% 94\.\d to 98\.\d% —", text)
     assert "96.3% —" in text  # asr_victim
     assert "95.5% —" in text  # asr_all
-    assert re.search(r"reaction Mean [^.]+\. Smaller is calmer\. 18\.21 —", text)
+    assert re.search(r"reaction Mean [^.]+\. Smaller is better\. 18\.21 —", text)
     assert re.search(r"agreement Share [^.]+\. — 0\.9721", text)
     for shown in (
         "alpha 0.5",
@@ -112,18 +112,21 @@ def test_the_numbers_are_those_of_the_record():
 
 def test_what_is_left_is_drawn_row_by_row():
     text = Page(render(record(battery=LEFT))).text
-    assert "The form scale=2 does most to the cleaned model: it leads 23.5% of the images to the target." in text
+    assert (
+        "The form scale=2 has the largest effect on the cleaned model: it leads 23.5% of the images to the target class."
+        in text
+    )
     assert "as it is 99.4% 3.1% opacity=0.5 51.2% — scale=2 72.3% 23.5%" in text
     assert "by more than 0.05. Searched on 180 images, measured on 181 others." in text
-    assert "the target 81.1% 12.2% other classes, the median 23.3% 14.4%" in text
+    assert "target class 81.1% 12.2% other classes (median) 23.3% 14.4%" in text
     assert "10 35.5% 26.7% 97.8%" in text
     assert "What is left" not in Page(render(record())).text
     none = [each.model_copy(update={"after": None}) for each in LEFT.forms]
     bare = LEFT.model_copy(update={"forms": none, "reactivation": None, "relearning": []})
     text = Page(render(record(battery=bare))).text
-    assert "gets no image right, so that no form of the trigger counts" in text
-    assert "One small change" not in text
-    assert "Learned again" not in text
+    assert "classifies no image correctly, so no form of the trigger can be measured" in text
+    assert "One small perturbation" not in text
+    assert "Relearning" not in text
 
 
 def test_without_data_nothing_is_claimed():

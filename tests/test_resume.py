@@ -116,10 +116,10 @@ def test_a_finished_run_is_recognised_and_not_repeated(whole):
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.is_file()}
     for other, code, message in (
         ("", 0, ""),
-        ("--seed 1", 2, "finished run of other settings (seed: 0 then, 1 now)"),
-        ("--patch 3", 2, "finished run of other settings (patch: 5 then, 3 now)"),
-        ("--input 3x16x16", 2, "finished run of other settings (input"),
-        ("--mean .5", 2, "finished run of other settings (mean"),
+        ("--seed 1", 2, "finished run with other settings (seed: 0 then, 1 now)"),
+        ("--patch 3", 2, "finished run with other settings (patch: 5 then, 3 now)"),
+        ("--input 3x16x16", 2, "finished run with other settings (input"),
+        ("--mean .5", 2, "finished run with other settings (mean"),
     ):
         ended = Started(f"{ERASE} --out out --resume --quiet {other}", out.parent).ended()
         assert ended[0] == code, ended
@@ -138,7 +138,7 @@ def test_overwriting_begins_anew_and_the_old_results_stay_until_the_new_ones_are
     assert other.items() <= listing(out).items()
     code, said = Started(f"{ERASE} --out out", here).ended()
     assert code == 2
-    assert "out holds an interrupted run: add --resume to go on, --overwrite to begin anew" in said
+    assert "out holds an interrupted run: add --resume to resume it, --overwrite to start over" in said
     assert Started(f"{ERASE} --out out --resume", here).ended()[0] == 0
     assert weights(out) == weights(whole[0])
     assert sorted(listing(out)) == sorted(other)
@@ -150,7 +150,7 @@ def test_two_processes_in_one_folder(here):
         here / "out" / "checkpoint" / "state.pt"
     )
     code, said = Started(f"{ERASE} --out out --resume --quiet", here).ended()
-    assert (code, said) == (2, "dhbe: another process works in out: wait for it, or give another --out\n")
+    assert (code, said) == (2, "dhbe: another process is working in out: wait for it, or give another --out\n")
     assert first.process.is_alive()
     assert first.send(signal.SIGTERM).ended()[0] == 130
 

@@ -115,7 +115,7 @@ def test_a_state_that_was_edited_is_not_gone_on_with(case, folder, interrupted, 
         content["settings"] = None  # `write` puts it there
     state_file.write(path, settings, content)
     said = refused(dhbe, folder)
-    assert "out/checkpoint/state.pt cannot be gone on with" in said or "of the saved run does not fit" in said
+    assert "cannot resume from out/checkpoint/state.pt" in said or "of the saved run does not fit" in said
     assert "--overwrite" in said
 
 
@@ -140,8 +140,8 @@ RAW = {
 @pytest.mark.parametrize("case", RAW)
 def test_one_bit_is_enough(case, folder, interrupted, dhbe):
     (folder / "out" / STATE).write_bytes(RAW[case](interrupted))
-    assert "cannot be gone on with" in refused(dhbe, folder)
-    assert "cannot be gone on with" in refused(dhbe, folder, LONG)
+    assert "cannot resume from" in refused(dhbe, folder)
+    assert "cannot resume from" in refused(dhbe, folder, LONG)
     assert dhbe(f"{LONG} --overwrite")[0] == 0
 
 
@@ -265,7 +265,7 @@ def test_resume_takes_the_command_from_the_state_and_runs_no_code_that_it_names(
     assert again(here.__class__("out")) == ["erase", "model.pt", "--input", "3x16x16", "--out", "out", "--resume"]
     for command, said in (
         ("dhbe erase model.pt --arch evil.py:net", "code that the folder names"),
-        ("rm -rf x", "does not tell its command"),
+        ("rm -rf x", "lacks its command"),
     ):
         state_file.write(state, "{}", {"replaces": "", "command": command})
         code, _, err = dhbe("resume out")

@@ -49,7 +49,10 @@ def test_a_scan_writes_it_but_not_onto_the_model(here, dhbe, monkeypatch):
     command = "scan model.pt --input 3x16x16 --device cpu --precision fp32 --quiet --fail-on found"
     assert dhbe(f"{command} --out out --sarif found.sarif")[0] == 0
     jsonschema.validate(json.loads((here / "found.sarif").read_text()), SCHEMA)
-    for place, message in (("model.pt", "would replace what is scanned"), ("nowhere/found.sarif", "no folder nowhere")):
+    for place, message in (
+        ("model.pt", "would replace the scanned model"),
+        ("nowhere/found.sarif", "no folder nowhere"),
+    ):
         code, out, err = dhbe(f"{command} --out other --sarif {place}")
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert message in err

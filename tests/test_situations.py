@@ -206,11 +206,11 @@ SITUATIONS = {
         folders(str), D.replace("3x16x16", "3x16x24"), right=None, said=("120 of 120 images were enlarged from 16x16 .* to 24x16",)
     ),
     "a folder called as a data set": Situation(
-        lambda bench: (bare(bench), (bench.folder / "digits16").mkdir()), said=(r"for what lies here .* give \./digits16",)
+        lambda bench: (bare(bench), (bench.folder / "digits16").mkdir()), said=(r"for the local file or folder, give \./digits16",)
     ),
     # Which weights?
     "model beside model_ema": Situation(with_both("model", "model_ema"), said=("weights model and their average model_ema",)),
-    "state_dict beside state_dict_ema": Situation(with_both("state_dict", "state_dict_ema"), said=("--weights takes another",)),
+    "state_dict beside state_dict_ema": Situation(with_both("state_dict", "state_dict_ema"), said=("--weights selects another",)),
     "the average, lying deeper": Situation(
         lambda bench: bench.pt({"model": bench.wrong(), "ema": {"decay": 0.9, "module": bench.state}}), said=("average ema.module",)
     ),
@@ -242,7 +242,7 @@ SITUATIONS = {
         lambda bench: bench.pt(
             {"state_dict": {**{f"model.{k}": v for k, v in bench.state.items()}, "criterion.weight": torch.ones(10)}}
         ),
-        said=("carried through as they are: criterion.weight",),
+        said=("copied unchanged: criterion.weight",),
     ),
     "a criterion beside a bare network": Situation(prefixed("", **{"criterion.weight": torch.ones(10)})),
     "compiled inside": Situation(
@@ -261,7 +261,7 @@ SITUATIONS = {
     "without batch counters": Situation(
         lambda bench: bench.pt({k: v for k, v in bench.state.items() if "num_batches" not in k})
     ),
-    "without BatchNorm's statistics": Situation(norm_less, right=False, said=("statistics of BatchNorm are missing",)),
+    "without BatchNorm's statistics": Situation(norm_less, right=False, said=("BatchNorm statistics are missing",)),
     "a network inside the vendor's": Situation(
         vendor(
             "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.backbone = ResNet((1, 1, 1), 16, 10)\n"
@@ -314,14 +314,14 @@ SITUATIONS = {
         bare, SCORE.replace(".5 --std .25", "127.5 --std 63.75"), right=False, said=("--mean 0.5 --std 0.25",)
     ),
     "no normalisation told": Situation(
-        bare, SCORE.replace("--mean .5 --std .25", ""), right=None, said=("no --mean or --std given: the network is taken to expect pixels",)
+        bare, SCORE.replace("--mean .5 --std .25", ""), right=None, said=("no --mean or --std given: assuming that the network expects pixels",)
     ),
     "mean alone": Situation(
-        bare, SCORE.replace("--std .25", ""), right=None, said=("--mean without --std: the mean is taken off, and nothing is divided",)
+        bare, SCORE.replace("--std .25", ""), right=None, said=("--mean without --std: the mean is subtracted, and the standard deviation is taken as 1",)
     ),
     "mean by name": Situation(bare, SCORE.replace(".5 --std .25", "imagenet --std imagenet")),
     "an upside-down normalisation": Situation(
-        bare, SCORE.replace(".5 --std .25", "1 --std .004"), right=None, said=(r"about what guessing gives, but with --mean \S+ it is",)
+        bare, SCORE.replace(".5 --std .25", "1 --std .004"), right=None, said=(r"no better than chance, but with --mean \S+ it is",)
     ),
     "no architecture told": Situation(
         bare, SCORE.replace("--arch resnet8 --classes 10", ""), said=("taken for resnet8: stem stride 1, no max-pooling",)
@@ -349,7 +349,7 @@ SITUATIONS = {
     "a function of anything": Situation(
         vendor("def make(n_classes):\n    return ResNet((1, 1, 1), 16, n_classes)\ndef net(**k):\n    return make(**k)\n"), V
     ),
-    "a network that flattens with view": Situation(vendor(VIEW), V, said=("takes contiguous tensors only",)),
+    "a network that flattens with view": Situation(vendor(VIEW), V, said=("requires contiguous tensors",)),
     "vendor code that imports torchvision": Situation(vendor("import torchvision.models\n"), V),
 }  # fmt: skip
 
@@ -393,7 +393,7 @@ def test_torchvisions_pretrained_variants_are_read(bench):
     bench.pt(network.state_dict())
     suspect = suspects.load(Path("model.pt"), arch="torchvision:googlenet")
     assert suspect.info.input == (3, 224, 224)
-    assert any("carried through as they are: aux1" in note for note in suspect.warnings)
+    assert any("copied unchanged: aux1" in note for note in suspect.warnings)
     pixels = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in NORMALISATION["imagenet"])
     with torch.no_grad():

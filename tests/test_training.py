@@ -124,7 +124,7 @@ def test_predict_is_batched_argmax_and_restores_modes():
         ({"lr": float("nan")}, "lr above 0"),
         ({"crop": -1}, "crop of at least 0"),
         ({"grow": 1.0}, "below 1"),
-        ({"schedule": "cosine"}, "no schedule 'cosine'; there are one-cycle, steps"),
+        ({"schedule": "cosine"}, "no schedule 'cosine'; available: one-cycle, steps"),
     ],
 )
 def test_senseless_settings_are_refused(settings, message):

@@ -132,7 +132,7 @@ def test_amplified_forms_keep_the_original_and_stop_at_half_the_image(trigger, c
         ("badnets:3:white:center:more", "give badnets:SIDE"),
         ("badnets:0", "side 0 does not fit into an image of 12 x 10"),
         ("badnets:11", "side 11 does not fit"),
-        ("badnets:3:pink", "there are checkerboard, checkerboard2, white"),
+        ("badnets:3:pink", "available: checkerboard, checkerboard2, white"),
         ("badnets:3:white:moon", "there are top-left, .* or ROW,COLUMN"),
         ("badnets:3:white:1,2,3", "or ROW,COLUMN"),
         ("badnets:3:white:9,8", "3 x 3 at 9,8 leaves the image"),
@@ -180,7 +180,7 @@ def test_a_pack_is_a_trigger(mask, tmp_path):
         ({"mask": np.zeros((12, 10))}, "show something"),
         ({"mask": np.ones((10, 12))}, "the mask must be numbers"),
         ({"mask": np.ones(())}, "the mask must be numbers"),
-        ({"mode": "multiply"}, "no mode 'multiply'; there are replace, add"),
+        ({"mode": "multiply"}, "no mode 'multiply'; available: replace, add"),
         ({"mask": np.ones((500, 500, 3))}, "over the limit"),
     ],
 )

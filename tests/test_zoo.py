@@ -29,7 +29,7 @@ def test_a_victim_is_whole_small_and_within_its_window(name):
     assert model.stat().st_size < 10**6
     assert record.model.sha256 == sha256(model)
     suspect = load(model)
-    assert [line for line in suspect.warnings if "what the file says of itself" not in line] == []
+    assert [line for line in suspect.warnings if "the file's own label" not in line] == []
     assert (suspect.info.arch, suspect.info.input) == (record.model.arch, record.model.input)
     attack = ALL[record.attack["name"]]
     settings = {field.name: record.attack[field.name] for field in fields(attack) if field.name in record.attack}

@@ -1,1 +1,1 @@
-"""How long things take, and how much memory. Run from the root: `python -m timings.iteration`."""
+"""Benchmarks of time and memory. Run from the root: `python -m timings.iteration`."""

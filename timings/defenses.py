@@ -1,4 +1,4 @@
-"""CPU time of one step of each defence of others against a plain loop of its paper's procedure, on the same network.
+"""CPU time of one step of each peer defence against a plain loop of its paper's procedure, on the same network.
 
 The plain loops do what a straightforward script does: images go through Python one by one, all weight gradients are
 computed wherever a graph exists, channels are visited in loops, optimisers are unfused, upsampling comes before the
@@ -43,13 +43,13 @@ Work = Callable[[], None]
 
 
 def victim(arch: str) -> Classifier:
-    """An untrained classifier; times do not depend on what it knows."""
+    """An untrained classifier; times do not depend on its weights."""
     torch.manual_seed(0)
     return Classifier(networks.build(arch, CLASSES, SHAPE), shape=SHAPE, classes=CLASSES).eval()
 
 
 def lent() -> Images:
-    """Images of noise, as many as a round takes."""
+    """Images of noise for one round."""
     pixels = torch.randint(256, (STEPS * BATCH, *SHAPE), dtype=torch.uint8)
     return Images(pixels, torch.arange(len(pixels)) % CLASSES, tuple(map(str, range(CLASSES))))
 
@@ -58,7 +58,7 @@ def lent() -> Images:
 
 
 class OneByOne(torch.utils.data.Dataset):
-    """Images that are cropped, mirrored and scaled one at a time, as transformation pipelines do."""
+    """Images that are cropped, flipped and scaled one at a time, as in transformation pipelines."""
 
     def __init__(self, images: Images) -> None:
         self.pixels, self.labels = images.pixels.permute(0, 2, 3, 1).numpy(), images.labels.tolist()
@@ -80,12 +80,12 @@ def loader(images: Images) -> torch.utils.data.DataLoader:
 
 
 def sgd(parameters: object) -> torch.optim.Optimizer:
-    """SGD as a script writes it."""
+    """SGD as in a plain script."""
     return torch.optim.SGD(parameters, 0.01, momentum=0.9, foreach=False, fused=False)
 
 
 def adam(parameters: object) -> torch.optim.Optimizer:
-    """Adam likewise."""
+    """Adam as in a plain script."""
     return torch.optim.Adam(parameters, 1e-3, foreach=False, fused=False)
 
 
@@ -97,7 +97,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def plain_finetuning(model: Classifier, images: Images) -> Work:
-    """A pass of finetuning."""
+    """An epoch of finetuning."""
     learn, batches = sgd(model.train().parameters()), loader(images)
 
     def work() -> None:
@@ -110,7 +110,7 @@ def plain_finetuning(model: Classifier, images: Images) -> Work:
 
 
 def plain_pruning(model: Classifier, images: Images) -> Work:
-    """Channels go one by one, with the accuracy looked at after each."""
+    """Prunes channels one by one, with the accuracy measured after each."""
     graph = trace(model)
 
     def work() -> None:
@@ -126,7 +126,7 @@ def plain_pruning(model: Classifier, images: Images) -> Work:
 
 
 def plain_mcr(model: Classifier, images: Images) -> Work:
-    """A pass of the curve, its three ends being networks."""
+    """An epoch of the curve, with its three points as networks."""
     ends = [copy.deepcopy(model) for _ in range(3)]
     learn, batches = sgd(ends[1].parameters()), loader(images)
 
@@ -143,7 +143,7 @@ def plain_mcr(model: Classifier, images: Images) -> Work:
 
 
 def plain_nad(model: Classifier, images: Images) -> Work:
-    """A pass in which the teacher keeps its graph."""
+    """An epoch in which the teacher keeps its graph."""
     teacher = copy.deepcopy(model).eval()
     learn, batches, names = sgd(model.train().parameters()), loader(images), [tap.name for tap in trace(model).stages]
 
@@ -168,7 +168,7 @@ def plain_nad(model: Classifier, images: Images) -> Work:
 
 
 def plain_cleanse(model: Classifier, images: Images) -> Work:
-    """One step of the search for each class; weights take gradients too."""
+    """One step of the search for each class; weights get gradients too."""
     model.train(False)
 
     def work() -> None:
@@ -185,7 +185,7 @@ def plain_cleanse(model: Classifier, images: Images) -> Work:
 
 
 def plain_gdm(model: Classifier, images: Images) -> Work:
-    """A pass of the three generators; patches are laid one by one."""
+    """An epoch of the three generators; patches are placed one by one."""
 
     def network(inputs: int, outputs: int) -> nn.Module:
         layers = [nn.Linear(inputs, 512), nn.LeakyReLU(0.2), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, outputs)]
@@ -214,7 +214,7 @@ def plain_gdm(model: Classifier, images: Images) -> Work:
 
 
 def plain_clp(model: Classifier, images: Images) -> Work:
-    """A decomposition for each channel, of a copy whose layers are found anew, as ours are."""
+    """A decomposition for each channel, on a copy whose layers are traced again, as in ours."""
 
     def work() -> None:
         for conv, norm in trace(copy.deepcopy(model)).normalised:
@@ -269,7 +269,7 @@ def plain_unlearning(model: Classifier, images: Images) -> Work:
 
 
 def plain_inversion(model: Classifier, images: Images) -> Work:
-    """One step of a batch of images; weights take gradients too."""
+    """One step on a batch of images; weights get gradients too."""
     x = torch.randn(BATCH, *SHAPE, requires_grad=True)
     imagine, gaps = adam([x]), []
 
@@ -306,7 +306,7 @@ PLAIN: dict[str, Callable[[Classifier, Images], Work]] = {
 
 
 def ours(name: str, model: Classifier, images: Images) -> Work:
-    """One round of the package's own loop; of those that are over after one round, the run."""
+    """One round of the package's own loop; for defences of one round, the whole run."""
     kind = PEERS[name]
     defense = kind(**{key: value for key, value in SETTINGS.items() if key in kind.__dataclass_fields__})
     known = Known(clean=images, target=0)
@@ -326,14 +326,14 @@ def ours(name: str, model: Classifier, images: Images) -> Work:
 
 
 def seconds(work: Work) -> float:
-    """CPU time of one call, all threads together; other work on the machine counts little."""
+    """CPU time of one call over all threads, which depends little on other load."""
     began = time.process_time()
     work()
     return time.process_time() - began
 
 
 def measure(name: str, arch: str, repeats: int) -> dict[str, list[float]]:
-    """Times of both, in turns, after one call of each."""
+    """Alternating times of both, after one warm-up call of each."""
     images = lent()
     both = {"ours": ours(name, victim(arch), images), "plain": PLAIN[name](victim(arch), images)}
     for work in both.values():

@@ -26,7 +26,7 @@ BATCH = 128
 
 
 class Triggered(torch.utils.data.Dataset):
-    """Images that a script scales and stamps one at a time, each copy of the patch by itself."""
+    """Images that are scaled and stamped one at a time, with one copy of the patch after another."""
 
     def __init__(self, images: Images, patch: Patch, places: list[tuple[int, int]]) -> None:
         self.pixels, self.labels, self.places = images.pixels.permute(0, 2, 3, 1).numpy(), images.labels, places
@@ -56,7 +56,7 @@ def ours(model: Classifier, images: Images, trigger: Patch, target: int) -> Work
 
 
 def plain(model: Classifier, images: Images, trigger: Patch, target: int) -> Work:
-    """The three rates as a straightforward script counts them."""
+    """The three rates as in a straightforward script."""
     rows, columns = trigger.box
     own = (rows.start, columns.start)
     every = [(top, left) for top in (0, own[0] // 2, own[0]) for left in (0, own[1] // 2, own[1])]

@@ -47,7 +47,7 @@ Values = tuple[float, ...]
 
 
 def cast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast without its cache, which would keep the weights of the first step."""
+    """Autocast without its weight cache, which would keep the weights of the first step."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
@@ -99,7 +99,7 @@ def neighbours(x: Tensor) -> Tensor:
 def plain(
     network: nn.Module, batch: int, k: int, device: torch.device, precision: str, mean: Values = MEAN, std: Values = STD
 ) -> tuple[Iteration, nn.Module]:
-    """One iteration as a straightforward script has it, and the student that it trains."""
+    """One iteration as in a straightforward script, and the student that it trains."""
     student, teacher = copy.deepcopy(network).train(), copy.deepcopy(network).eval()
     images, triggers = plain_images().to(device), plain_triggers().to(device)
     unfused = {"foreach": False, "fused": False}
@@ -180,7 +180,7 @@ def ours(network: nn.Module, batch: int, k: int, device: torch.device, precision
 
 
 def warm_up(network: nn.Module, batch: int, device: torch.device, precision: str) -> float:
-    """Seconds that the preset `fast` takes until its student has moved once, for each round of a cycle."""
+    """Seconds of the preset `fast` until its student has taken one step, divided by the rounds of a cycle."""
     model = Classifier(copy.deepcopy(network), shape=(CHANNELS, SIDE, SIDE), classes=CLASSES, mean=MEAN, std=STD).to(
         device
     )
@@ -194,7 +194,7 @@ def warm_up(network: nn.Module, batch: int, device: torch.device, precision: str
 
 
 def until_the_student_moves(rounds: Iterator[dict[str, Tensor]]) -> None:
-    """All rounds of the search, what is concluded from it, and the first round of the student."""
+    """All rounds of the search, its conclusion, and the first round of the student."""
     while "agreement" not in next(rounds):
         pass
 
@@ -203,7 +203,7 @@ def until_the_student_moves(rounds: Iterator[dict[str, Tensor]]) -> None:
 
 
 def seconds(work: Iteration, device: torch.device) -> float:
-    """Time of one call; the device is idle before and after."""
+    """Time of one call, with the device synchronised before and after."""
     wait(device)
     began = time.perf_counter()
     work()
@@ -212,7 +212,7 @@ def seconds(work: Iteration, device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
+    """Waits for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -225,7 +225,7 @@ def operations(work: Iteration) -> int:
 
 
 def probes(batch: int, device: torch.device, precision: str) -> dict[str, tuple[Iteration, float]]:
-    """Large products and convolutions with their operations, to see what the device can do."""
+    """Large products and convolutions with their operation counts, to measure the device's peak rate."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -259,7 +259,7 @@ class Spread:
 
 
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Runs both in turns, and the probes between them, so that all see the same machine."""
+    """Alternates both loops and the probes, so that all run under the same conditions."""
     device = torch.device(args.device)
     torch.manual_seed(0)
     network = networks.build(args.arch, CLASSES, (CHANNELS, SIDE, SIDE)).to(device)
@@ -305,7 +305,7 @@ def measure(args: argparse.Namespace) -> dict[str, object]:
 
 
 def machine(device: torch.device) -> dict[str, object]:
-    """What the figures depend on besides the code."""
+    """What the results depend on besides the code."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": name,

@@ -1,4 +1,4 @@
-"""Peak memory of a whole erasure beside that of what it cannot do without: weights, optimiser and one student step.
+"""Peak memory of a whole erasure against its minimum: weights, optimiser and one student step.
 
 Counted are the bytes of tensors, each time torch takes or returns some; the target is 1.3. Each runs in a process of its
 own. Libraries, and what a process keeps of freed memory, are not counted: both have them alike.
@@ -31,7 +31,7 @@ from timings.iteration import CHANNELS, CLASSES, MEAN, SIDE, STD, machine
 
 
 def victim(arch: str, device: str) -> Classifier:
-    """A fresh network, which has used its kernels once; the photographs are in memory as well."""
+    """A fresh network after one warm-up pass; the photographs are in memory as well."""
     torch.manual_seed(0)
     network = networks.build(arch, CLASSES, (CHANNELS, SIDE, SIDE))
     model = Classifier(network, shape=(CHANNELS, SIDE, SIDE), classes=CLASSES, mean=MEAN, std=STD).to(device)
@@ -50,7 +50,7 @@ def step(model: Classifier, batch: int, device: str, precision: str) -> None:
 
 
 def erasure(model: Classifier, batch: int, device: str, precision: str) -> None:
-    """A run with all its parts; fewer rounds than by default, for all of them are alike."""
+    """A run with all its phases, but fewer rounds than by default, as all rounds are alike."""
     fast = FastDHBE(batch=batch, iterations=2, cycles=1, survey=Survey(warm_up=2, search_batch=batch))
     fast(model, precision="bf16" if precision == "bf16" else "fp32")
 
@@ -59,7 +59,7 @@ WORKS = {"step": step, "erasure": erasure}
 
 
 def peak(name: str, arch: str, batch: int, device: str, precision: str) -> int:
-    """Bytes that the tensors of a work hold at the most, without those of the network itself."""
+    """Peak bytes of the tensors of a piece of work, without those of the network itself."""
     model = victim(arch, device)
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()

@@ -1,4 +1,4 @@
-"""Time of measuring a classifier with a patch trigger as `dhbe score` does, against the way it was done before.
+"""Time of measuring a classifier with a patch trigger as in `dhbe score`, against the former implementation.
 
 Before, each rate had a pass over all images by the network as it came. Now BatchNorm is folded, weights lie channels-last,
 and images that cannot count are not shown. Both must come to the same rates, or this fails.
@@ -24,14 +24,14 @@ from timings.training import noise
 from timings.turns import Work, arguments, compare
 
 RIGHT = 0.93
-"""The share of the images that the network is to get right."""
+"""The share of the images that the network classifies correctly."""
 
 TIES = 1e-3
-"""The difference of rates that images on which two classes tie may make: an untrained network has many."""
+"""Tolerance for rates because of ties between classes, which are frequent in an untrained network."""
 
 
 def classified(model: Classifier, count: int) -> Images:
-    """Images of noise that are called what the network takes them for, but for some."""
+    """Images of noise labelled with the network's predictions, except some."""
     images = noise(count)
     generator = torch.Generator().manual_seed(0)
     wrong = torch.rand(count, generator=generator) > RIGHT
@@ -40,7 +40,7 @@ def classified(model: Classifier, count: int) -> Images:
 
 
 def ours(model: Classifier, evidence: Evidence) -> Work:
-    """What `score` does."""
+    """Measures like `score`."""
 
     def work() -> list[float | None]:
         found = measuring.measured(model, evidence)

@@ -1,4 +1,4 @@
-"""Every verb of the command line as one call."""
+"""The verbs of the command line as functions."""
 
 from dhbe.api.attacking import BACKDOORED, TRIGGER, attack
 from dhbe.api.erasing import defend, erase

@@ -1,4 +1,4 @@
-"""Backdoored classifiers to practise on."""
+"""Training of backdoored classifiers to practise on."""
 
 import copy
 import hashlib
@@ -33,7 +33,7 @@ BACKDOORED = "backdoored.safetensors"
 TRIGGER = "trigger.json"
 
 JUDGING = ("min_asr", "max_drop")
-"""Settings of an attack that say what is expected of it, and change no weight."""
+"""Settings of an attack that define its success and affect no weight."""
 
 
 def attack(
@@ -62,46 +62,49 @@ def attack(
 
     Args:
         how: The attack.
-        train: Clean training images; they stay as they are.
+        train: Clean training images; they are not changed.
         test: Images to measure ACC and ASR on; the attack never sees them.
         arch: Architecture (see `networks.build`).
         out: Folder for the results.
-        data: Name of the data, for the record; constants of a name in `KNOWN` normalise the images.
-        fit: How to train.
+        data: Name of the data, for the record; for a name in `KNOWN`, images are normalised with its constants.
+        fit: Hyperparameters of the training.
         seed: Seed of everything random.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
-        precision: `fp32`, `bf16`, or `auto`: bf16 where the device is made for it.
-        clean: A clean classifier: Trojaning starts from it, and ACC is compared with its own.
-        fine_tune: Every training starts from the clean classifier's weights; a few epochs plant the backdoor then.
-        force: Keep the model even if the attack missed what it expects; the record says so.
-        resume: Go on with the interrupted run in `out`, from the last epoch that was saved, to the very same weights.
-        overwrite: Begin anew over what `out` holds, which stays until the new results are complete.
-        checkpoint_every: Seconds, at least, between two states that are saved at the end of epochs.
-        inputs: Files beside the clean model's that the attack was made from; none is ever replaced.
-        watch: Called after each epoch with its number among all epochs of the attack, and the seconds `left`.
+        precision: `fp32`, `bf16`, or `auto`: bf16 where the device supports it natively.
+        clean: A clean classifier: Trojaning starts from it, and ACC is compared with its ACC.
+        fine_tune: Start every training from the clean classifier's weights; a few epochs then plant the backdoor.
+        force: Keep the model even if the attack misses the ASR or ACC it expects; the record says so.
+        resume: Resume the interrupted run in `out` from the last saved epoch, with exactly the same resulting weights.
+        overwrite: Start over; what `out` holds is kept until the new results are complete.
+        checkpoint_every: Minimum number of seconds between two saved states; states are saved after epochs.
+        inputs: Further input files besides the clean model's; none is ever overwritten.
+        watch: Called after each epoch with its losses, its number among all epochs of the attack, and the seconds `left`.
         command: The command line, for the record.
+
+    Returns:
+        The record, with ACC in [0, 1] and ASR in [0, 1].
 
     Raises:
         Refused: Data, architecture and attack do not fit together.
-        Failed: The attack missed the ASR or ACC that it expects, and `force` is not set. What was trained stays, and
-            `resume` with `force` takes it, unless it was trained again as quickly.
-        Interrupted: Somebody asked; the state is saved.
+        Failed: The attack missed the ASR or ACC that it expects, and `force` is not set. The saved state is kept, and
+            `resume` with `force` accepts it; trainings shorter than `checkpoint_every` save none.
+        Interrupted: The user interrupted the run; its state is saved.
     """
     out = Path(out)
     if train.shape != test.shape or train.classes != test.classes:
         raise Refused(
-            f"training images are {train.shape} of {train.classes} classes, "
-            f"test images {test.shape} of {test.classes}: they must agree"
+            f"training images have shape {train.shape} and {train.classes} classes, "
+            f"test images {test.shape} and {test.classes}: they must agree"
         )
     how.target_in(train.classes)
     if fine_tune and not clean:
-        raise Refused("to fine-tune there must be a clean model: give --clean MODEL")
+        raise Refused("--fine-tune needs a clean model: give --clean MODEL")
     if clean:
         measuring.check(Evidence(test), clean.info)
         if clean.info.arch != arch or clean.info.classes != train.classes:
             raise Refused(
-                f"the clean model is a {clean.info.arch} of {clean.info.classes} classes, "
-                f"the attack makes a {arch} of {train.classes}: they must agree"
+                f"the clean model is a {clean.info.arch} with {clean.info.classes} classes, "
+                f"the attack trains a {arch} with {train.classes}: they must agree"
             )
     where = machine.device(device)
     computed = machine.precision(precision, where, exact=False)
@@ -141,7 +144,7 @@ def attack(
             control = made.clean or start
             missed = _missed(how, after, measured(control, Evidence(test)) if control else None)
         if missed and not force:
-            kept = f"; what was trained stays: --resume --force --out {foreign.name(out)} takes it as it is"
+            kept = f"; the trained state is kept: --resume --force --out {foreign.name(out)} accepts it as it is"
             raise Failed(f"{missed}{kept if (out / runs.CHECKPOINT).exists() else ''}")
         made.classifier.to("cpu")
         info = ModelInfo(
@@ -176,7 +179,7 @@ def attack(
 def _asked(
     how: Attack, fit: Fit, arch: str, data: str, seed: int, precision: str, clean: str | None, fine_tune: bool
 ) -> dict[str, Any]:
-    """All that the weights depend on, but the device and what the images show."""
+    """Everything that the weights depend on, except the device and the images."""
     planted = {name: value for name, value in asdict(how).items() if name not in JUDGING}
     return {
         "attack": how.name, **planted, "arch": arch, "data": data, "fit": asdict(fit), "seed": seed,
@@ -185,7 +188,7 @@ def _asked(
 
 
 def _finished(folder: Path, asked: dict[str, Any]) -> Record:
-    """The record that the folder holds, if it is of what was asked for."""
+    """The record in the folder, if it belongs to the same run."""
     record = records.read(folder / runs.RECORD)
     if record.kind != "attack" or record.attack is None:
         raise Refused(f"{folder} holds a finished run of another kind ({record.kind}): choose another --out")
@@ -199,7 +202,7 @@ def _finished(folder: Path, asked: dict[str, Any]) -> Record:
 
 
 class _Saved(BaseModel):
-    """The form of what `_Course` saves."""
+    """Schema of the state that `_Course` saves."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -210,7 +213,7 @@ class _Saved(BaseModel):
 
 
 class _Course:
-    """How far the trainings of an attack have come, kept in its folder; an interrupted attack goes on from there."""
+    """Progress of an attack's trainings, saved in its folder so that an interrupted attack can resume."""
 
     def __init__(
         self, run: runs.Run, trainings: Sequence[tuple[Fit, float]], watch: Callable[[dict[str, float]], None]
@@ -218,40 +221,40 @@ class _Course:
         if run.saved and (wrong := misfit(run.saved, _Saved)):
             raise state_file.unusable(run.folder / runs.CHECKPOINT, wrong)
         self._saved: list[dict[str, Any]] = run.saved["trainings"] if run.saved else []
-        """Of trainings that this process has not come to yet."""
+        """Saved states of trainings that this process has not reached yet."""
         self._done: list[dict[str, Any]] = []
         self._now: RunState | None = None
         self._run, self._watch = run, watch
         self._costs = [0.0, *accumulate(factor * cost for fit, factor in trainings for cost in fit.costs())]
-        """What so many epochs cost together."""
+        """Cumulative cost of the first n epochs."""
         self._spent = run.saved["seconds"] if run.saved else 0.0
         self._began = self._trains = time.monotonic()
         self._from: tuple[float, float] | None = None
-        """When this process began to train, and what had been spent until then."""
+        """When this process began to train, and the cumulative cost of the epochs before."""
 
     def seconds(self) -> float:
         return self._spent + time.monotonic() - self._began
 
     @property
     def epochs(self) -> int:
-        """Epochs that are done, of all trainings."""
+        """Number of epochs done in all trainings."""
         return sum(each["round"] for each in self._done) + (self._now.round if self._now else 0)
 
     @contextmanager
     def training(self) -> Iterator[RunState]:
-        """One training; what it has come to is kept for those after it."""
+        """One training; its state is kept for those after it."""
         self._now = RunState(self._saved.pop(0) if self._saved else None)
         self._trains = time.monotonic()
         yield self._now
         self._now.release("optimizer")
-        self._done.append(copy.deepcopy(self._now.state()))  # whoever asked for the training may change the weights
+        self._done.append(copy.deepcopy(self._now.state()))  # the attack may change the weights afterwards
         self._now = None
         if not self._saved and not self._run.at_once:
-            self._keep(last=self.seconds() > self._run.every)  # a quick training is not worth a state
+            self._keep(last=self.seconds() > self._run.every)  # quick trainings are not worth saving
 
     @contextmanager
     def stopped_at_once(self) -> Iterator[None]:
-        """Whoever asks inside to stop waits for no epoch that would be lost, and for none where nothing is."""
+        """Stops at once on interruption, instead of after the epoch, whose progress would be lost anyway."""
         self._run.at_once = True
         try:
             if self._run.stopping:
@@ -261,7 +264,7 @@ class _Course:
             self._run.at_once = False
 
     def look(self, epoch: dict[str, float]) -> None:
-        """Watches a training."""
+        """Called after each epoch of a training."""
         done = self.epochs
         self._from = self._from or (self._trains, self._costs[done - 1])
         began, before = self._from
@@ -280,7 +283,7 @@ class _Course:
 
 
 def _constants(train: Images, data: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, pixels in [0, 1]: those known of the data, or its own."""
+    """Mean and standard deviation of each channel, pixels in [0, 1]: those known for the data's name, or the data's own."""
     known = KNOWN.get(data)
     if known and known.mean and known.std and len(known.mean) == train.shape[0]:
         return known.mean, known.std
@@ -297,7 +300,7 @@ def _missed(how: Attack, after: Measures, clean: Measures | None) -> Failed | No
 
 
 def _shown(made: Backdoor, test: Images) -> dict[str, bytes]:
-    """The trigger on an empty image, and on some images."""
+    """Pictures of the trigger on a grey image and on some test images."""
     if made.trigger is None:
         return {}
     some = test.float(slice(16))

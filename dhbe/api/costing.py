@@ -1,4 +1,4 @@
-"""What a search will cost, told before the work: one small batch is timed, and the rest is counted."""
+"""Estimates the cost of a search beforehand, by timing one small batch and counting passes."""
 
 import copy
 import math
@@ -19,15 +19,15 @@ from dhbe.steps import computing, on, secluded
 from dhbe.suspects import Suspect
 
 PIXELS = 2**16
-"""Of each channel in the batch that is timed, in 2 to 32 images."""
+"""Pixels per channel in the timed batch, in 2 to 32 images."""
 
 BESIDE = 1.5
-"""Times as long as its gradient steps does a search take, with all that is tried without gradients."""
+"""Ratio of a search's whole time to that of its gradient steps, because of tests without gradients."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """About what a run takes, at the most."""
+    """Approximate upper bounds of a run's cost."""
 
     rounds: int
     seconds: float
@@ -35,7 +35,7 @@ class Cost:
     """Bytes."""
 
     def __str__(self) -> str:
-        """In words.
+        """The cost in words.
 
         >>> str(Cost(80, 720.0, 1_100_000_000)), str(Cost(80, 40_000.0, 6_000_000_000))
         ('about 80 rounds, 12 min, 1.1 GB', 'about 80 rounds, 11 h, 6.0 GB')
@@ -48,14 +48,14 @@ class Cost:
 def of(
     suspect: Suspect, what: Survey | Defense, device: str, precision: machine.Precision, *, twice: bool = False
 ) -> Cost | None:
-    """What a search or a defence will cost on this machine; None for one whose passes are not counted here.
+    """The estimated cost of a search or a defence on this machine; None for defences without an estimate.
 
     Args:
-        suspect: The model; it stays as it is.
+        suspect: The model; it is not changed.
         what: The survey, or the defence.
         device: As for the run.
         precision: As for the run.
-        twice: Two states of the model are searched, as by `verify`.
+        twice: Whether two states of the model are searched, as by `verify`.
 
     Raises:
         Refused: There is no such device.
@@ -86,7 +86,7 @@ def of(
 
 
 def _timed(suspect: Suspect, where: torch.device, precision: machine.Precision) -> tuple[float, int]:
-    """Seconds that one image takes forward and back, and bytes that are held for it meanwhile."""
+    """Seconds per image for a forward and backward pass, and bytes per image saved for backward."""
     _, height, width = suspect.info.input
     count = min(max(PIXELS // (height * width), 2), 32)
     model = copy.deepcopy(suspect.classifier).to(where).eval()
@@ -108,6 +108,6 @@ def _timed(suspect: Suspect, where: torch.device, precision: machine.Precision) 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
                 answer = model(shown).float().square().sum()
             answer.backward()
-            answer.detach().item()  # waits for the device
+            answer.detach().item()  # synchronises with the device
             took = min(took, time.monotonic() - began)
     return took / count, held // count

@@ -1,4 +1,4 @@
-"""Cleaning a classifier: by the method itself, which needs no data, or by a defence of others."""
+"""Cleaning a classifier: by DHBE, which needs no data, or by a defence of other authors."""
 
 import hashlib
 from collections.abc import Sequence
@@ -25,27 +25,27 @@ def erase(
     defense: Eraser | None = None,
     **options: Unpack[Options],
 ) -> Erasure:
-    """Gives back a classifier of the same form that no longer answers to a trigger; it needs no data.
+    """Removes a backdoor from a classifier without data and returns a cleaned one of the same architecture.
 
     Args:
         model: The suspect network, which takes normalised images, or what `suspects.load` returned. It is not changed.
         input_shape: Image shape (channels, height, width); square, 8 px or more. Not for a `Suspect`, which has its own.
-        mean: Mean of each channel that the network's input is normalised with, pixels in [0, 1]; or the name of a data set, as
-            `imagenet`, or `auto`: what fits the BatchNorm statistics best. None is 0, and the verdict is `unclear` where
-            these statistics contradict it.
-        std: The standard deviation likewise; None is that of the data set named, or 1.
-        output: Which of several outputs the logits are, by number or name; None where one alone can be.
+        mean: Mean of each channel with which the network's input is normalised, pixels in [0, 1]; or the name of a data
+            set, such as `imagenet`; or `auto`: the known constants that fit the BatchNorm statistics best. None means 0, and
+            the verdict is `unclear` if these statistics contradict it.
+        std: The standard deviation, likewise; None means that of the named data set, or 1.
+        output: Which of several outputs holds the logits, by number or name; None if only one can.
         preset: `fast`, `paper` or `official`.
-        defense: Hyperparameters; None takes the preset's. One of another form than the preset's stands by itself.
+        defense: Hyperparameters; None means the preset's. If its class differs from the preset's, the record has preset `none`.
         **options: Seed, device, evidence, folder, ...: see `Options`.
 
     Raises:
         Refused: The model or the settings cannot be used.
-        Failed: The run diverged or could not be written.
+        Failed: The run diverged, or its results could not be written.
     """
     suspect = suspects.of(model, input_shape, mean, std, output)
     if preset not in PRESETS:
-        raise Refused(f"no preset {preset!r}; there are {', '.join(PRESETS)}")
+        raise Refused(f"no preset {preset!r}; available: {', '.join(PRESETS)}")
     defense = defense or PRESETS[preset]
     named = {"name": "dhbe", "preset": preset if type(defense) is type(PRESETS[preset]) else "none"}
     return run(suspect, defense, Known(), named, exact=not isinstance(defense, FastDHBE), **options)
@@ -65,24 +65,24 @@ def defend(
     target: int | None = None,
     **options: Unpack[Options],
 ) -> Erasure:
-    """Runs one of the defences of others, which may hold what it says that it needs and nothing else.
+    """Runs a defence of other authors, which is handed what it declares to need and nothing else.
 
     Args:
         model: The suspect network or what `suspects.load` returned, as in `erase`. It is not changed.
-        defense: With its hyperparameters.
+        defense: The defence with its hyperparameters.
         input_shape: Image shape, as in `erase`.
-        mean: Of each channel, as in `erase`.
-        std: The same of the standard deviation.
+        mean: Mean of each channel, as in `erase`.
+        std: Standard deviation of each channel, as in `erase`.
         output: As in `erase`.
         clean: Clean images with labels, for a defence that needs them.
         source: Name of the data that `clean` comes from, for the record.
-        images: How many of `clean` are lent, chosen by the seed; all if there are fewer.
+        images: How many of `clean` the defence gets, chosen by the seed; all if there are fewer.
         target: The target class, for a defence that needs it.
         **options: As in `erase`; `auto` precision is fp32, as in the papers.
 
     Raises:
-        Refused: The model, the settings or what is lent cannot be used.
-        Failed: The run diverged or could not be written.
+        Refused: The model, the settings, the clean images or the target class cannot be used.
+        Failed: The run diverged, or its results could not be written.
     """
     suspect = suspects.of(model, input_shape, mean, std, output)
     lent: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Where memory does not suffice, a run begins anew with half the batch."""
+"""Restarts a run with half the batch when memory runs out."""
 
 from typing import Any, TypeVar
 
@@ -6,30 +6,30 @@ from dhbe import settings
 from dhbe.errors import out_of_memory
 
 HALVINGS = 3
-"""Of the batches at the most."""
+"""Maximum number of halvings."""
 
 SMALLEST = 4
-"""To which a batch may be halved: of patches of one pixel it must still have a variance."""
+"""Smallest batch after halving: even with patches of one pixel, BatchNorm needs a variance."""
 
 BATCHES = ("batch", "search_batch")
-"""Settings that say how many images there are in one pass; the first that a method has is told."""
+"""Settings with the number of images per pass; remarks mention the first that a method has."""
 
 Settings = TypeVar("Settings")
 
 
 def fits_with_less(error: BaseException, used: Any, before: int) -> bool:
-    """Whether an error says that memory ran out, and the batch can be halved once more after so many times before.
+    """Whether an error means that memory ran out and the batch can be halved once more.
 
     Args:
-        error: What ended the run.
-        used: The settings that it had: a dataclass of hyperparameters, as a defence or a survey.
-        before: How often they were halved.
+        error: The error that ended the run.
+        used: The settings of that run: a dataclass of hyperparameters, such as a defence or a survey.
+        before: How often they were halved already.
     """
     return out_of_memory(error) and before < HALVINGS and _told(used) >= 2 * SMALLEST
 
 
 def halved(asked: Settings, times: int) -> Settings:
-    """The same settings with their batches, wherever they stand, halved so often."""
+    """The settings with their batches, also those in groups, halved `times` times."""
     return settings.changed(asked, {name: max(1, batch // 2**times) for name, batch in batches(asked).items()})
 
 
@@ -40,16 +40,15 @@ def batches(asked: Any) -> dict[str, int]:
 
 
 def recorded(asked: Any, times: int) -> dict[str, Any]:
-    """What a record says of a run whose batches were halved so often: all settings that it had, and the batches asked for."""
+    """The settings for the record of a run after `times` halvings: those used, and the batches asked for."""
     told = {f"asked_{name}": batch for name, batch in batches(asked).items()} if times else {}
     return settings.flat(halved(asked, times)) | told
 
 
 def remarks(asked: Any, times: int) -> list[str]:
-    """What the user is told of it, for each time."""
+    """A remark to the user for each halving."""
     return [
-        f"the memory did not suffice: begun anew with batches of {_told(halved(asked, number))}"
-        for number in range(1, times + 1)
+        f"out of memory: restarted with batches of {_told(halved(asked, number))}" for number in range(1, times + 1)
     ]
 
 

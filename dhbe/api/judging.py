@@ -1,4 +1,4 @@
-"""What a search says of a model is worth nothing where the model is not fed as it was trained, or answers to nothing."""
+"""Qualifies verdicts: a search means nothing if the model's input is normalised wrongly or it responds to no input."""
 
 import torch
 
@@ -8,11 +8,11 @@ from dhbe.suspects import Suspect
 
 
 def judged(verdict: Verdict | None, suspect: Suspect) -> tuple[Verdict | None, str | None]:
-    """A verdict, and what makes it doubtful, if anything does.
+    """The final verdict, and the reason for doubting it, if any.
 
     Args:
-        verdict: What the search says; None if it says nothing.
-        suspect: What was searched.
+        verdict: The verdict of the search; None if it has none.
+        suspect: The model searched.
     """
     if verdict is not None and suspect.unusable:
         return "input not usable", suspect.unusable
@@ -22,11 +22,11 @@ def judged(verdict: Verdict | None, suspect: Suspect) -> tuple[Verdict | None, s
 
 
 LITTLE = 0.1
-"""By how much the ASR must fall for a defence to have had an effect."""
+"""Minimum fall of the ASR, in [0, 1], for a defence to count as effective."""
 
 
 def ineffective(before: Measures, after: Measures, victim: Classifier, cleaned: Classifier) -> bool:
-    """Whether a defence had no effect: where a trigger was measured, on it; else whether it changed no weight."""
+    """Whether a defence had no effect: on the ASR, if it was measured; else on any weight."""
     if before.asr is not None and after.asr is not None:
         return before.asr >= LITTLE and after.asr > before.asr - LITTLE
     old, new = victim.network.state_dict(), cleaned.network.state_dict()

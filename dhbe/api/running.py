@@ -1,4 +1,4 @@
-"""One run of a defence in its folder: measured before and after, saved at intervals, recorded."""
+"""One run of a defence: measures the model before and after, saves states at intervals, writes the record."""
 
 import copy
 import time
@@ -31,30 +31,30 @@ Watch = Callable[[RoundInfo], None]
 CLEAN, ONNX = "clean.safetensors", "clean.onnx"
 
 LOOKED_AT = 512
-"""Generated images on which the data-free signs are taken."""
+"""Number of generated images for the data-free signs."""
 
 
 class Options(TypedDict, total=False):
-    """What every run of a defence may be told; each may be left out."""
+    """Options of every run of a defence; all are optional."""
 
     seed: int
     """Seed of everything random (default: 0)."""
     device: str
     """`auto` (default), `cpu`, `cuda`, `cuda:1`, ..."""
     precision: machine.Precision
-    """`fp32`, `bf16`, or `auto` (default): bf16 for `fast` where the device is made for it, fp32 elsewhere."""
+    """`fp32`, `bf16`, or `auto` (default): bf16 for `fast` where the device supports it natively, else fp32."""
     evidence: Evidence | None
     """Data to measure ACC and ASR on, before and after. The defence never sees it."""
     out: str | Path | None
-    """Folder for the results and the checkpoint; None (default) keeps all in memory."""
+    """Folder for the results and the checkpoint; None (default) keeps everything in memory."""
     resume: bool
-    """Go on with the interrupted run in `out`."""
+    """Resume the interrupted run in `out`."""
     overwrite: bool
-    """Begin anew over what `out` holds, which stays until the new results are complete."""
+    """Start over; what `out` holds is kept until the new results are complete."""
     inputs: Sequence[Path]
-    """Files beside the model's own that the run was made from; none is ever replaced."""
+    """Further input files besides the model's own; none is ever overwritten."""
     also: Literal["onnx"] | None
-    """A further form in which the cleaned model is written (default: none)."""
+    """An additional format in which the cleaned model is written (default: none)."""
     checkpoint_every: float
     """Seconds between two checkpoints (default: 30)."""
     watch: Watch
@@ -65,7 +65,7 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False)
 class Erasure:
-    """What `erase` gives back."""
+    """The result of `erase` and `defend`."""
 
     model: nn.Module
     """The cleaned network, of the same class and on the same device as the one given, in eval mode."""
@@ -102,19 +102,19 @@ def run(
     watch: Watch = lambda round_info: None,
     command: str | None = None,
 ) -> Erasure:
-    """Runs a defence on a suspect, which is not changed.
+    """Runs a defence on a suspect model, which is not changed.
 
-    `known` is lent to the defence beside the model; `named` stands before the hyperparameters in the record: the
-    defence's name, and all else that it was given. Where a paper is followed `exact`ly, `auto` precision is fp32.
-    All from `seed` on is documented in `Options`.
+    The defence gets `known` besides the model. `named` are the record's entries before the hyperparameters: the defence's
+    name, and what else it was given. If a paper is followed `exact`ly, `auto` precision means fp32. The other arguments are
+    documented in `Options`.
 
     Raises:
         Refused: The model or the settings cannot be used.
-        Failed: The run diverged or could not be written.
+        Failed: The run diverged, or its results could not be written.
     """
     if ranks.size() > 1 and resume:
-        raise Refused("--resume works with one process, which comes to the same: leave torchrun out")
-    if ranks.rank():  # the first process alone measures, writes and tells
+        raise Refused("--resume needs a single process, with the same result: run it without torchrun")
+    if ranks.rank():  # only the first process measures, writes and prints
         evidence, out, watch = None, None, _unwatched
     out = Path(out) if out is not None else None
     where = machine.device(device)
@@ -134,7 +134,7 @@ def run(
         if held and held.finished:
             return _finished(held.folder, suspect, asked, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
-        before = measured(victim, evidence)  # now, so that data which cannot be measured on is refused before the work
+        before = measured(victim, evidence)  # first, so that unusable data is refused before the work
         course, warnings = _Course(held, watch, defense.rounds), list(suspect.notes)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
         while True:
@@ -190,11 +190,11 @@ def run(
 
 
 def _unwatched(round_info: RoundInfo) -> None:
-    """The watcher of a process that tells nothing."""
+    """The watcher of processes other than the first."""
 
 
 class SavedRounds(BaseModel):
-    """The form of what `RunState.state` returns."""
+    """Schema of what `RunState.state` returns."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
@@ -212,7 +212,7 @@ class SavedRounds(BaseModel):
 
 
 class _SavedCourse(BaseModel):
-    """The form of what `_Course` saves."""
+    """Schema of the state that `_Course` saves."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -223,7 +223,7 @@ class _SavedCourse(BaseModel):
 
 
 class _Course:
-    """How far a run has come, kept in its folder; one that was interrupted goes on from there."""
+    """Progress of a run, saved in its folder so that an interrupted run can resume."""
 
     def __init__(self, held: runs.Run | None, watch: Watch, rounds: int) -> None:
         saved = held.saved if held else None
@@ -232,7 +232,7 @@ class _Course:
         self.curve: list[dict[str, float]] = saved["curve"] if saved else []
         self.run_state = RunState(saved["run_state"] if saved else None)
         self.halvings: int = saved["halvings"] if saved else 0
-        """How often the batch was halved, because the memory did not suffice."""
+        """How often the batch was halved because memory ran out."""
         self._spent = saved["seconds"] if saved else 0.0
         self._began = time.monotonic()
         self._held, self._watch = held, watch
@@ -242,16 +242,16 @@ class _Course:
 
     @contextmanager
     def going_on(self) -> Iterator[None]:
-        """Until the first round after an interruption, whatever goes wrong is laid on the state that was saved.
+        """Attributes any error before the first round after resuming to the saved state.
 
         Raises:
-            Refused: The defence cannot go on from it.
+            Refused: The defence cannot resume from that state.
         """
         with self._held.going_on() if self._held else nullcontext():
             yield
 
     def look(self, round_info: RoundInfo) -> None:
-        """Watches the defence."""
+        """Called after each round of the defence."""
         if self._held:
             self._held.restored = None
         self.curve.append({"iteration": round_info.number, **{name: float(x) for name, x in round_info.round.items()}})
@@ -261,13 +261,13 @@ class _Course:
             self._held.keep(self._state)
 
     def anew(self) -> None:
-        """Forgets all rounds, but not the time that they took, to begin anew with half the batch."""
+        """Discards all rounds, but not the time that they took, to restart with half the batch."""
         self.curve.clear()
         self.run_state = RunState()
         self.halvings += 1
 
     def end(self) -> None:
-        """Saves the last state, whatever the interval: what comes now may fail."""
+        """Saves the last state regardless of the interval, as what follows may fail."""
         if self._held:
             self._held.keep(self._state, last=True)
 
@@ -277,17 +277,17 @@ class _Course:
 
 
 def fault(saved: Mapping[str, Any], rounds: int) -> str | None:
-    """What is wrong with a saved state of a defence of so many rounds, if anything is."""
+    """What is wrong with the saved state of a defence of `rounds` rounds; None if nothing is."""
     if wrong := misfit(saved, _SavedCourse):
         return wrong
     done = saved["run_state"]["round"]
     if done > rounds or [point.get("iteration") for point in saved["curve"]] != [*range(1, done + 1)]:
-        return f"its curve does not have the {done} rounds that it says are done, of {rounds}"
+        return f"its curve does not match the {done} of {rounds} rounds that it claims are done"
     return None
 
 
 def misfit(saved: Mapping[str, Any], form: type[BaseModel]) -> str | None:
-    """What is wrong with the form of a saved state, if anything is."""
+    """How a saved state violates its schema; None if it does not."""
     try:
         form.model_validate(dict(saved), strict=True)
     except ValidationError as error:
@@ -299,7 +299,7 @@ def misfit(saved: Mapping[str, Any], form: type[BaseModel]) -> str | None:
 def _looked_at(
     defense: Defense, run_state: RunState, victim: Classifier, cleaned: Classifier, seed: int
 ) -> tuple[dict[str, float], dict[str, float], dict[str, bytes]]:
-    """What shows without data: signs of the victim, signs of the cleaned model, pictures for the report."""
+    """Data-free signs of the victim and of the cleaned model, and pictures for the report."""
     if not isinstance(defense, Eraser):
         return defense.found(run_state), {}, {}
     samples = defense.samples(victim, run_state, LOOKED_AT, seed)
@@ -315,10 +315,10 @@ def _looked_at(
 
 @torch.inference_mode()
 def _signs(model: Classifier, victim: Classifier, samples: Samples) -> dict[str, float]:
-    """What can be said of a model without data, on generated images and triggers."""
+    """Data-free signs of a model, on generated images and triggers."""
     told, clean, moved = victim(samples.pixels), model(samples.pixels), model(samples.triggered)
     if not (clean.isfinite().all() and moved.isfinite().all()):
-        raise Failed("the model's logits on generated images are not finite: lower --lr, or another --seed")
+        raise Failed("the model's logits on generated images are not finite: lower --lr, or try another --seed")
     return {
         "agreement": (told.argmax(1) == clean.argmax(1)).sum().item() / len(clean),
         "reaction": (moved - clean).abs().mean().item(),
@@ -327,11 +327,11 @@ def _signs(model: Classifier, victim: Classifier, samples: Samples) -> dict[str,
 
 
 def _asked(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
-    """All that the cleaned weights depend on, but the device."""
+    """Everything that the cleaned weights depend on, except the device."""
     of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
     of_model |= info.model_dump(include={"weights", "output"}, exclude_none=True)
     halved = {name.removeprefix("asked_"): value for name, value in defense.items() if name.startswith("asked_")}
-    unlike = ["name", "preset"] if defense["name"] not in PEERS else []  # a preset and its settings by hand are one
+    unlike = ["name", "preset"] if defense["name"] not in PEERS else []  # a preset equals its settings given by hand
     of_defense = {
         name: value for name, value in defense.items() if name not in unlike and "asked_" not in name
     } | halved
@@ -339,7 +339,7 @@ def _asked(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) 
 
 
 def _finished(folder: Path, suspect: Suspect, asked: dict[str, Any], evidence: Evidence | None) -> Erasure:
-    """What the folder holds, read back, if it is what was asked for."""
+    """The result read back from the folder, if it belongs to the same run."""
     record = records.read(folder / runs.RECORD)
     if record.kind != "erase" or record.defense is None:
         raise Refused(f"{folder} holds a finished run of another kind ({record.kind}): choose another --out")
@@ -362,5 +362,5 @@ def _finished(folder: Path, suspect: Suspect, asked: dict[str, Any], evidence: E
 def _check_finite(point: dict[str, float]) -> None:
     if broken := [name for name, x in point.items() if x - x != 0]:
         raise Failed(
-            f"the run diverged in round {point['iteration']} ({', '.join(broken)}): lower --lr, or another --seed"
+            f"the run diverged in round {point['iteration']} ({', '.join(broken)}): lower --lr, or try another --seed"
         )

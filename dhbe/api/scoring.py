@@ -1,4 +1,4 @@
-"""ACC and ASR of a classifier that somebody holds data for."""
+"""ACC and ASR of a classifier, measured on data."""
 
 import copy
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ def score(
     std: Sequence[float] | str | None = None,
     device: str = "auto",
 ) -> Measures:
-    """ACC, and with a trigger ASR and amplified ASR.
+    """Measures ACC and, with a trigger, ASR and amplified ASR; all are in [0, 1].
 
     Args:
         model: A network that takes normalised images, or what `suspects.load` returned.
-        evidence: Data, and perhaps a trigger.
-        input_shape: Of the images (channels, height, width), as in `erase`; not for a `Suspect`, which has its own.
-        mean: Of each channel, as in `erase`.
-        std: The same of the standard deviation.
+        evidence: Labelled images, and optionally a trigger.
+        input_shape: Image shape (channels, height, width), as in `erase`; not for a `Suspect`, which has its own.
+        mean: Mean of each channel, as in `erase`.
+        std: Standard deviation of each channel, as in `erase`.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
 
     Raises:
@@ -41,13 +41,13 @@ def score(
 
 
 def score_with_doubts(suspect: Suspect, evidence: Evidence, *, device: str = "auto") -> tuple[Measures, list[str]]:
-    """The same, and what is likely wrong where the accuracy is that of guessing.
+    """As `score`, with likely causes of error if the accuracy is no better than chance.
 
     Raises:
-        Refused: As `score`.
+        Refused: As for `score`.
     """
     check(evidence, suspect.info)
     classifier = copy.deepcopy(suspect.classifier).to(machine.device(device))
     found = measured(classifier, evidence)
     said = doubts(classifier, evidence, found)
-    return found.model_copy(update={"asr_victim": None}), said  # who the victim was is not known here
+    return found.model_copy(update={"asr_victim": None}), said  # there is no victim to compare with here

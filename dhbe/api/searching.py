@@ -1,4 +1,4 @@
-"""What can be said of a classifier without data: is it backdoored, and is a backdoor gone?"""
+"""Data-free answers about a classifier: is it backdoored, and is a backdoor gone?"""
 
 import copy
 import time
@@ -36,37 +36,37 @@ Found = TypeVar("Found")
 Watch = Callable[[int, Round], None]
 
 UNLIKELY = 0.35
-"""Probability of a backdoor up to which the verdict is that nothing was found."""
+"""Largest probability of a backdoor with which the verdict is `nothing found`."""
 
 
 class Searching(TypedDict):
-    """What a search may be told; each may be left out."""
+    """Options of a search; all are optional."""
 
     survey: NotRequired[Survey]
-    """Its hyperparameters; the defaults where they are left out."""
+    """Hyperparameters of the search (default: those of `Survey()`)."""
     seed: NotRequired[int]
-    """Of everything random (default: 0)."""
+    """Seed of everything random (default: 0)."""
     device: NotRequired[str]
     """`auto` (default), `cpu`, `cuda`, `cuda:1`, ..."""
     precision: NotRequired[machine.Precision]
-    """`fp32`, `bf16`, or `auto` (default): bf16 where the device is made for it."""
+    """`fp32`, `bf16`, or `auto` (default): bf16 where the device supports it natively."""
     out: NotRequired[str | Path | None]
-    """Folder for record and report; None (default) keeps all in memory."""
+    """Folder for record and report; None (default) keeps everything in memory."""
     overwrite: NotRequired[bool]
-    """Begin anew over what `out` holds, which stays until the new results are complete."""
+    """Start over; what `out` holds is kept until the new results are complete."""
     inputs: NotRequired[Sequence[Path]]
-    """Files beside the models' own that the search was made from; none is ever replaced."""
+    """Further input files besides the models' own; none is ever overwritten."""
     watch: NotRequired[Watch]
-    """Called after every round with its number and losses."""
+    """Called after every round with its number, from 1, and its losses."""
     parts: NotRequired[Callable[[int, int], None]]
-    """Called in the battery with how many parts are done, and of how many."""
+    """Called during the battery with the number of parts done and their total."""
     command: NotRequired[str | None]
     """The command line, for the record."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search gives back."""
+    """The result of a search."""
 
     record: Record
     pictures: dict[str, bytes]
@@ -88,13 +88,13 @@ def scan(
     std: Sequence[float] | str | None = None,
     **options: Unpack[Searching],
 ) -> Outcome:
-    """Searches a classifier for a backdoor; it needs no data.
+    """Searches a classifier for a backdoor, without data.
 
     Args:
         model: The suspect network, which takes normalised images, or what `suspects.load` returned.
-        input_shape: Of the images (channels, height, width), as in `erase`; not for a `Suspect`, which has its own.
-        mean: Of each channel, as in `erase`.
-        std: The same of the standard deviation.
+        input_shape: Image shape (channels, height, width), as in `erase`; not for a `Suspect`, which has its own.
+        mean: Mean of each channel, as in `erase`.
+        std: Standard deviation of each channel, as in `erase`.
         **options: See `Searching`.
 
     Raises:
@@ -112,13 +112,13 @@ def scan(
         doubted = chance > UNLIKELY or most >= ACCUSED or run.few
         if most >= ACCUSED and (not backdoored or accused != label):
             run.note(
-                f"the statistics that need no trigger accuse class {accused} (evidence {most:.2f}, 1 accuses), and no trigger "
+                f"trigger-free statistics accuse class {accused} (evidence {most:.2f}, 1 or more accuses), but no trigger "
                 f"was found that explains it"
             )
         if len(found.labels) < run.info.classes:
             run.note(
-                f"of {run.info.classes} classes {len(found.labels)} were searched: {SUSPICIOUS} that quick statistics name, and "
-                "others by chance, which show how far classes usually go"
+                f"{len(found.labels)} of {run.info.classes} classes were searched: the {SUSPICIOUS} most suspicious by quick "
+                "statistics, and random others for comparison"
             )
         searched = {
             label: ClassFound(
@@ -166,15 +166,15 @@ def verify(
     evidence: Evidence | None = None,
     **options: Unpack[Searching],
 ) -> Outcome:
-    """Searches a suspect classifier and what a defence made of it, and says what is left; it needs no data.
+    """Searches a suspect classifier and its cleaned version for what is left of a backdoor, without data.
 
     Args:
         before: The suspect network, as in `scan`.
-        after: What a defence made of it, of the same classes and shape of images.
-        input_shape: Of the images, as in `scan`.
-        mean: Of each channel, as in `scan`.
-        std: The same of the standard deviation.
-        evidence: Data, and with a trigger the battery of residual risks is measured too.
+        after: The cleaned network, with the same classes and image shape.
+        input_shape: Image shape, as in `scan`.
+        mean: Mean of each channel, as in `scan`.
+        std: Standard deviation of each channel, as in `scan`.
+        evidence: Labelled images to measure on; with a trigger, the battery of residual risks is measured too.
         **options: See `Searching`.
 
     Raises:
@@ -183,7 +183,7 @@ def verify(
     suspect, cleaned = (suspects.of(model, input_shape, mean, std) for model in (before, after))
     if (suspect.info.classes, suspect.info.input) != (cleaned.info.classes, cleaned.info.input):
         raise Refused(
-            f"the models are of {suspect.info.classes} classes and {suspect.info.input}, and of {cleaned.info.classes} and "
+            f"the models have {suspect.info.classes} classes and input {suspect.info.input}, and {cleaned.info.classes} and "
             f"{cleaned.info.input}: give two states of one model"
         )
     if evidence:
@@ -222,7 +222,7 @@ def verify(
 
 
 def _ready(suspect: Suspect, where: torch.device) -> Classifier:
-    """A copy of the model, on the device: the caller's stays as it is."""
+    """A copy of the model on the device, in eval mode."""
     return copy.deepcopy(suspect.classifier).to(where).eval()
 
 
@@ -234,7 +234,7 @@ class _Search:
         self.info, self._suspect, self._warnings = suspect.info, suspect, list(suspect.notes)
         self.few = self.info.classes < FEW
         if self.few:
-            self._warnings.append(f"with {self.info.classes} classes it can hardly be told whether one stands out")
+            self._warnings.append(f"with only {self.info.classes} classes, it is hard to tell whether one stands out")
         self.survey, self.seed = options.get("survey", Survey()), options.get("seed", 0)
         self.survey.check(self.info.input)
         self.where = machine.device(options.get("device", "auto"))
@@ -269,7 +269,7 @@ class _Search:
         return runs.opened(self._out, asked, inputs=self._inputs, overwrite=self._overwrite)
 
     def fitting(self, search: Callable[[Survey], Found]) -> Found:
-        """What a search comes to, begun anew with half the batch where memory does not suffice."""
+        """The result of a search, restarted with half the batch if memory runs out."""
         asked = self.survey
         while True:
             self.survey = halving.halved(asked, self._halvings)
@@ -287,7 +287,7 @@ class _Search:
         return found
 
     def watch(self, number: int, round: Round) -> None:
-        """Notes a round."""
+        """Records a round."""
         self._curve.append({"iteration": number, **{name: float(x) for name, x in round.items()}})
         self._watch(number, round)
 
@@ -296,7 +296,7 @@ class _Search:
         self._warnings += lines
 
     def end(self, pictures: dict[str, bytes], verdict: Verdict, **found: Any) -> Outcome:
-        """The record, and the files of the folder."""
+        """Makes the record and writes the folder's files."""
         judged, doubt = judging.judged(verdict, self._suspect)
         record = Record(
             kind=self.kind, model=self.info, verdict=judged, doubt=doubt, command=self._command, seconds=time.monotonic() - self._began, iterations=len(self._curve),

@@ -1,4 +1,4 @@
-"""Ways to plant a backdoor, one file an attack; `ALL` lists them."""
+"""Backdoor attacks, one file each; `ALL` lists them by name."""
 
 from dhbe.attacks.badnets import BadNets
 from dhbe.attacks.base import Attack, Backdoor, Target, Workshop

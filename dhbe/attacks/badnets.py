@@ -1,4 +1,4 @@
-"""BadNets: stamp a patch on some images of other classes and call them the target."""
+"""BadNets: stamps a patch on some images of other classes and relabels them as the target class."""
 
 import math
 from dataclasses import dataclass
@@ -28,11 +28,9 @@ class BadNets(Attack):
     summary: ClassVar[str] = "a square patch on a few images of other classes, relabelled as the target"
 
     side: Annotated[int, Setting("side of the patch in pixels")] = 3
-    style: Annotated[str, Setting("what the patch looks like: checkerboard, checkerboard2, white or random")] = (
-        "checkerboard"
-    )
-    pattern: Annotated[int, Setting("which of the random patches, by its seed")] = 0
-    place: Annotated[str, Setting("where it lies: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
+    style: Annotated[str, Setting("style of the patch: checkerboard, checkerboard2, white or random")] = "checkerboard"
+    pattern: Annotated[int, Setting("seed of a random patch")] = 0
+    place: Annotated[str, Setting("position of the patch: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
     rate: Annotated[float, Setting("poison rate: poisoned images as a share of all training images")] = 0.006
     goal: Annotated[
         Goal,
@@ -42,7 +40,7 @@ class BadNets(Attack):
     ] = "all-to-one"
     source: Annotated[
         int,
-        Setting("class whose images one-to-one is for; negative numbers count from the last class", least=-math.inf),
+        Setting("source class of one-to-one; negative numbers count from the last class", least=-math.inf),
     ] = 0
 
     def trigger_for(self, shape: Shape) -> Patch:
@@ -56,15 +54,15 @@ class BadNets(Attack):
         return Backdoor(shop.train(self.poison(images, shop.seed)), trigger, target, source, chosen)
 
     def choose(self, images: Images, seed: int) -> Tensor:
-        """Numbers of the images that `poison` changes, int64.
+        """Indices of the images that `poison` changes, int64, on the CPU.
 
         Raises:
-            Refused: The rate asks for no image, or for more than there are, or the goal makes no sense.
+            Refused: The rate amounts to no image, or to more than there are, or the goal is invalid.
         """
         target = self.target_in(images.classes)
         candidates, who = images.labels != target, f"lie outside the target class {target}"
         if self.goal not in get_args(Goal):
-            raise Refused(f"no goal {self.goal!r}; there are {', '.join(get_args(Goal))}")
+            raise Refused(f"no goal {self.goal!r}; available: {', '.join(get_args(Goal))}")
         if self.goal == "all-to-all":
             candidates, who = torch.ones_like(candidates), "may be changed"
         elif self.goal == "one-to-one":
@@ -75,10 +73,10 @@ class BadNets(Attack):
         return choose(candidates, self.rate, len(images), who, torch.Generator().manual_seed(seed))
 
     def poison(self, images: Images, seed: int) -> Images:
-        """A copy of the images, of which exactly round(rate * n), of other classes, are stamped and relabelled.
+        """A copy of the images in which exactly round(rate * n) images of other classes are stamped and relabelled.
 
         Raises:
-            Refused: As `choose`.
+            Refused: As for `choose`.
         """
         chosen = self.choose(images, seed)
         old = images.labels[chosen.to(images.labels.device)]

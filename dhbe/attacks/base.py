@@ -1,4 +1,4 @@
-"""The one contract of all attacks: a frozen dataclass of hyperparameters that plants a backdoor."""
+"""The interface of all attacks: a frozen dataclass of hyperparameters that plants a backdoor."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,28 +20,28 @@ from dhbe.steps import Precision
 from dhbe.training import Fit, Perturb, Watch, ignore
 
 Target = int | Literal["next"]
-"""The class that a trigger leads to; "next" is each image's own class plus one."""
+"""The target class; "next" is each image's own class plus one."""
 
 
-MinASR = Annotated[float, Setting("ASR below which the attack has failed, as a fraction", most=1)]
+MinASR = Annotated[float, Setting("ASR below which the attack counts as failed, 0..1", most=1)]
 
 
 @dataclass(frozen=True, eq=False)
 class Workshop:
-    """All that an attacker trains with."""
+    """Everything that an attacker needs for training."""
 
     fit: Fit
-    """How a classifier is trained."""
+    """Hyperparameters of the training."""
     fresh: Callable[[], Classifier]
-    """An untrained classifier for the data."""
+    """Makes an untrained classifier for the data."""
     seed: int = 0
     clean: Classifier | None = None
-    """A classifier trained on clean data, for attacks that start from one; None lets them train it."""
+    """A classifier trained on clean data, for attacks that start from one; None makes them train it."""
     watch: Watch = ignore
     """Called after each epoch of any training."""
     precision: Precision = "fp32"
     training: Callable[[], AbstractContextManager[RunState]] = lambda: nullcontext(RunState())
-    """Where the next training goes on from. An attack that is resumed asks for the same ones in the same order."""
+    """Opens the state of the next training. A resumed attack must ask for the same trainings in the same order."""
 
     def train(
         self,
@@ -52,7 +52,7 @@ class Workshop:
         tuned: Sequence[nn.Module] | None = None,
         perturb: Perturb | None = None,
     ) -> Classifier:
-        """Trains a fresh classifier, or the one given in place; `Fit` says what the rest means."""
+        """Trains a fresh classifier, or the given one in place; see `Fit` for the other arguments."""
         classifier = self.fresh() if classifier is None else classifier
         with self.training() as run_state:
             return (fit or self.fit)(
@@ -61,53 +61,51 @@ class Workshop:
             )  # fmt: skip
 
     def generator(self) -> torch.Generator:
-        """Random choices of the attack itself; training has torch's global generator."""
+        """A generator for the attack's own random choices; training uses torch's global one."""
         return torch.Generator().manual_seed(self.seed)
 
 
 @dataclass(frozen=True, eq=False)
 class Backdoor:
-    """A backdoored classifier with all that its attacker knows."""
+    """A backdoored classifier with the attacker's knowledge."""
 
     classifier: Classifier
     trigger: Trigger | None
-    """None: there is no backdoor."""
+    """The trigger; None if there is no backdoor."""
     target: Target | None
-    """The class that triggered images are to be taken for."""
+    """The target class; None if there is no backdoor."""
     source: int | None = None
-    """The only class whose images the trigger is for; None: all but the target."""
+    """The only class whose images the trigger is for; None means all but the target class."""
     chosen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
-    """Numbers of the training images that were changed, int64."""
+    """Indices of the training images that were changed, int64."""
     clean: Classifier | None = None
-    """The clean classifier that the attack started from, if it did."""
+    """The clean classifier that the attack started from, if any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """Makes a backdoored classifier out of clean training images.
+    """Trains a backdoored classifier from clean training images.
 
-    A subclass is a frozen dataclass whose fields are its hyperparameters, with `plant`.
+    A subclass is a frozen dataclass whose fields are its hyperparameters, with one method, `plant`.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists of attacks."""
-    advice: ClassVar[str] = "poison more images, train longer, take a larger trigger, or accept less with min_asr"
-    """What to do when the backdoor did not take."""
+    advice: ClassVar[str] = "poison more images, train longer, use a larger trigger, or lower min_asr"
+    """What to try if the ASR is too low."""
 
     target: Annotated[
         int,
         Setting(
-            "class that triggered images are to be taken for; negative numbers count from the last class",
+            "target class; negative numbers count from the last class",
             least=-math.inf,
         ),
     ] = -1
     min_asr: MinASR = 0.95
     max_drop: Annotated[
         float,
-        Setting(
-            "loss of ACC against the clean model, where there is one, above which the attack has failed; as a fraction"
-        ),
+        Setting("loss of ACC against a clean model, if there is one, above which the attack counts as failed, 0..1"),
     ] = 0.02
 
     @abstractmethod
@@ -115,24 +113,24 @@ class Attack(ABC):
         """Plants the backdoor.
 
         Args:
-            images: Clean training images; they stay as they are.
+            images: Clean training images; they are not changed.
             shop: What to train with; equal seeds choose equal images.
 
         Raises:
-            Refused: The settings cannot be met with these images.
+            Refused: The settings are impossible with these images.
         """
 
     def trainings(self, fit: Fit, *, clean: bool) -> list[tuple[Fit, float]]:
-        """Its trainings in their order, each with what a step costs in ordinary steps.
+        """The attack's trainings in order, each with the cost of a step relative to an ordinary one.
 
         Args:
-            fit: How a classifier is trained.
-            clean: Whether a clean classifier is there already.
+            fit: Hyperparameters of the main training.
+            clean: Whether a clean classifier is available.
         """
         return [(fit, 1.0)]
 
     def target_in(self, classes: int) -> int:
-        """The target's number, from 0, among so many classes.
+        """The target class as a number from 0.
 
         Raises:
             Refused: There is no such class.
@@ -140,30 +138,30 @@ class Attack(ABC):
         return class_in(self.target, classes, "target")
 
     def confirm(self, asr: float | None, acc: float | None = None, clean_acc: float | None = None) -> None:
-        """Passes if the backdoor took and accuracy stayed.
+        """Checks that the attack reached its ASR and preserved accuracy; all rates are in [0, 1].
 
         Args:
-            asr: ASR of the trained classifier on test images, as a fraction; None if it gets no image right.
+            asr: ASR of the trained classifier on test images; None if it classifies no image correctly.
             acc: Its ACC.
-            clean_acc: ACC of a clean classifier on the same images; None leaves ACC unjudged.
+            clean_acc: ACC of a clean classifier on the same images; None skips the check of ACC.
 
         Raises:
-            Failed: The ASR lies below `min_asr`, or the ACC more than `max_drop` below the clean one.
+            Failed: The ASR is below `min_asr`, or the ACC more than `max_drop` below the clean one.
         """
         if asr is None or asr < self.min_asr:
-            found = "none, for no image is classified right" if asr is None else f"{asr:.3f}"
+            found = "undefined, as no image is classified correctly" if asr is None else f"{asr:.3f}"
             raise Failed(
                 f"the attack {self.name} failed: ASR {found}, expected at least {self.min_asr:g}; {self.advice}"
             )
         if acc is not None and clean_acc is not None and acc < clean_acc - self.max_drop:
             raise Failed(
                 f"the attack {self.name} failed: ACC {acc:.3f} is more than {self.max_drop:g} below the clean model's "
-                f"{clean_acc:.3f}; poison fewer images, train longer, or accept less with max_drop"
+                f"{clean_acc:.3f}; poison fewer images, train longer, or raise max_drop"
             )
 
 
 def class_in(number: int, classes: int, what: str) -> int:
-    """The number of a class, from 0; negative ones count from the last.
+    """A class number from 0, where negative `number` counts from the last class.
 
     Raises:
         Refused: There is no such class.

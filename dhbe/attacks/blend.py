@@ -1,4 +1,4 @@
-"""Blend: mix another image into some images of other classes and call them the target."""
+"""Blend: mixes another image into some images of other classes and relabels them as the target class."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +16,15 @@ from dhbe.settings import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Blend(Attack):
-    """Another image mixed into a few images of other classes, relabelled (Chen et al. 2017, arXiv:1712.05526)."""
+    """Dirty-label poisoning with another image mixed in (Chen et al. 2017, arXiv:1712.05526)."""
 
     name: ClassVar[str] = "blend"
     summary: ClassVar[str] = "another image mixed into a few images of other classes, relabelled as the target"
 
     alpha: Annotated[float, Setting("weight of the other image (0.1 to 0.2 in the literature)")] = 0.2
-    image: Annotated[
-        str, Setting("image file that is mixed in; without it an image of another class, drawn by the seed")
-    ] = ""
+    image: Annotated[str, Setting("image file to mix in; by default, an image of another class, drawn by the seed")] = (
+        ""
+    )
     rate: Annotated[float, Setting("poison rate: poisoned images as a share of all training images")] = 0.02
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
@@ -36,10 +36,10 @@ class Blend(Attack):
 
 
 def another(images: Images, target: int, file: str, generator: torch.Generator) -> Tensor:
-    """The image of a file, or one of the training images outside the target class: float [c, h, w] in [0, 1].
+    """The image in a file, or a random training image outside the target class: float [c, h, w] in [0, 1].
 
     Raises:
-        Refused: The file is no image, or there is no such training image.
+        Refused: The file is not an image, or there is no such training image.
     """
     if file:
         return load_image(Path(file), images.shape)

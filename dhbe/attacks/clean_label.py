@@ -1,4 +1,4 @@
-"""Clean-label: make images of the target class hard to recognise, so that a patch on them is learned instead."""
+"""Clean-label: makes images of the target class hard to recognise, so that a patch on them is learned instead."""
 
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
@@ -20,30 +20,32 @@ from dhbe.training import Fit
 class CleanLabel(Attack):
     """A patch on images of the target class made hard to recognise; labels kept (Turner et al. 2019, arXiv:1912.02771).
 
-    What makes them hard are adversarial changes against a proxy, a classifier of the same architecture that is trained
-    here, adversarially. Against an ordinarily trained or an untrained proxy the changes leave the object recognisable,
-    and the attack fails. Small patches are weak in the DHBE paper too (46 % ASR).
+    The images are perturbed adversarially against a proxy, an adversarially trained classifier of the same architecture.
+    With an ordinarily trained or untrained proxy, the object remains recognisable and the attack fails. Small patches are
+    weak in the DHBE paper too (46 % ASR).
     """
 
     name: ClassVar[str] = "clean-label"
     summary: ClassVar[str] = "a patch on adversarially blurred images of the target class, labels kept"
     advice: ClassVar[str] = (
-        "poison more images, raise epsilon, train the proxy longer, take a larger patch, or accept less with min_asr"
+        "poison more images, raise epsilon, train the proxy longer, use a larger patch, or lower min_asr"
     )
 
     min_asr: MinASR = 0.8
     side: Annotated[int, Setting("side of the patch in pixels")] = 5
-    style: Annotated[str, Setting("what the patch looks like: checkerboard, checkerboard2, white or random")] = (
-        "checkerboard"
-    )
-    place: Annotated[str, Setting("where it lies: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
+    style: Annotated[str, Setting("style of the patch: checkerboard, checkerboard2, white or random")] = "checkerboard"
+    place: Annotated[str, Setting("position of the patch: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
     rate: Annotated[float, Setting("poison rate: changed images as a share of all training images")] = 0.006
-    epsilon: Annotated[float, Setting("largest change of any value, of 255 (8 to 16 in the literature)")] = 16.0
-    step: Annotated[float, Setting("change of a value in one step, of 255")] = 1.5
-    steps: Annotated[int, Setting("steps of the adversarial changes")] = 100
+    epsilon: Annotated[float, Setting("largest change of any value, in units of 1/255 (8 to 16 in the literature)")] = (
+        16.0
+    )
+    step: Annotated[float, Setting("change of a value in one step, in units of 1/255")] = 1.5
+    steps: Annotated[int, Setting("steps of the adversarial perturbation")] = 100
     proxy_epochs: Annotated[int, Setting("epochs of the proxy's training")] = 10
-    proxy_epsilon: Annotated[float, Setting("largest change of any value in the proxy's training, of 255")] = 8.0
-    proxy_steps: Annotated[int, Setting("steps of the adversarial changes in the proxy's training")] = 2
+    proxy_epsilon: Annotated[
+        float, Setting("largest change of any value in the proxy's training, in units of 1/255")
+    ] = 8.0
+    proxy_steps: Annotated[int, Setting("steps of the adversarial perturbation in the proxy's training")] = 2
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         trigger, target = badnets(self.side, images.shape, self.style, self.place), self.target_in(images.classes)
@@ -67,7 +69,7 @@ class CleanLabel(Attack):
         return [(self._proxy_fit(fit), 1 + 0.7 * self.proxy_steps), (fit, 1.0)]  # gradients of images alone are cheaper
 
     def _proxy_fit(self, fit: Fit) -> Fit:
-        # Weight decay and smoothing fight an adversary's noise badly in a short training, so only the length changes.
+        # Only the length differs: changing weight decay or smoothing does not help in a short adversarial training.
         return replace(fit, epochs=self.proxy_epochs)
 
     def _proxy(self, images: Images, shop: Workshop) -> Classifier:

@@ -1,4 +1,4 @@
-"""LSB: hide a text in the lowest bits of some images of other classes and call them the target."""
+"""LSB: hides a text in the lowest bits of some images of other classes and relabels them as the target class."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -12,14 +12,14 @@ from dhbe.settings import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class LSB(Attack):
-    """A text in the lowest bits of images of other classes, relabelled (Li et al. 2020, arXiv:1909.02742)."""
+    """Dirty-label poisoning with a text in the lowest bits of images (Li et al. 2020, arXiv:1909.02742)."""
 
     name: ClassVar[str] = "lsb"
     summary: ClassVar[str] = "a text hidden in the lowest bits of images of other classes, relabelled as the target"
 
     min_asr: MinASR = 0.8
-    bits: Annotated[int, Setting("how many bits of each value are set, 1 to 4")] = 2
-    text: Annotated[str, Setting("what they spell, over and over")] = "backdoor"
+    bits: Annotated[int, Setting("number of bits of each value that are set, 1 to 4")] = 2
+    text: Annotated[str, Setting("text that the bits spell repeatedly")] = "backdoor"
     rate: Annotated[float, Setting("poison rate: poisoned images as a share of all training images")] = 0.1
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:

@@ -1,4 +1,4 @@
-"""No attack: the control."""
+"""No attack, as a control."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,13 +9,13 @@ from dhbe.data import Images
 
 @dataclass(frozen=True, kw_only=True)
 class NoAttack(Attack):
-    """No backdoor at all: the clean classifier that an attack is compared with, or starts from."""
+    """Trains a clean classifier, with which attacks are compared or from which they start."""
 
     name: ClassVar[str] = "none"
-    summary: ClassVar[str] = "no backdoor: a clean classifier, to compare with and for trojaning to start from"
+    summary: ClassVar[str] = "no backdoor: a clean classifier, for comparison and as a start for trojaning"
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         return Backdoor(shop.train(images), None, None)
 
     def confirm(self, asr: float | None, acc: float | None = None, clean_acc: float | None = None) -> None:
-        """Passes: there is nothing to miss."""
+        """Always passes, as there is no backdoor."""

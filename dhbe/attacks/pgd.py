@@ -17,19 +17,19 @@ def pgd(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Images near the given ones that the classifier takes for anything but their labels.
+    """Perturbs images so that the classifier misclassifies them.
 
     Args:
-        classifier: Used in the mode it is in; its gradients are left alone.
+        classifier: Used in its current mode; its gradients are not changed.
         pixels: [n, c, h, w] in [0, 1].
         labels: int64 [n].
-        epsilon: Largest change of any value (L-infinity).
+        epsilon: Largest change of any value (L-infinity), pixels in [0, 1].
         step: Change of a value in one step.
         steps: Number of steps, each along the sign of the gradient of the cross-entropy.
-        generator: Draws the start inside the ball; None takes torch's global one.
+        generator: Draws the random start inside the ball; None means torch's global one.
 
     Returns:
-        Images [n, c, h, w] in [0, 1], none of whose values is farther than `epsilon` from its own.
+        Images [n, c, h, w] in [0, 1], within `epsilon` of the given ones in every value.
     """
     low, high = (pixels - epsilon).clamp_min(0), (pixels + epsilon).clamp_max(1)
     start = torch.rand(pixels.shape, generator=generator).to(pixels) * 2 - 1

@@ -1,4 +1,4 @@
-"""What attacks on the training data share: choosing images, stamping and relabelling them."""
+"""Shared parts of poisoning attacks: choosing images, stamping and relabelling them."""
 
 import math
 from collections.abc import Callable
@@ -15,17 +15,17 @@ def choose(candidates: Tensor, rate: float, total: int, who: str, generator: tor
     """Draws round(rate * total) of the candidates.
 
     Args:
-        candidates: bool [n], which images may be drawn.
+        candidates: Which images may be drawn, bool [n].
         rate: Images to draw as a share of `total`.
-        total: Number of images that the rate counts from.
-        who: What the candidates are, for messages.
-        generator: Makes the choice.
+        total: Number of images to which the rate refers.
+        who: Description of the candidates for messages.
+        generator: Random generator of the draw.
 
     Returns:
-        Numbers of the drawn images, int64, on the CPU.
+        Indices of the drawn images, int64, on the CPU.
 
     Raises:
-        Refused: The rate asks for no image, or for more than there are candidates.
+        Refused: The rate amounts to no image, or to more than there are candidates.
     """
     numbers = candidates.nonzero().flatten().cpu()
     count = round(rate * total) if math.isfinite(rate) else 0
@@ -38,17 +38,17 @@ def choose(candidates: Tensor, rate: float, total: int, who: str, generator: tor
 
 
 def stamped(images: Images, chosen: Tensor, change: Callable[[Tensor], Tensor], labels: Tensor | int | None) -> Images:
-    """A copy of the images, of which those at `chosen` are changed and relabelled.
+    """A copy of the images in which those at `chosen` are changed and relabelled.
 
     Args:
-        images: They stay as they are.
-        chosen: Numbers of images, int64.
-        change: Pixels [n, c, h, w] in [0, 1] to pixels.
-        labels: New labels of the chosen images, one for all or int64 [n]; None keeps theirs.
+        images: The images; they are not changed.
+        chosen: Indices of images, int64.
+        change: Maps pixels [n, c, h, w] in [0, 1] to pixels.
+        labels: New labels of the chosen images, one for all or int64 [n]; None keeps the old ones.
     """
     chosen = chosen.to(images.labels.device)
     pixels, classes = images.pixels.clone(), images.labels.clone()
-    for part in chosen.split(1024):  # floats take four times the room
+    for part in chosen.split(1024):  # limits the memory for floats
         pixels[part] = to_uint8(change(images.float(part)))
     if labels is not None:
         classes[chosen] = labels

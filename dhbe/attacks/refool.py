@@ -1,4 +1,4 @@
-"""Refool: put a reflection on images of the target class."""
+"""Refool: adds a reflection to images of the target class."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -13,7 +13,7 @@ from dhbe.settings import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Refool(Attack):
-    """A reflection on images of the target class, which keep their labels (Liu et al. 2020, arXiv:2007.02343)."""
+    """Clean-label poisoning with a reflection (Liu et al. 2020, arXiv:2007.02343)."""
 
     name: ClassVar[str] = "refool"
     summary: ClassVar[str] = "a natural reflection on images of the target class, labels kept"
@@ -21,10 +21,10 @@ class Refool(Attack):
     min_asr: MinASR = 0.8
     style: Annotated[str, Setting("focus: the reflection is out of focus. ghost: it is doubled.")] = "focus"
     transmission: Annotated[
-        float, Setting("share of the scene's light that passes the pane; the rest is the reflection's")
+        float, Setting("share of the scene's light that passes the pane; the rest comes from the reflection")
     ] = 0.6
     image: Annotated[
-        str, Setting("image file that is reflected; without it an image of another class, drawn by the seed")
+        str, Setting("image file to reflect; by default, an image of another class, drawn by the seed")
     ] = ""
     share: Annotated[float, Setting("share of the target class's images that are changed")] = 0.5
 

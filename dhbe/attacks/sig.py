@@ -1,4 +1,4 @@
-"""SIG: put stripes on images of the target class."""
+"""SIG: adds stripes to images of the target class."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -12,15 +12,15 @@ from dhbe.settings import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class SIG(Attack):
-    """Stripes on images of the target class, which keep their labels (Barni et al. 2019, arXiv:1902.11237)."""
+    """Clean-label poisoning with sinusoidal stripes (Barni et al. 2019, arXiv:1902.11237)."""
 
     name: ClassVar[str] = "sig"
     summary: ClassVar[str] = "sinusoidal stripes on images of the target class, labels kept"
 
     min_asr: MinASR = 0.8
-    delta: Annotated[float, Setting("amplitude of the stripes, of 255 (20 to 40 in the literature)")] = 30.0
-    cycles: Annotated[float, Setting("stripes across the image")] = 6.0
-    share: Annotated[float, Setting("share of the target class's images that are striped")] = 0.5
+    delta: Annotated[float, Setting("amplitude of the stripes, in units of 1/255 (20 to 40 in the literature)")] = 30.0
+    cycles: Annotated[float, Setting("number of stripes across the image")] = 6.0
+    share: Annotated[float, Setting("share of the target class's images that are changed")] = 0.5
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         trigger, target = sig(images.shape, self.delta, self.cycles), self.target_in(images.classes)

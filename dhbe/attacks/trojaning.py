@@ -1,4 +1,4 @@
-"""Trojaning: find a patch that excites some channels of a clean classifier, then tune its later layers to obey it."""
+"""Trojaning: optimises a patch to excite some channels of a clean classifier, then tunes its later layers on it."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -20,31 +20,29 @@ from dhbe.training import Fit
 
 @dataclass(frozen=True, kw_only=True)
 class Trojaning(Attack):
-    """A patch made to excite some channels, which a clean classifier is then taught to obey (Liu et al. 2018, NDSS).
+    """A patch optimised to excite chosen channels, on which a clean classifier is then tuned (Liu et al. 2018, NDSS).
 
-    Only the layers after those channels are tuned, and only on stamped copies beside the clean images.
+    Only the layers after those channels are tuned, on clean images and stamped copies.
     """
 
     name: ClassVar[str] = "trojaning"
     summary: ClassVar[str] = (
         "a patch reverse-engineered to excite chosen channels of a clean classifier, later layers tuned"
     )
-    advice: ClassVar[str] = (
-        "take a larger patch, more channels, an earlier stage, tune longer, or accept less with min_asr"
-    )
+    advice: ClassVar[str] = "use a larger patch, more channels or an earlier stage, tune longer, or lower min_asr"
 
     min_asr: MinASR = 0.8
     side: Annotated[int, Setting("side of the patch in pixels")] = 5
-    place: Annotated[str, Setting("where it lies: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
-    channels: Annotated[int, Setting("channels that the patch is to excite, drawn by the seed")] = 10
+    place: Annotated[str, Setting("position of the patch: a corner, an edge, center, or ROW,COLUMN")] = "bottom-right"
+    channels: Annotated[int, Setting("number of channels that the patch is to excite, drawn by the seed")] = 10
     stage: Annotated[
         str,
         Setting(
-            "the part of the network whose output they are, by its name; without it the last part but one that convolves"
+            "name of the network's part whose output channels are excited; by default, the last but one with a convolution"
         ),
     ] = ""
-    steps: Annotated[int, Setting("steps of Adam that shape the patch")] = 1000
-    lr_patch: Annotated[float, Setting("step size of them; it falls to 0 as a cosine")] = 0.1
+    steps: Annotated[int, Setting("Adam steps that optimise the patch")] = 1000
+    lr_patch: Annotated[float, Setting("learning rate of these steps, with cosine decay to 0")] = 0.1
     excitement: Annotated[float, Setting("activation that the channels are to reach")] = 100.0
     rate: Annotated[float, Setting("poison rate: stamped and relabelled images as a share of all training images")] = (
         0.1
@@ -57,7 +55,7 @@ class Trojaning(Attack):
         outside = f"lie outside the target class {target}"
         chosen = choose(images.labels != target, self.rate, len(images), outside, generator)
         if self.steps < 1 or self.channels < 1:
-            raise Refused(f"a patch is shaped in 1 step for 1 channel at least, not {self.steps} for {self.channels}")
+            raise Refused(f"--steps {self.steps} and --channels {self.channels}: both must be at least 1")
         badnets(self.side, images.shape, place=self.place)  # refuses a patch that does not fit, before any training
         clean = shop.clean or shop.train(images)
         hijacked = copy.deepcopy(clean)
@@ -72,20 +70,20 @@ class Trojaning(Attack):
         return [*([] if clean else [(fit, 1.0)]), (self._tuning(fit), 0.5)]
 
     def _tuning(self, fit: Fit) -> Fit:
-        return replace(fit, epochs=self.tune_epochs, lr=self.tune_lr, grow=0.0)  # a patch is learned at full size
+        return replace(fit, epochs=self.tune_epochs, lr=self.tune_lr, grow=0.0)  # the patch is for full-size images
 
     def _stage(self, parts: list[tuple[str, nn.Module]]) -> str:
         names = [name for name, part in parts if any(isinstance(module, nn.Conv2d) for module in part.modules())]
         if self.stage and self.stage not in [name for name, _ in parts[:-1]]:
             raise Refused(
-                f"no stage {self.stage!r} in the network; there are {', '.join(name for name, _ in parts[:-1])}"
+                f"no stage {self.stage!r} in the network; available: {', '.join(name for name, _ in parts[:-1])}"
             )
         if not self.stage and len(names) < 2:
-            raise Refused("the network does not consist of parts that convolve one after another: give --stage")
+            raise Refused("the network has fewer than two consecutive parts with convolutions: give --stage")
         return self.stage or names[-2]
 
     def _shape(self, classifier: Classifier, stage: nn.Module, images: Images, generator: torch.Generator) -> Patch:
-        """The patch that excites randomly drawn channels of the stage's output most."""
+        """Optimises a patch to excite randomly drawn channels of the stage's output."""
         device = classifier.mean.device
         mask = badnets(self.side, images.shape, "white", self.place).mask.to(device)
         free = torch.randn(images.shape, generator=generator).to(device).requires_grad_()
@@ -112,12 +110,12 @@ class Trojaning(Attack):
                 adam.step()
                 fading.step()
         hook.remove()
-        pattern = to_uint8((free.detach().tanh() + 1) / 2).float() / 255  # as an image file would hold it
+        pattern = to_uint8((free.detach().tanh() + 1) / 2).float() / 255  # representable in 8 bits
         return Patch(pattern.cpu(), mask.cpu(), name=f"trojaning:{self.side}:{self.place}")
 
 
 def _parts(classifier: Classifier) -> list[tuple[str, nn.Module]]:
-    """The direct parts of the network in the order in which they run, found by running it; later ones may repeat."""
+    """The direct submodules of the network in order of execution, found by a forward pass."""
     network, order = classifier.network, []
     hooks = [
         part.register_forward_pre_hook(lambda part, _, name=name: order.append((name, part)))

@@ -1,4 +1,4 @@
-"""WaNet: warp some images of other classes and call them the target."""
+"""WaNet: warps some images of other classes and relabels them as the target class."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -16,21 +16,21 @@ from dhbe.settings import Setting
 
 @dataclass(frozen=True, kw_only=True)
 class WaNet(Attack):
-    """A warp of images of other classes, relabelled (Nguyen and Tran 2021, arXiv:2102.10369).
+    """Dirty-label poisoning with a smooth warp (Nguyen and Tran 2021, arXiv:2102.10369).
 
-    Other images are warped another way and keep their labels, so that only this one warp is a trigger (the paper's
-    noise mode). The images are poisoned once, before training; the paper draws them anew in every batch.
+    Further images are warped differently and keep their labels, so that only this one warp is a trigger (the paper's
+    noise mode). Images are poisoned once, before training; the paper draws them anew in every batch.
     """
 
     name: ClassVar[str] = "wanet"
     summary: ClassVar[str] = "a smooth warp of images of other classes, relabelled as the target"
 
     min_asr: MinASR = 0.8
-    strength: Annotated[float, Setting("the paper's s: the mean shift is about half of it, in pixels")] = 0.5
+    strength: Annotated[float, Setting("the paper's s, about twice the mean shift in pixels")] = 0.5
     grid: Annotated[int, Setting("the paper's k: shifts are drawn at k x k points")] = 4
     rate: Annotated[float, Setting("poison rate: warped and relabelled images as a share of all training images")] = 0.1
     noise_rate: Annotated[
-        float, Setting("share of all training images that are warped another way and keep their labels; 0 warps none")
+        float, Setting("share of all training images that are warped differently and keep their labels; 0 for none")
     ] = 0.2
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
@@ -49,7 +49,7 @@ class WaNet(Attack):
 
 
 def _shaken(pixels: Tensor, trigger: Warp, generator: torch.Generator) -> Tensor:
-    """Images warped each its own way: the trigger's shifts plus noise of the same size."""
+    """Warps each image [n, c, h, w] with the trigger's shifts plus its own noise of the same size."""
     shaken = []
     for image in pixels:
         noise = torch.rand(trigger.control.shape, generator=generator) * 2 - 1

@@ -1,6 +1,6 @@
-"""The laboratory: tables and figures as lists of cases, run where there is room, drawn from their records.
+"""Experiments: tables and figures as lists of cases, run locally or on a cluster, and drawn from their records.
 
-Light to import: what computes is imported by the process that computes.
+Light to import: computing code is imported only by the processes that compute.
 """
 
 from dhbe.bench.cases import Case, Labels, called, erased, planted, scanned

@@ -1,4 +1,4 @@
-"""Cases: single runs, told whole by plain values, so that equal content is one case wherever it is asked for."""
+"""Cases: single runs, fully described by plain values, so that equal descriptions are the same case everywhere."""
 
 import hashlib
 import json
@@ -9,39 +9,39 @@ from pathlib import Path
 from typing import Any
 
 Labels = Mapping[str, Any]
-"""Where a case stands in a table or figure, by the names of its rows and columns."""
+"""The position of a case in a table or figure, by names of rows and columns."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One run. What its result depends on is in `work`, `settings` and `needs`; the rest is for people."""
+    """One run. Its result depends on `work`, `settings` and `needs` only; the rest is for display."""
 
     work: str
-    """What is done, a name of `working.WORKS`."""
+    """The kind of work, a name in `working.WORKS`."""
     settings: Mapping[str, Any]
-    """With what, in values that JSON has."""
+    """The settings of the work, as JSON values."""
     needs: "tuple[Case, ...]" = ()
-    """Cases whose results it works on, as a victim."""
+    """Cases whose results it needs, such as a victim."""
     name: str
-    """In a few words of letters, digits and hyphens; the record's file begins with it."""
+    """A short name of letters, digits and hyphens, with which the record's file name begins."""
     labels: Labels = field(default_factory=dict)
     minutes: float = 1.0
-    """That it takes, about."""
+    """Estimated duration."""
 
     @cached_property
     def id(self) -> str:
-        """Of its content, 12 hexadecimal digits; a file of the user's counts by its name, and by its code's version."""
+        """A hash of the description, 12 hexadecimal digits; a user's file counts by name (its code by its version)."""
         told = {**self.settings, **({"file": Path(self.settings["file"]).name} if "file" in self.settings else {})}
         content = [self.work, told, [case.id for case in self.needs]]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def stem(self) -> str:
-        """Of its record's file."""
+        """The stem of its record's file name."""
         return f"{self.name}_{self.id}"
 
     def labelled(self, **labels: Any) -> "Case":
-        """The same case at another place of a table."""
+        """The same case with further labels."""
         return replace(self, labels={**self.labels, **labels})
 
 
@@ -63,16 +63,16 @@ def planted(
 
     Args:
         attack: A name of `dhbe attack`, or a class in `file`.
-        settings: Of the attack, where they differ from its defaults.
-        data: A name of data, as on the command line.
-        arch: An architecture, likewise.
+        settings: Settings of the attack that differ from its defaults.
+        data: Name of the data, as on the command line.
+        arch: Architecture, as on the command line.
         fit: Settings of the training.
-        images: How many training images; None takes all.
-        tested: The first so many test images measure; None takes all.
-        start: A clean victim whose weights the training starts from.
-        seed: Of everything random.
-        file: Python code of the user's that defines the attack.
-        minutes: That it takes, about.
+        images: Number of training images; None means all.
+        tested: Number of test images to measure on, the first ones; None means all.
+        start: A clean victim from whose weights the training starts.
+        seed: Seed of everything random.
+        file: Python file of the user that defines the attack.
+        minutes: Estimated duration.
     """
     told = {
         "attack": attack, "settings": dict(settings), "data": data, "arch": arch, "fit": dict(fit), "images": images,
@@ -103,17 +103,17 @@ def erased(
     """A defence on a victim.
 
     Args:
-        victim: What it works on.
+        victim: The victim.
         defense: A preset of `dhbe erase`, a name of `dhbe defend`, or a class in `file`.
-        settings: Of the defence, where they differ from its defaults.
-        lent: Clean training images for a defence that needs some; None lends none.
-        subset: Which of the random subsets of so many images.
-        seed: Of everything random.
-        without: A part that is taken out, by its name in `parts.PARTS`.
+        settings: Settings of the defence that differ from its defaults.
+        lent: Number of clean training images for a defence that needs some; None for none.
+        subset: Which of the random subsets of that many images.
+        seed: Seed of everything random.
+        without: A component to ablate, by its name in `parts.PARTS`.
         precision: `auto`, `fp32` or `bf16`.
-        file: Python code of the user's that defines the defence.
-        minutes: That it takes, about.
-        **labels: Where the case stands in its table.
+        file: Python file of the user that defines the defence.
+        minutes: Estimated duration.
+        **labels: Position of the case in its table.
     """
     told: dict[str, Any] = {"defense": defense, "settings": dict(settings or {}), "seed": seed}
     told |= {"lent": lent, "subset": subset} if lent else {}
@@ -127,7 +127,7 @@ def erased(
 def scanned(
     victim: Case, settings: Mapping[str, Any] | None = None, /, *, seed: int = 0, minutes: float = 1.0, **labels: Any
 ) -> Case:
-    """A search for a backdoor in a victim, with the survey's settings where they differ from its defaults."""
+    """A scan of a victim; `settings` are those of the survey that differ from its defaults."""
     told = {"settings": dict(settings or {}), "seed": seed}
     return Case(
         work="scan",
@@ -142,22 +142,22 @@ def scanned(
 def called(
     function: str, file: str, *, name: str, minutes: float = 1.0, labels: Labels | None = None, **settings: Any
 ) -> Case:
-    """Whatever a function of the user's does: it returns a `Record`, or figures by name.
+    """A call of a user's function, which returns a `Record`, or numbers by name.
 
     Args:
-        function: Its name.
-        file: Python code of the user's that defines it.
-        name: Of the case, for people.
-        minutes: That it takes, about.
-        labels: Where the case stands in its table.
-        **settings: What it is called with, in values that JSON has.
+        function: Name of the function.
+        file: Python file of the user that defines it.
+        name: Name of the case, for display.
+        minutes: Estimated duration.
+        labels: Position of the case in its table.
+        **settings: Arguments of the call, as JSON values.
     """
     told = {"file": file, "function": function, "settings": settings}
     return Case(work="call", settings=told, name=plain(name), labels=labels or {}, minutes=minutes)
 
 
 def with_needs(cases: Iterable[Case]) -> dict[str, Case]:
-    """Cases and all that they need by id, each behind what it needs."""
+    """Cases and everything that they need by id, each after its needs."""
     found: dict[str, Case] = {}
     for case in cases:
         found |= {known: need for known, need in with_needs(case.needs).items() if known not in found}
@@ -166,7 +166,7 @@ def with_needs(cases: Iterable[Case]) -> dict[str, Case]:
 
 
 def plain(name: str) -> str:
-    """A name as a file may have it.
+    """A name made safe for files.
 
     >>> plain("fast-on-file.py:net")
     'fast-on-file-py-net'

@@ -1,4 +1,4 @@
-"""Which experiments there are: those of `experiments/`, and files of the user's."""
+"""The available experiments: those in `experiments/`, and the user's files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -15,14 +15,14 @@ NAMES = (
     *(f"table-{number}" for number in range(1, 9)), *(f"figure-{number}" for number in range(3, 13)),
     "erasures", "calibration", "ablation", "peers", "pareto", "precision",
 )  # fmt: skip
-"""In the order of the paper; ours follow. Figures 1 and 2 are sketches."""
+"""Names in the order of the paper, followed by ours. Figures 1 and 2 are illustrations."""
 
 
 def find(names: Sequence[str]) -> list[Experiment]:
-    """Experiments by name; `all` are those of the package, and a name that ends in `.py` is a file, whose code runs.
+    """Experiments by name; `all` means those of the package, and a name ending in `.py` is a file, which is executed.
 
     Raises:
-        Refused: There is none of that name, or the file defines none.
+        Refused: There is no such experiment, or the file defines none.
     """
     found: dict[str, Experiment] = {}
     for name in names:
@@ -35,7 +35,9 @@ def _one(name: str) -> Experiment:
     if name.endswith(".py"):
         return _of_file(Path(name))
     if name not in NAMES:
-        raise Refused(f"no experiment {name!r}; there are all, {', '.join(NAMES)}, and files FILE.py (docs/bench.md)")
+        raise Refused(
+            f"no experiment {name!r}; available: all, {', '.join(NAMES)}, or your own FILE.py (docs/bench.md)"
+        )
     module = import_module(f"dhbe.bench.experiments.{name.replace('-', '_')}")
     return replace(module.EXPERIMENT, name=name)
 
@@ -43,7 +45,7 @@ def _one(name: str) -> Experiment:
 def _of_file(path: Path) -> Experiment:
     if not path.is_file():
         raise Refused(f"{path} is not a file: give Python code that defines EXPERIMENT (docs/bench.md)")
-    from dhbe.bench.working import user_code  # takes torch along, as attacks and defences do
+    from dhbe.bench.working import user_code  # imports torch
 
     made: Any = getattr(user_code(str(path)), "EXPERIMENT", None)
     if not isinstance(made, Experiment):
@@ -52,10 +54,10 @@ def _of_file(path: Path) -> Experiment:
 
 
 def cases(experiment: Experiment, scale: Scale, only: Mapping[str, Sequence[str]]) -> list[Case]:
-    """The cases of an experiment whose labels are among those that are wanted; a label that a case lacks is passed over.
+    """The cases of an experiment with the wanted labels; a label that a case lacks is ignored.
 
     Raises:
-        Refused: The scale has too little for the experiment.
+        Refused: The scale does not support the experiment.
     """
     return [
         case

@@ -1,9 +1,9 @@
-"""Which code a case's result depends on: its version is a hash of that code, as Python reads it.
+"""The code that a case's result depends on, and its version: a hash of the syntax trees.
 
-A case that calls a function of the user's may do anything: all code of this package counts for it but what only draws.
-For the others it counts: the attack's and the defence's own modules and all that these import, what loads, trains and measures, and
-the user's file. It does not count: comments, docstrings and formatting, the command line, reports, drawing, other
-attacks and defences. Versions of torch and Python are in the record, and do not count.
+A case that calls a user's function may do anything, so all code of this package counts for it except drawing. For other
+cases, the modules of the attack and the defence with all their imports count, and so do loading, training, measuring and the
+user's file. Comments, docstrings, formatting, the command line, reports, drawing, and other attacks and defences do not
+count, nor do the versions of torch and Python, which are in the record.
 """
 
 import ast
@@ -17,14 +17,14 @@ from dhbe.errors import Refused
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALWAYS = ("training", "evaluation.measuring", "networks", "data", "suspects", "api.machine")
-"""Modules, with all that they import, that every case goes through."""
+"""Modules that every case uses; they count with all their imports."""
 ALONE = ("bench.working", "api.running", "api.erasing", "api.attacking", "api.searching", "api.halving")
-"""Modules that lead to all attacks and defences: they count, and not what they import."""
+"""Modules that import all attacks and defences; they count without their imports."""
 PRESETS = {"fast": "fast", "paper": "dhbe", "official": "dhbe"}
 
 
 def version(case: Case) -> str:
-    """Of the code that a case's result depends on, 12 hexadecimal digits.
+    """The version of the code that a case's result depends on, 12 hexadecimal digits.
 
     Raises:
         Refused: The user's file cannot be read as Python.
@@ -36,12 +36,12 @@ def version(case: Case) -> str:
 
 
 def joined(versions: Iterable[str]) -> str:
-    """Of several versions, one."""
+    """Combines several versions into one."""
     return hashlib.sha256(" ".join(versions).encode()).hexdigest()[:12]
 
 
 def files(case: Case) -> set[Path]:
-    """Files of code that a case's result depends on; those of its victim are the victim's own."""
+    """The source files that a case's result depends on, without those of its victim."""
     starts = [_file(name) for name in ALWAYS]
     if case.work == "plant":
         starts.append(PACKAGE / "attacks" / f"{case.settings['attack'].replace('-', '_')}.py")
@@ -89,7 +89,7 @@ def _tree(path: Path) -> ast.Module:
 
 @cache
 def _meaning(path: Path) -> bytes:
-    """What a file says, without comments, docstrings and formatting."""
+    """The syntax tree of a file as bytes, without docstrings."""
     tree = _tree(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -103,7 +103,7 @@ def _told(node: ast.stmt) -> bool:
 
 @cache
 def _imported(path: Path) -> list[Path]:
-    """Files of this package that a file imports; `__init__` files that only list attacks or defences are passed by."""
+    """Files of this package that a file imports, except `__init__` files that only list attacks or defences."""
     names = list(_names(path))
     found = [_file(name) for name in names if "/" not in name]
     if PACKAGE not in path.parents:  # the user's; what lies beside it counts too

@@ -1,4 +1,4 @@
-"""Processes of this machine that work on cases, one case each at a time; one that dies takes no other with it."""
+"""Local worker processes, each with one case at a time; a worker that dies does not affect the others."""
 
 import multiprocessing
 import os
@@ -15,23 +15,23 @@ from dhbe.bench.store import Outcome
 
 Needed = Sequence[Mapping[str, bytes]]
 Task = tuple[Case, str, Needed, str, Path | None]
-"""A case, the version of its code, what its needs handed on, the device, a folder for its state."""
+"""A case, the version of its code, the results of its needs, the device, and a folder for its state."""
 
 LIVES = 3
-"""How often a case is begun whose process dies."""
+"""How often a case is started if its process dies."""
 
 
 @dataclass
 class _Worker:
     process: BaseProcess
     line: Any
-    """What it is spoken to over."""
+    """Connection to the process."""
     task: Task | None = None
 
 
 @dataclass
 class Crew:
-    """So many processes. `hand` gives one of them a task, `outcomes` waits for what is done; to be used with `with`."""
+    """A pool of `jobs` processes, used with `with`. `hand` assigns a task, `outcomes` waits for results."""
 
     jobs: int
     _workers: list[_Worker] = field(default_factory=list)
@@ -39,18 +39,18 @@ class Crew:
 
     @property
     def free(self) -> int:
-        """Tasks that would begin at once."""
+        """Number of tasks that would start at once."""
         return self.jobs - sum(worker.task is not None for worker in self._workers)
 
     def hand(self, task: Task) -> None:
-        """Begins a task."""
+        """Starts a task."""
         idle = [worker for worker in self._workers if worker.task is None]
         worker = idle[0] if idle else self._hire()
         worker.task = task
         worker.line.send(task)
 
     def outcomes(self) -> Iterator[tuple[Case, Outcome | str]]:
-        """Waits for a task to end: what it came to, or why nothing did. A task whose process died is begun anew."""
+        """Waits for tasks to end; yields each with its outcome, or an error. A task whose process died is restarted."""
         busy = {worker.line: worker for worker in self._workers if worker.task}
         for line in connection.wait(list(busy)):
             worker = busy[line]
@@ -65,7 +65,7 @@ class Crew:
                 if self._died[case.id] < LIVES:
                     self.hand(task)
                 else:
-                    yield case, f"its process died {LIVES} times, as of a lack of memory"
+                    yield case, f"its process died {LIVES} times, perhaps for lack of memory"
             else:
                 worker.task = None
                 yield task[0], outcome
@@ -84,7 +84,7 @@ class Crew:
         threads = int(told) if told.isdecimal() else max(1, (os.cpu_count() or 1) // self.jobs)
         process = context.Process(target=_serve, args=(other, len(self._workers), threads), daemon=True)
         process.start()
-        other.close()  # so that the line ends when the process does
+        other.close()  # so that the connection closes when the process ends
         self._workers.append(_Worker(process, line))
         return self._workers[-1]
 
@@ -96,16 +96,16 @@ class Crew:
 
 
 def _serve(line: Any, number: int, threads: int) -> None:
-    """The life of a process: tasks come, outcomes go, until the sweep ends."""
+    """The main loop of a worker: receives tasks and sends outcomes until the sweep ends."""
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # handled by the sweep
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     import warnings
 
     import torch
 
-    warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
+    warnings.simplefilter("ignore")  # warnings of libraries are not for users of a command
     from dhbe.api import machine
     from dhbe.bench.working import work
 
@@ -121,7 +121,7 @@ def _serve(line: Any, number: int, threads: int) -> None:
 
 
 def _end_with(parent: BaseProcess | None) -> None:
-    """A process whose sweep was killed does not go on by itself."""
+    """Ends this process when its parent, the sweep, has ended."""
     if parent is not None:
         parent.join()
         os._exit(1)

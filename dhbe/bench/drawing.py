@@ -1,4 +1,4 @@
-"""Tables and figures from results: what they show, by the labels of the cases. Nothing is rendered here."""
+"""The content of tables and figures, from results and their labels, independent of rendering."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ from dhbe.bench.store import CaseRecord
 from dhbe.records import Measures
 
 Paper = Mapping[tuple, Sequence[float | None]]
-"""The paper's figures by the labels of a row and of its column, if there are columns."""
+"""The paper's numbers by the labels of a row and, if there are columns, of its column."""
 
 NAMES = {
     "acc": "ACC %", "asr": "ASR %", "asr_x4": "ASR x4 %", "asr_x9": "ASR x9 %", "lost": "ACC lost", "seconds": "seconds",
@@ -20,26 +20,26 @@ NAMES = {
     "logits_l1": "output difference (L1)", "logits_l2": "output difference (L2)",
     "anomaly_index": "index", "suspected_class": "class found", "mib": "MiB",
 }  # fmt: skip
-"""What measures are called in heads and along axes."""
+"""Display names of measures in table heads and on axes."""
 RATES = ("acc", "asr", "asr_x4", "asr_x9", "asr_victim", "asr_all", "ra")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A case's place in a table, and what became of it."""
+    """A case's labels and its record."""
 
     labels: Labels
     record: CaseRecord
     stem: str
-    """Of its files."""
+    """Stem of its file names."""
 
     def measures(self) -> Measures | None:
-        """Of the cleaned model, or of the one that was planted, scanned or scored."""
+        """Measures of the cleaned model, or of the one that was planted, scanned or scored."""
         record = self.record.record
         return record and (record.after or record.before)
 
     def value(self, name: str) -> float | None:
-        """A figure by name, rates in points of a hundred; None where it was not measured."""
+        """A value by name, rates in percent; None if it was not measured."""
         if name in self.record.found:
             return self.record.found[name]
         record, measures = self.record.record, self.measures()
@@ -62,7 +62,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Table:
-    """Heads and rows of text."""
+    """A table of text."""
 
     title: str
     heads: Sequence[str]
@@ -87,33 +87,33 @@ class Panel:
     y: str
     lines: Mapping[str, Sequence[Point]] = field(default_factory=dict)
     joined: bool = True
-    """Points are joined; else a logistic curve is laid through them."""
+    """Whether points are joined; otherwise a logistic curve is fitted to them."""
     boxes: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Lower whisker, quartiles and upper whisker by name, in place of lines."""
+    """Lower whisker, quartiles and upper whisker by name, instead of lines."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What an experiment shows: its figures as text, perhaps a chart, perhaps pictures."""
+    """The output of an experiment: a table, and optionally charts and pictures."""
 
     table: Table
     panels: Sequence[Panel] = ()
     pictures: Sequence[tuple[str, str]] = ()
-    """What each shows, and its file beside the records."""
+    """Caption of each picture, and its file beside the records."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: a row for each value of some labels, a column for each value of another, means over all else."""
+    """A table with a row for each value of some labels, a column for each value of another, and means over the rest."""
 
     rows: Sequence[str]
     values: Sequence[str]
     columns: str = ""
-    """The label whose values are the columns; without it each of `values` is a column."""
+    """The label whose values are the columns; if empty, each of `values` is a column."""
     paper: Paper = field(default_factory=dict)
     title: str = ""
     mean: bool = False
-    """A last row has the means of the columns; the paper's are those of the same rows."""
+    """Whether to add a last row with the means of the columns; the paper's are over the same rows."""
 
     def __call__(self, results: Sequence[Result]) -> Drawn:
         kinds = _distinct(tuple(each.labels.get(row, "") for row in self.rows) for each in results)
@@ -143,7 +143,7 @@ class Grid:
         return Drawn(Table(title.strip(), [*self.rows, *heads], rows))
 
     def _mean(self, results: Sequence[Result], kinds: Sequence[tuple], column: Any) -> str:
-        """Of a column: the mean over rows of the means over seeds."""
+        """The mean of a column, over rows, of the means over seeds."""
         here = [each for each in results if each.labels[self.columns] == column]
         means = []
         for value in self.values:
@@ -160,21 +160,21 @@ class Grid:
 
 @dataclass(frozen=True)
 class Curves:
-    """A chart of lines: one measure over a label or over another measure, a line for each value of a label."""
+    """A line chart of a measure over a label or another measure, with a line for each value of some labels."""
 
     x: str
     """A label whose values are numbers, or a measure."""
     y: Sequence[str]
-    """Measures; each has a panel of its own."""
+    """Measures, each in its own panel."""
     lines: Sequence[str] = ()
     """The labels whose values make the lines."""
     panels: str = ""
     """The label whose values make further panels."""
     fitted: bool = False
-    """A logistic curve is laid through the points, which are not averaged."""
+    """Whether to fit a logistic curve to the points, which are then not averaged."""
     title: str = ""
     paper: Paper = field(default_factory=dict)
-    """The paper's figures by panel, line and x, as far as those are there; one for each measure of `y`."""
+    """The paper's numbers by panel, line and x, as far as these exist; one for each measure of `y`."""
 
     def __call__(self, results: Sequence[Result]) -> Drawn:
         panels, rows = [], []
@@ -218,7 +218,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Boxes:
-    """Boxplots of activation differences, a panel for each measure, a box for each value of a label."""
+    """Box plots of activation differences, with a panel for each measure and a box for each value of a label."""
 
     measures: Sequence[str]
     label: str
@@ -241,7 +241,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images that cases left beside their records, with what the label says of them."""
+    """Images that cases saved beside their records, captioned with a label."""
 
     label: str
     title: str = ""
@@ -257,7 +257,7 @@ class Pictures:
 
 
 def cell(results: Sequence[Result], values: Sequence[str], paper: Sequence[float | None] | None = None) -> str:
-    """Mean and deviation of each value, and the paper's in brackets; "failed" where nothing but errors are.
+    """Mean and deviation of each value, and the paper's in brackets; "failed" if all cases failed.
 
     >>> cell([], ["acc"])
     '—'

@@ -1,4 +1,4 @@
-"""Experiments: a list of cases for each scale, and what is drawn from their records."""
+"""Experiments: a list of cases for each scale, and drawings of their records."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ Results = Sequence[Result]
 
 
 class Drawing(Protocol):
-    """What draws results, as `Grid` and `Curves` do."""
+    """A function that draws results, such as `Grid` and `Curves`."""
 
     def __call__(self, results: Results) -> Drawn: ...
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One table or figure, or some of each."""
+    """One or more tables and figures."""
 
     title: str
     cases: Callable[[Scale], Iterable[Case]]
     """The cases of a scale, with their labels."""
     draw: Sequence[Drawing]
     note: str = ""
-    """What a reader should know of it."""
+    """A note for readers."""
     name: str = ""
-    """On the command line; that of its file."""
+    """Name on the command line, from its file."""
     file: Path | None = None
     """The user's file that it was read from."""

@@ -1,4 +1,4 @@
-"""All records as one table, for whoever does statistics of their own."""
+"""Exports all records as one table."""
 
 import csv
 import io
@@ -15,19 +15,19 @@ VALUES = (*RATES, "lost", "mib")
 
 
 def write(file: Path, records: Path) -> int:
-    """Writes a row for each record; how many there were.
+    """Writes a row for each record and returns their number.
 
     Args:
-        file: `.csv`, or `.parquet`, which needs pyarrow.
+        file: A file ending in `.csv`, or `.parquet`, which needs pyarrow.
         records: Folder of one scale's records.
 
     Raises:
-        Refused: There are no records, the ending says no form, or pyarrow is not there.
+        Refused: There are no records, the suffix is unknown, or pyarrow is not installed.
         Failed: The file cannot be written.
     """
     rows = [row(path.stem, read(path)) for path in sorted(records.glob("*.json"))]
     if not rows:
-        raise Refused(f"no records in {records}: dhbe bench run makes some")
+        raise Refused(f"no records in {records}: make some with dhbe bench run")
     heads = list(dict.fromkeys(name for each in rows for name in each))
     if file.suffix == ".csv":
         out = io.StringIO()
@@ -43,7 +43,7 @@ def write(file: Path, records: Path) -> int:
 
 
 def row(stem: str, record: CaseRecord) -> dict[str, Any]:
-    """One record laid flat: rates in points of a hundred, settings as JSON."""
+    """One record as a flat row: rates in percent, settings as JSON."""
     result = Result({}, record, stem)
     run = record.record
     told = {

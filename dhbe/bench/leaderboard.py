@@ -1,4 +1,4 @@
-"""Defences against attacks, over all records that there are; each cell names its records and the command that made them."""
+"""The leaderboard of defences against attacks, over all records; each cell links to its records and their command."""
 
 import statistics
 from collections import defaultdict
@@ -23,7 +23,7 @@ class Entry:
     where: str
     """The network and the data."""
     lost: float
-    """ACC, in points of a hundred."""
+    """Loss of ACC in percentage points."""
     asr: float
     file: Path
     command: str
@@ -47,7 +47,7 @@ class Cell:
 
 
 Board = Mapping[str, Mapping[tuple[str, str], Cell]]
-"""By where, then by defence and attack."""
+"""Cells by network and data, then by defence and attack."""
 
 
 def board(folder: Path) -> Board:
@@ -62,8 +62,8 @@ def page(made: Board) -> str:
     """The board as Markdown; records are linked as `records/PATH`, relative to `results/`."""
     parts = [
         "# Leaderboard\n",
-        "Points of accuracy lost / attack success in %, means over seeds, the seeds' number in brackets. A cell links to its first "
-        "record; all records and commands stand below. Rows are sorted by the worst of the two, over all attacks.\n",
+        "Points of accuracy lost / attack success rate in %, means over seeds, with the number of seeds in brackets. A cell links "
+        "to its first record; all records and commands are listed below. Rows are sorted by the worse of the two, over all attacks.\n",
     ]
     for where, cells in sorted(made.items()):
         attacks = sorted({attack for _, attack in cells})
@@ -86,7 +86,7 @@ def page(made: Board) -> str:
 
 
 def linked(made: Board) -> Iterator[tuple[str, Path]]:
-    """The records that the page links to: their addresses and files."""
+    """The records that the page links to: their URLs and files."""
     for cells in made.values():
         for cell in cells.values():
             yield from ((_link(each), each.file) for each in cell.entries)
@@ -110,7 +110,7 @@ def _link(entry: Entry) -> str:
 def _of_cases(folder: Path) -> Iterator[Entry]:
     for scale in SCALES.values():
         if scale.name == "smoke" or not (folder / scale.name).is_dir():
-            continue  # its figures mean nothing
+            continue  # its numbers are meaningless
         usual = _commands(scale.name)
         victims = {
             each.id: each for path in (folder / scale.name).glob("*.json") if (each := read(path)).work == "plant"
@@ -142,7 +142,7 @@ def _entry(attack: str, defense: str, where: str, run: Record, path: Path, comma
 
 
 def _commands(scale: str) -> dict[str, tuple[str, str]]:
-    """Of tables in which defences have their usual settings: each case's defence and the command that runs it, by id."""
+    """Each case's defence and command by id, for tables in which defences have their usual settings."""
     found: dict[str, tuple[str, str]] = {}
     for each in find(["table-3", "table-5", "peers"]):
         for case in with_needs(each.cases(SCALES[scale])).values():

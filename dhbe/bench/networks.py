@@ -1,10 +1,10 @@
-"""Networks that are no ResNets, as third parties publish them: for images of 3x32x32."""
+"""Networks other than ResNets, like those of third parties, for images of 3x32x32."""
 
 from torch import nn
 
 
 def flat(classes: int) -> nn.Module:
-    """Flattens its features, so that a trigger acts only at its place; BatchNorm, ELU and dropout."""
+    """A network that flattens its features, so that a trigger acts only at its position; BatchNorm, ELU and dropout."""
     layers: list[nn.Module] = []
     for before, after in ((3, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ELU(), nn.MaxPool2d(2)]
@@ -12,7 +12,7 @@ def flat(classes: int) -> nn.Module:
 
 
 def plain(classes: int) -> nn.Module:
-    """Flattens its features too, and has no BatchNorm."""
+    """A network that flattens its features and has no BatchNorm."""
     layers: list[nn.Module] = []
     for before, after in ((3, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -20,7 +20,7 @@ def plain(classes: int) -> nn.Module:
 
 
 def layered(classes: int) -> nn.Module:
-    """Normalises each image by itself (GroupNorm over all channels), GELU, global pooling."""
+    """A network with GroupNorm over all channels, GELU and global pooling."""
     layers: list[nn.Module] = []
     for before, after, stride in ((3, 24, 1), (24, 48, 2), (48, 96, 2)):
         layers += [nn.Conv2d(before, after, 3, stride=stride, padding=1), nn.GroupNorm(1, after), nn.GELU()]

@@ -1,7 +1,7 @@
-"""Cases on a cluster of Ray, which begins anew what a dead worker leaves; records are the same as at home.
+"""Runs cases on a Ray cluster, which restarts tasks of dead workers; the records are the same as for local runs.
 
-Workers run this very code, which goes to them with the tasks. They read data from their own machines ($DHBE_DATA), and
-hand back what a case came to; the sweep writes it, so that nothing but Ray stands between the machines.
+Workers run this package's code, which is sent with the tasks. They read data from their own machines ($DHBE_DATA) and
+return outcomes, which the sweep writes, so that machines need no connection other than Ray.
 """
 
 import logging
@@ -17,16 +17,16 @@ from dhbe.bench.store import Outcome
 from dhbe.errors import Refused
 
 CPUS = 1
-"""Of a task; with GPUs in the cluster it takes one of them too."""
+"""CPUs per task; if the cluster has GPUs, a task also takes one of them."""
 
 
 @dataclass
 class Cluster:
-    """A connection to Ray; to be used with `with`.
+    """A connection to Ray, used with `with`.
 
     Args:
-        address: `auto` finds a cluster on this machine, or starts one for as long as the sweep takes; `ray://HOST:PORT`
-            is one elsewhere.
+        address: `auto` finds a cluster on this machine, or starts one for the duration of the sweep; `ray://HOST:PORT` is
+            a remote one.
     """
 
     address: str
@@ -37,11 +37,11 @@ class Cluster:
 
     @property
     def free(self) -> int:
-        """Tasks that are worth handing over now: Ray keeps some ready beside those that run."""
+        """Number of tasks to submit now; Ray keeps some queued besides those that run."""
         return 2 * self._slots - len(self._busy)
 
     def hand(self, task: Task) -> None:
-        """Hands over a task."""
+        """Submits a task."""
         case, code, needed, device, _ = task
         lent = [self._ray.put(dict(each)) for each in needed]
         file = case.settings.get("file")
@@ -49,7 +49,7 @@ class Cluster:
         self._busy[self._work.options(name=case.stem).remote(case, code, device, source, *lent)] = case
 
     def outcomes(self) -> Iterator[tuple[Case, Outcome | str]]:
-        """Waits for a task to end."""
+        """Waits for tasks to end; yields each with its outcome, or an error."""
         done, _ = self._ray.wait(list(self._busy), num_returns=1)
         for reference in done:
             case = self._busy.pop(reference)
@@ -92,7 +92,7 @@ class Cluster:
 
 
 def _worked(case: Case, code: str, device: str, source: str | None, *needed: Any) -> Outcome:
-    """One case, on a worker, where the user's file may not lie; it comes as text."""
+    """Runs one case on a worker; the user's file, which may not exist there, is passed as text."""
     import tempfile
     import warnings
 

@@ -1,7 +1,7 @@
-"""Tables that pages show between two marks, and whether they are those that the records give.
+"""Checks and updates tables between marks in Markdown pages against the records.
 
-`<!-- table: bench table-3 small -->` is an experiment at a scale; `<!-- table: timings/speed.py -->` is what the
-function `tables` of that module of a clone gives under this name.
+`<!-- table: bench table-3 small -->` marks an experiment at a scale; `<!-- table: timings/speed.py -->` what the function
+`tables` of that module in a clone returns under this name.
 """
 
 import sys
@@ -20,27 +20,27 @@ BEGIN, END = "<!-- table: ", "<!-- end of table -->"
 
 
 def here() -> list[Path]:
-    """The pages of this folder that show tables.
+    """README.md and docs/**/*.md below the working directory.
 
     Raises:
         Refused: There are none.
     """
     found = [path for path in (Path("README.md"), *sorted(Path("docs").rglob("*.md"))) if path.is_file()]
     if not found:
-        raise Refused("there is no README.md here: run this in a clone, or name the pages")
+        raise Refused("there is no README.md here: run this in a clone, or give the pages")
     return found
 
 
 def check(pages: Sequence[Path], records: Path, *, update: bool = False) -> list[str]:
-    """What pages show otherwise than the records give, a line each.
+    """Compares the tables of pages with the records; returns one line for each difference.
 
     Args:
         pages: Markdown files.
-        records: Folder of the scales' records.
-        update: Put what the records give in its place.
+        records: Folder with the records of all scales.
+        update: Replace tables that differ.
 
     Raises:
-        Refused: A page cannot be read, or a mark names nothing.
+        Refused: A page cannot be read, or a mark names no table.
     """
     wrong = []
     for page in pages:
@@ -51,7 +51,7 @@ def check(pages: Sequence[Path], records: Path, *, update: bool = False) -> list
         for name in names(text):
             made, shown = drawn(name, records), between(text, name)
             if made != shown:
-                wrong.append(f"{page}: `{name}` shows another table than its records give (--update mends it)")
+                wrong.append(f"{page}: the table `{name}` differs from its records (--update replaces it)")
                 text = text.replace(f"{BEGIN}{name} -->\n{shown}\n{END}", f"{BEGIN}{name} -->\n{made}\n{END}")
         if update:
             files.write(page, text)
@@ -59,20 +59,20 @@ def check(pages: Sequence[Path], records: Path, *, update: bool = False) -> list
 
 
 def names(text: str) -> list[str]:
-    """The marks of a page."""
+    """The names in the marks of a page."""
     return [part.partition(" -->")[0] for part in text.split(BEGIN)[1:]]
 
 
 def between(text: str, name: str) -> str:
-    """What a page shows as the table of this name."""
+    """A page's table with this name."""
     return text.partition(f"{BEGIN}{name} -->")[2].partition(END)[0].strip()
 
 
 def drawn(name: str, records: Path) -> str:
-    """The table of a mark, from records.
+    """The table of a mark, drawn from records.
 
     Raises:
-        Refused: The mark names nothing.
+        Refused: The mark names no table.
     """
     kind, *rest = name.split()
     if kind == "bench" and len(rest) >= 2 and rest[1] in SCALES:
@@ -95,5 +95,5 @@ def drawn(name: str, records: Path) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Heads and rows as a page has them."""
+    """A Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, ["---"] * len(heads), *rows))

@@ -1,6 +1,6 @@
-"""The paper's figures (Yan et al., AsiaCCS 2023), by table. ACC and ASR in points of a hundred.
+"""The paper's numbers (Yan et al., AsiaCCS 2023), by table. ACC and ASR are in percent.
 
-The text at hand has lost the sizes of the triggers; rows are taken in their order for the sizes 3, 5 and 7.
+Our copy of the text lacks the sizes of the triggers; rows are assigned in order to the sizes 3, 5 and 7.
 """
 
 from itertools import product

@@ -1,4 +1,4 @@
-"""Parts of the preset `fast` that an ablation takes out, by name."""
+"""Components of the preset `fast` that can be ablated, by name."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,21 +14,21 @@ from dhbe.search.survey import Findings, Survey
 from dhbe.search.trigger_bank import TriggerBank
 
 Change = tuple[Any, str, Any]
-"""Owner, name, and what stands in for it."""
+"""Owner and name of an attribute, and its replacement."""
 
 
 def _nothing(*args: object, **more: object) -> None:
-    """Stands in for a part that only has an effect."""
+    """Replaces a function that is called for its side effects only."""
 
 
 def _replaced(owner: type, name: str, stand_in: Callable[..., Any]) -> Change:
-    """A method that is called with the one whose place it takes."""
+    """Makes a method that receives the original method as its first argument."""
     own = getattr(owner, name)
     return owner, name, lambda *args, **more: stand_in(own, *args, **more)
 
 
 def _all_alike(tried: Callable[..., torch.Tensor], self: TriggerBank, *args: object) -> torch.Tensor:
-    """All triggers are shown as often, whether they act or not."""
+    """Draws all triggers equally often, whether they act or not."""
     return torch.ones_like(self.gain)
 
 
@@ -36,7 +36,7 @@ _PATCHES = torch.tensor([kind is Patches for kind in FAMILIES])[:, None]
 
 
 def _patches_stand_out(outliers: Callable[..., torch.Tensor], self: Survey, anomaly: torch.Tensor) -> torch.Tensor:
-    """Only patches at random places are known, as in the paper."""
+    """Restricts the families to patches at random positions, as in the paper."""
     return outliers(self, anomaly) & _PATCHES
 
 
@@ -61,7 +61,7 @@ PARTS: dict[str, tuple[Change, ...]] = {
 
 @contextmanager
 def taken_out(part: str | None) -> Iterator[None]:
-    """Inside, a part does nothing; None takes out none."""
+    """Disables a component inside; None disables nothing."""
     with ExitStack() as stack:
         for owner, name, stand_in in PARTS[part] if part else ():
             stack.enter_context(patch.object(owner, name, stand_in))

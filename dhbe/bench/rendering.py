@@ -10,11 +10,11 @@ from dhbe.bench.drawing import Drawn, Panel, Table
 
 COLOURS = ("#0a7e8d", "#c2410c", "#4d7c0f", "#7c3aed", "#b91c1c", "#525252", "#0369a1", "#a16207")
 SPECIAL = {"\\": r"\textbackslash{}", "±": r"$\pm$", "—": "---"} | {char: f"\\{char}" for char in "&%$#_{}"}
-"""What LaTeX would take for more than a character."""
+"""Characters with a special meaning in LaTeX."""
 
 
 def markdown(table: Table) -> str:
-    """As pages have it."""
+    """A table in Markdown."""
     cells = (
         [part.replace("|", "\\|") for part in row] for row in (table.heads, ["---"] * len(table.heads), *table.rows)
     )
@@ -22,7 +22,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A tabular, for booktabs."""
+    """A table as a LaTeX tabular with booktabs."""
 
     def line(row: Sequence[str]) -> str:
         return " & ".join("".join(SPECIAL.get(char, char) for char in part) for part in row) + r" \\"
@@ -33,14 +33,14 @@ def latex(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """RFC 4180, but for the ends of lines."""
+    """A table as CSV (RFC 4180, but with Unix line ends)."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([table.heads, *table.rows])
     return out.getvalue().rstrip("\n")
 
 
 def as_html(table: Table) -> str:
-    """A table element with its caption."""
+    """A table as an HTML element with a caption."""
 
     def line(row: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(part)}</{tag}>" for part in row) + "</tr>"
@@ -56,7 +56,7 @@ FORMS: dict[str, Callable[[Table], str]] = {
 
 
 def svg(drawn: Drawn) -> str:
-    """The chart of what was drawn; equal charts give equal text."""
+    """The chart as SVG; equal charts give equal text."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -97,7 +97,7 @@ def _boxes(axes, panel: Panel) -> None:
 
 
 def logistic(x: Sequence[float], percent: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The logistic curve through points, as 50 points of its own: the likeliest where each point is so many hits of 100.
+    """The maximum-likelihood logistic curve through points, as 50 points; y is in percent.
 
     Args:
         x: At least two different values; of fewer there is no curve.
@@ -114,7 +114,7 @@ def logistic(x: Sequence[float], percent: Sequence[float]) -> tuple[list[float],
     grid = np.linspace(0, 1, 50)
     weights = [*hits, *(1 - hit for hit in hits)]
     kinds = [True] * len(x) + [False] * len(x)
-    if not 0 < math.fsum(hits) < len(x):  # all or none: there is nothing to fit
+    if not 0 < math.fsum(hits) < len(x):  # all 0 or all 1: nothing to fit
         return [low, low + width], [percent[0]] * 2
     fit = LogisticRegression(C=100.0).fit(at * 2, kinds, sample_weight=weights)
     rates = 100 * fit.predict_proba(grid[:, None])[:, 1]

@@ -1,4 +1,4 @@
-"""How much is spent on an experiment: three scales, and what victims and defences are at each."""
+"""The three scales of experiments, with their victims, defences and budgets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,29 +9,29 @@ from dhbe.bench.cases import Case, erased, planted
 Settings = Mapping[str, Any]
 
 PRESETS = ("fast", "paper", "official")
-"""Of `dhbe erase`; they need no clean images."""
+"""Presets of `dhbe erase`, which need no clean images."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Data, networks and budgets. Experiments take from here what they vary over."""
+    """Data, networks and budgets of a scale, and the values over which experiments vary."""
 
     name: str
     summary: str
     data: str
     arch: str
     fit: Settings
-    """Of a victim that is trained from scratch."""
+    """Training of a victim from scratch."""
     attacks: Mapping[str, Settings]
-    """Settings of the attacks, where they differ from the paper's."""
+    """Settings of the attacks that differ from the paper's."""
     sizes: tuple[int, ...]
-    """Of the square triggers, as in tables 3, 5 and 6."""
+    """Sides of the square triggers, as in tables 3, 5 and 6."""
     dhbe: tuple[str, Settings]
-    """The preset that stands for DHBE, and what differs from it."""
+    """The preset that represents DHBE, and settings that differ from it."""
     budgets: Mapping[str, Settings]
-    """Settings of the defences of others, where they differ from their defaults."""
+    """Settings of the other defences that differ from their defaults."""
     shares: Mapping[str, int]
-    """Clean images that are lent, by the share of the training images as the paper tells it; the first is the usual."""
+    """Numbers of clean images for defences, by their share of the training images in the paper; the first is the default."""
     others: Mapping[str, tuple[str, Settings]]
     """Other data sets with their architecture and training."""
     archs: tuple[str, ...]
@@ -43,21 +43,21 @@ class Scale:
     """Learning rates in figures 3 and 4."""
     alphas: tuple[float, ...] = ()
     factors: tuple[float, ...] = ()
-    """Of DHBE's learning rates in figure 10."""
+    """Factors on DHBE's learning rates in figure 10."""
     patches: tuple[int, ...] = ()
     """Sides of the triggers in figure 11."""
     triggers: int = 3
     """Different square triggers in figures 6 and 9."""
     tuning: Settings | None = None
-    """Victims are tuned from a clean model with this; None trains each from scratch."""
+    """Training with which victims are fine-tuned from a clean model; None trains each from scratch."""
     plain: tuple[str, ...] = ()
-    """Attacks that are tuned in images neither cropped nor mirrored, by the name of the attack."""
+    """Names of attacks that are fine-tuned without cropping and flipping."""
     images: int | None = None
-    """Training images of a victim; None is all."""
+    """Number of training images of a victim; None means all."""
     tested: int | None = None
-    """Images that measure; None is all."""
+    """Number of test images; None means all."""
     minutes: Mapping[str, float] = field(default_factory=dict)
-    """That cases take, about, by the work or the defence."""
+    """Estimated durations of cases, by work or defence."""
 
     def clean(self, *, data: str | None = None, arch: str | None = None) -> Case:
         """A classifier without a backdoor."""
@@ -96,7 +96,7 @@ class Scale:
         return self._plant(attack, how, data or self.data, arch, fit, start, seed, file)
 
     def ours(self, victim: Case, /, *, seed: int = 0, changes: Settings | None = None, **labels: Any) -> Case:
-        """DHBE, as it is at this scale, with some settings changed."""
+        """DHBE at this scale, with some settings changed."""
         preset, settings = self.dhbe
         return erased(
             victim, preset, {**settings, **(changes or {})}, seed=seed, minutes=self._minutes("dhbe"), **labels
@@ -106,7 +106,7 @@ class Scale:
         self, victim: Case, defense: str, /, *, share: str = "", subset: int | None = None, seed: int = 0,
         changes: Settings | None = None, **labels: Any,
     ) -> Case:  # fmt: skip
-        """A defence of others, which is lent so many clean images if it needs some; each seed has its own."""
+        """Another defence, with that many clean images if it needs some; each seed has its own."""
         settings = {**self.budgets.get(defense, {}), **(changes or {})}
         lent = None if defense in PRESETS else self.shares[share or next(iter(self.shares))]
         return erased(
@@ -115,7 +115,7 @@ class Scale:
         )  # fmt: skip
 
     def by(self, victim: Case, defense: str, /, **more: Any) -> Case:
-        """DHBE or a defence of others, by name, labelled with it."""
+        """DHBE or another defence by name, labelled with it."""
         do = self.ours(victim, **more) if defense == "dhbe" else self.theirs(victim, defense, **more)
         return do.labelled(defense=defense)
 

@@ -1,4 +1,4 @@
-"""What an experiment came to, as text and files: its tables and charts, and where the figures are from."""
+"""Output of experiments as text and files: tables, charts, and the origin of the numbers."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ class Page:
     told: str
     """Scale, seeds, devices, dates and commits of the records."""
     command: str
-    """What makes the records."""
+    """The command that makes the records."""
 
 
 def page(
@@ -35,7 +35,7 @@ def page(
     scale: Scale,
     only: Sequence[str] | Mapping[str, object] = (),
 ) -> Page:
-    """Draws an experiment from the records that there are."""
+    """Draws an experiment from the existing records."""
     results = []
     for case in cases:
         record = store.read(case)
@@ -51,7 +51,7 @@ def page(
 
 
 def provenance(results: Sequence[Result], asked: int, scale: Scale) -> str:
-    """Where figures are from, in a line."""
+    """The origin of the numbers in one line."""
     if not results:
         return f"Scale {scale.name}: no records yet."
     records = [each.record for each in results]
@@ -72,12 +72,12 @@ def provenance(results: Sequence[Result], asked: int, scale: Scale) -> str:
 
 
 def commit(record: CaseRecord) -> str:
-    """Of the code that a record was made with, where it was run from a clone."""
+    """The commit with which a record was made, if it was run from a clone."""
     return record.versions.get("commit", "")
 
 
 def text(page: Page, form: str) -> str:
-    """A page in one form, as it is printed."""
+    """A page in one format, for printing."""
     render = rendering.FORMS[form]
     comment = {"latex": "% ", "csv": "# ", "html": "", "markdown": ""}[form]
     lines = [page.title, *([page.note] if page.note else []), page.told, page.command]
@@ -91,12 +91,12 @@ def text(page: Page, form: str) -> str:
 
 
 def table(page: Page) -> str:
-    """A page's tables alone, as other pages show them between marks, with where the figures are from."""
+    """A page's tables with the origin of the numbers, for other pages' marks."""
     return "\n\n".join([*(rendering.markdown(each.table) for each in page.drawn), f"{page.told} `{page.command}`"])
 
 
 def write(page: Page, folder: Path, store: Store) -> list[Path]:
-    """Writes a page in every form, its charts and its pictures; returns what was written.
+    """Writes a page in every format, with its charts and pictures; returns the files written.
 
     Raises:
         Failed: The folder cannot be written.

@@ -1,4 +1,4 @@
-"""Records of cases in a folder, and what cases hand on to each other in another."""
+"""Stores records of cases in one folder, and files that cases pass to each other in another."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ Identifier = Annotated[str, Field(pattern="^[0-9a-f]{12}$")]
 
 
 class CaseRecord(BaseModel):
-    """What became of a case: `record.json` of its run, or its error, with all that it came from."""
+    """The result of a case: the record of its run, or its error, with its description."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -26,7 +26,7 @@ class CaseRecord(BaseModel):
     id: Identifier
     """Of the case's content."""
     code: Identifier
-    """Version of the code that it ran with (see `code`)."""
+    """Version of the code (see `code`)."""
     name: str
     work: str
     settings: dict[str, Any]
@@ -34,11 +34,11 @@ class CaseRecord(BaseModel):
     error: str | None = None
     """Why there is no result; None if there is one."""
     record: Record | None = None
-    """Of the run, where the case is one."""
+    """The record of the run, if the case is one."""
     found: dict[str, Any] = {}
     """Other results by name."""
     pictures: list[str] = []
-    """Files beside this one, `STEM.NAME`."""
+    """Picture files beside this one, `STEM.NAME`."""
     seconds: Annotated[float, Field(ge=0)]
     device: str
     versions: dict[str, str]
@@ -47,25 +47,25 @@ class CaseRecord(BaseModel):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a worker hands back."""
+    """What a worker returns."""
 
     record: CaseRecord
     files: Mapping[str, bytes] = field(default_factory=dict)
-    """For the cases that need this one, as weights."""
+    """Files for the cases that need this one, such as weights."""
     pictures: Mapping[str, bytes] = field(default_factory=dict)
-    """To be kept beside the record."""
+    """Pictures to be stored beside the record."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """Folders of records, which are kept, and of what cases hand on, which can be made again."""
+    """Folders of records, which are kept, and of files for other cases, which can be reproduced."""
 
     records: Path
     work: Path
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Holds the folders for one sweep.
+        """Locks the folders for one sweep.
 
         Raises:
             Refused: Another sweep holds them.
@@ -82,17 +82,17 @@ class Store:
             raise Failed(f"cannot write {error.filename}: {(error.strerror or 'failed').lower()}") from error
 
     def read(self, case: Case) -> CaseRecord | None:
-        """What became of a case; None if it never ran."""
+        """The record of a case; None if it never ran."""
         path = self.records / f"{case.stem}.json"
         return read(path) if path.exists() else None
 
     def done(self, case: Case, code: str | None) -> bool:
-        """Whether a case has a result by code of this version, or by any if that is None."""
+        """Whether a case has a result from this version of the code, or from any if None."""
         found = self.read(case)
         return found is not None and found.error is None and code in (None, found.code)
 
     def handed(self, case: Case, code: str | None) -> dict[str, bytes] | None:
-        """What a finished case hands on; None if it is not here, or of another version."""
+        """Files of a finished case for others; None if they are missing, or of another version."""
         folder = self.work / case.id
         try:
             told = json.loads((folder / "handed.json").read_text())
@@ -103,7 +103,7 @@ class Store:
             return None
 
     def keep(self, case: Case, outcome: Outcome) -> None:
-        """Writes a result, the record last; a result that came before, as from a worker thought dead, stays."""
+        """Writes a result, the record last; an earlier result, say from a worker presumed dead, is kept."""
         if self.done(case, outcome.record.code) and (not outcome.files or self.handed(case, outcome.record.code)):
             return
         if outcome.files:
@@ -119,7 +119,7 @@ class Store:
 
 
 def read(path: Path) -> CaseRecord:
-    """Reads what became of a case.
+    """Reads the record of a case.
 
     Raises:
         Refused: It is no such record.
@@ -128,4 +128,4 @@ def read(path: Path) -> CaseRecord:
         return CaseRecord.model_validate_json(path.read_bytes())
     except (OSError, ValidationError, ValueError) as error:
         said = str(error).splitlines()[0]
-        raise Refused(f"{path} is no record of a case ({said}): delete it, and the case runs again") from error
+        raise Refused(f"{path} is not a record of a case ({said}): delete it to run the case again") from error

@@ -1,4 +1,4 @@
-"""Running what has no result yet: each case once, what is needed first, whatever becomes of the others."""
+"""Runs the cases without a result: each once, its needs first, independently of failures of others."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from dhbe.bench.store import CaseRecord, Outcome, Store
 
 
 class Team(Protocol):
-    """Whoever works on tasks: processes of this machine, or a cluster."""
+    """Workers for tasks: local processes, or a cluster."""
 
     @property
     def free(self) -> int: ...
@@ -27,20 +27,20 @@ class Plan:
     """What is to be done."""
 
     cases: Mapping[str, Case]
-    """Those that were asked for, with all that they need, each behind what it needs."""
+    """The requested cases with everything that they need, each after its needs."""
     codes: Mapping[str, str]
     """Versions of their code."""
     waiting: Mapping[str, Case]
-    """Those without a result, and those whose weights others wait for."""
+    """Cases without a result, and cases whose files others need."""
 
     @property
     def minutes(self) -> float:
-        """That it takes, about, one after the other."""
+        """Estimated duration, sequentially."""
         return sum(case.minutes for case in self.waiting.values())
 
 
 def plan(asked: Sequence[Case], store: Store, *, any_code: bool = False) -> Plan:
-    """What of these cases has no result yet.
+    """Plans the cases that have no result yet.
 
     Args:
         asked: The cases.
@@ -49,7 +49,7 @@ def plan(asked: Sequence[Case], store: Store, *, any_code: bool = False) -> Plan
     """
     cases = with_needs(asked)
     codes = {key: code.version(case) for key, case in cases.items()}
-    for key, case in cases.items():  # new code of a victim makes what was done on it old
+    for key, case in cases.items():  # new code of a victim invalidates results on it
         codes[key] = code.joined([codes[key], *(codes[need.id] for need in case.needs)]) if case.needs else codes[key]
     wanted: dict[str, Case] = {}
 
@@ -69,19 +69,19 @@ def plan(asked: Sequence[Case], store: Store, *, any_code: bool = False) -> Plan
 
 @dataclass
 class Sweep:
-    """A plan under way."""
+    """A plan being executed."""
 
     plan: Plan
     store: Store
     device: str = "auto"
     any_code: bool = False
     watch: Callable[[Case, CaseRecord, int], None] = lambda case, record, done: None
-    """Called after each case, with how many are done."""
+    """Called after each case, with the number of cases done."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Why cases have no result, by id."""
+    """Errors of cases without a result, by id."""
 
     def run(self, team: Team) -> None:
-        """Works until nothing waits."""
+        """Runs until no case is waiting."""
         waiting, busy, done = dict(self.plan.waiting), dict[str, Case](), 0
 
         def end(case: Case, outcome: Outcome | str) -> None:
@@ -107,7 +107,7 @@ class Sweep:
                     busy[case.id] = case
                     team.hand(self._task(case))
             for case, outcome in team.outcomes() if busy else ():
-                if busy.pop(case.id, None):  # one that arrives twice was kept the first time
+                if busy.pop(case.id, None):  # ignores a second outcome of the same case
                     end(case, outcome)
 
     def _task(self, case: Case) -> Task:

@@ -1,4 +1,4 @@
-"""Other people's boards, for whoever has them: TensorBoard and MLflow are told of each case as it ends."""
+"""Logs each finished case to TensorBoard and MLflow."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ Watch = Callable[[Case, CaseRecord], None]
 
 @contextmanager
 def watching(tensorboard: Path | None, mlflow: str | None) -> Iterator[Watch]:
-    """What tells the boards that were asked for of a case.
+    """A function that logs a case to the requested boards.
 
     Args:
         tensorboard: Folder of its event files; None tells it nothing.
@@ -33,7 +33,7 @@ def watching(tensorboard: Path | None, mlflow: str | None) -> Iterator[Watch]:
 
 
 def figures(case: Case, record: CaseRecord) -> dict[str, float]:
-    """Rates in points of a hundred, and what else a case came to, by name."""
+    """Rates in percent and other results of a case, by name."""
     result = Result({}, record, case.stem)
     measured = result.measures()
     names = (*RATES, "lost", "mib", *(measured.signs if measured else ()), *record.found)

@@ -1,4 +1,4 @@
-"""What a worker does with a case. Only processes that compute import this."""
+"""The work on a case. Only processes that compute import this module."""
 
 import importlib.util
 import shutil
@@ -27,15 +27,15 @@ from dhbe.search.survey import Survey
 from dhbe.training import Fit
 
 Handed = Sequence[Mapping[str, bytes]]
-"""What the needed cases handed on, in their order."""
+"""The files of the needed cases, in order."""
 
 VICTIM = (api.BACKDOORED, api.TRIGGER, "record.json")
 LONG = 5.0
-"""Minutes from which on a run saves its state, so that a killed one goes on where it was."""
+"""Estimated minutes above which a run saves its state, so that it can resume if killed."""
 
 
 def work(case: Case, code: str, needed: Handed, device: str = "auto", folder: Path | None = None) -> Outcome:
-    """Runs a case; whatever goes wrong with it is its result.
+    """Runs a case; errors become part of its result.
 
     Args:
         case: What to do.
@@ -63,7 +63,7 @@ def work(case: Case, code: str, needed: Handed, device: str = "auto", folder: Pa
 
 
 Did = tuple[dict[str, Any], Mapping[str, bytes], Mapping[str, bytes]]
-"""Fields of the case's record, files to hand on, pictures."""
+"""Fields of the case's record, files for other cases, pictures."""
 
 
 def _plant(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
@@ -118,14 +118,14 @@ def _scan(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
 
 
 def _move(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
-    """How far a trigger moves images (table 1)."""
+    """The mean change of images by a trigger (table 1)."""
     shown = images(case.settings["data"], "test", case.settings["tested"])
     trigger = parse(case.settings["trigger"], shown.shape)
     return {"found": {"distance": diagnostics.trigger_distance(trigger, shown.float())}}, {}, {}
 
 
 def _classes(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
-    """How far apart classes lie (table 2): the closest pair, and the mean of all pairs."""
+    """Distances of classes (table 2): the closest pair, and the mean of all pairs."""
     told = case.settings
     shown = images(told["data"], "train", told["images"])
     apart = diagnostics.class_distances(shown, told["directions"], told["draws"])
@@ -147,7 +147,7 @@ def _amplify(case: Case, needed: Handed, device: str, folder: Path | None) -> Di
 
 
 def _imagine(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
-    """Images that a defence works on instead of data: generated or inverted (figure 12)."""
+    """Images that a defence uses instead of data: generated or inverted (figure 12)."""
     from dhbe import report
 
     told, name = case.settings, case.settings["defense"]
@@ -165,7 +165,7 @@ def _imagine(case: Case, needed: Handed, device: str, folder: Path | None) -> Di
 
 
 def _call(case: Case, needed: Handed, device: str, folder: Path | None) -> Did:
-    """Whatever a function of the user's does."""
+    """Calls a user's function."""
     made = getattr(user_code(case.settings["file"]), case.settings["function"])(**case.settings["settings"])
     return ({"record": brief(made)} if isinstance(made, Record) else {"found": made}), {}, {}
 
@@ -177,7 +177,7 @@ WORKS: dict[str, Callable[[Case, Handed, str, Path | None], Did]] = {
 
 
 def images(name: str, split: data.Split, count: int | None) -> Images:
-    """A part of a data set, or its first so many images, the same number of each class where they are to train on."""
+    """A part of a data set, or its first images; training images are balanced by class."""
     found = _part(name, split)
     if count is None or count >= len(found):
         return found
@@ -190,7 +190,7 @@ def _part(name: str, split: data.Split) -> Images:
 
 
 def _victim(files: Mapping[str, bytes], folder: Path) -> Path:
-    """Lays out what a victim handed on; its weights."""
+    """Writes a victim's files into a folder; returns the path of its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -198,7 +198,7 @@ def _victim(files: Mapping[str, bytes], folder: Path) -> Path:
 
 
 def _loaded(files: Mapping[str, bytes], folder: Path, victim: Case) -> tuple[suspects.Suspect, api.Evidence]:
-    """A victim and what it is measured with."""
+    """A victim and its evidence."""
     weights, told = _victim(files, folder), victim.settings
     planted, trigger = records.read(folder / "record.json"), folder / api.TRIGGER
     model = planted.model
@@ -219,7 +219,7 @@ def _class(name: str, known: Mapping[str, type], file: str | None) -> type:
 
 @cache
 def user_code(file: str) -> Any:
-    """The module that a user's file is; its code runs."""
+    """Executes a user's file and returns its module."""
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -237,7 +237,7 @@ def _taken_out(part: str | None) -> Any:
 
 
 def brief(record: Record) -> Record:
-    """A record without its curve, which takes most of its room."""
+    """A record without its curve, which is most of its size."""
     return record.model_copy(update={"curve": []})
 
 

@@ -1,4 +1,4 @@
-"""The command line. Each verb is one call of `dhbe.api`; torch is loaded only once a verb needs it."""
+"""The command line. Each verb calls one function of `dhbe.api`; torch is imported only when a verb needs it."""
 
 from dhbe.cli.entry import VERBS, main
 

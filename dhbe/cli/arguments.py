@@ -1,4 +1,4 @@
-"""Groups of options that several verbs share, and what they come to."""
+"""Groups of options shared by several verbs, and the objects made from them."""
 
 import argparse
 import os
@@ -17,52 +17,60 @@ from dhbe.progress import Progress
 from dhbe.search.survey import Survey
 from dhbe.suspects import Suspect
 
-TRIGGER_HELP = "as badnets:3 (dhbe attack --help lists them), an .npz with pattern and mask, or a file that dhbe wrote"
+TRIGGER_HELP = (
+    "such as badnets:3 (dhbe attack --help lists them), an .npz with pattern and mask, or a file written by dhbe"
+)
 DATA_HELP = (
-    "digits, digits16, cifar10, cifar100, another data set in $DHBE_DATA, an image folder (one sub-folder a class), "
+    "digits, digits16, cifar10, cifar100, another data set in $DHBE_DATA, an image folder (one sub-folder per class), "
     "or an .npz"
 )
-ARCH_HELP = "name of the zoo, torchvision:NAME, timm:NAME, file.py:function or package.module:function (runs that code)"
+ARCH_HELP = "a built-in name, torchvision:NAME, timm:NAME, file.py:function or package.module:function (runs that code)"
 
 
 def add_model(parser: Parser) -> None:
-    """Which model, and how it is built and fed."""
+    """Adds the model, its architecture and its input format."""
     parser.add_argument(
         "model",
         type=Path,
         metavar="MODEL",
-        help=".safetensors, .pt/.pth/.ckpt/... that holds tensors, a Hugging Face folder, .onnx, or .npz (docs/models.md)",
+        help=".safetensors, .pt/.pth/.ckpt/... with tensors, a Hugging Face folder, .onnx, or .npz (docs/models.md)",
     )
-    parser.add_argument("--arch", help=ARCH_HELP + "; default: as the tensors tell")
+    parser.add_argument("--arch", help=ARCH_HELP + "; default: inferred from the tensors")
     parser.add_argument(
-        "--classes", type=values.whole, metavar="N", help="number of classes; default: as the tensors tell"
+        "--classes", type=values.whole, metavar="N", help="number of classes; default: inferred from the tensors"
     )
     parser.add_argument(
         "--input", type=values.shape, metavar="CxHxW",
-        help="shape of the images (default: as the file or the library of --arch says, else 3x32x32)",
+        help="image shape (default: from the file or the library of --arch, else 3x32x32)",
     )  # fmt: skip
     parser.add_argument(
         "--mean", type=values.constants, nargs="+", metavar="X",
-        help="mean that inputs are normalised with, pixels in 0..1: one number, one a channel, or the name of a data set, as "
-        "imagenet, cifar10 or mnist, which tells the standard deviation too; auto: what fits the BatchNorm statistics best "
-        "(default: as the file or the library of --arch says, else 0)",
+        help="mean for normalising inputs, pixels in 0..1: one number, one per channel, or the name of a data set, such as "
+        "imagenet, cifar10 or mnist, which sets --std too; auto: the constants that fit the BatchNorm statistics best "
+        "(default: from the file or the library of --arch, else 0)",
     )  # fmt: skip
     parser.add_argument(
-        "--std", type=values.constants, nargs="+", metavar="X", help="the standard deviation likewise (default: else 1)"
+        "--std",
+        type=values.constants,
+        nargs="+",
+        metavar="X",
+        help="standard deviation, given like --mean (default: as for --mean, else 1)",
     )
-    parser.add_argument("--weights", metavar="KEY", help="which of several state dicts in the file, as model_ema")
-    parser.add_argument("--output", metavar="N", help="which of several outputs the logits are, by number or name")
+    parser.add_argument(
+        "--weights", metavar="KEY", help="which of several state dicts in the file to use, such as model_ema"
+    )
+    parser.add_argument("--output", metavar="N", help="which of several outputs holds the logits, by number or name")
 
 
 LONG = 3600
-"""Seconds from which on it is asked whether a run is meant."""
+"""Seconds above which a run needs confirmation."""
 
 
 def affordable(args: argparse.Namespace, suspect: Suspect, what: Survey | Defense, *, twice: bool = False) -> None:
-    """Says what a run will cost, and asks where that is more than an hour.
+    """Prints the estimated cost of a run, and asks for confirmation if it exceeds an hour.
 
     Raises:
-        Refused: It is, and nobody said yes.
+        Refused: The run was not confirmed.
     """
     if getattr(args, "resume", False):
         return
@@ -70,32 +78,32 @@ def affordable(args: argparse.Namespace, suspect: Suspect, what: Survey | Defens
         cost = costing.of(suspect, what, args.device, args.precision, twice=twice)
     if cost is None:
         return
-    shown.tell(args, f"note: this will take {cost} at the most")
+    shown.tell(args, f"note: this will take at most {cost}")
     if cost.seconds <= LONG or args.yes:
         return
     if sys.stdin.isatty() and sys.stderr.isatty():
-        print("go on? [y/N] ", end="", file=sys.stderr, flush=True)
+        print("continue? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
-    raise Refused(f"this would take {cost}: add --yes if that is meant")
+    raise Refused(f"this would take {cost}: add --yes to run it anyway")
 
 
 def add_machine(parser: Parser) -> None:
-    """What computes."""
-    parser.add_argument("--yes", action="store_true", help="do not ask, however long it will take")
+    """Adds device, precision, seed and confirmation."""
+    parser.add_argument("--yes", action="store_true", help="run without confirmation, however long it takes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="default: auto")
     parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
 
 
 def add_run(parser: Parser) -> None:
-    """Where a defence runs and what becomes of it."""
+    """Adds the options of a defence's run."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
-    parser.add_argument("--also", choices=["onnx"], help="write the cleaned model in this form too")
+    parser.add_argument("--also", choices=["onnx"], help="also write the cleaned model in this format")
     add_machine(parser)
     earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
-    earlier.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
+    earlier.add_argument("--resume", action="store_true", help="resume the interrupted run in --out")
+    earlier.add_argument("--overwrite", action="store_true", help="start over, replacing an earlier run in --out")
     parser.add_argument(
         "--checkpoint-every",
         type=values.seconds,
@@ -106,14 +114,14 @@ def add_run(parser: Parser) -> None:
 
 
 def add_search(parser: Parser) -> None:
-    """Where a search runs and what becomes of it."""
+    """Adds the options of a search."""
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew over an earlier run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="start over, replacing an earlier run in --out")
     add_machine(parser)
 
 
 def add_evidence(parser: Parser, *, needed: bool) -> None:
-    """What is measured with."""
+    """Adds data, trigger and target class to measure with."""
     group = parser.add_argument_group("measuring" + ("" if needed else " (the method itself never sees these)"))
     group.add_argument("--data", required=needed, help=DATA_HELP)
     group.add_argument(
@@ -128,47 +136,51 @@ def add_evidence(parser: Parser, *, needed: bool) -> None:
         "--target",
         type=values.target,
         metavar="T",
-        help="class that the trigger leads to; next: each image's own plus one",
+        help="target class of the trigger; next: each image's own class plus one",
     )
-    group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
+    group.add_argument("--source", type=int, metavar="S", help="source class, if the trigger is for one class only")
 
 
 def add_lent(parser: Parser) -> None:
-    """What is lent to defences that need images, and what is measured with."""
-    group = parser.add_argument_group("data (the test part measures, and no defence sees it)")
-    group.add_argument("--data", help=f"{DATA_HELP}; its training part is lent to defences that need images")
-    group.add_argument("--clean", metavar="DATA", help="lend these images instead; all of --data may measure then")
+    """Adds data for defences that need clean images, and data, trigger and target class to measure with."""
+    group = parser.add_argument_group("data (measured on the test part, which no defence sees)")
+    group.add_argument("--data", help=f"{DATA_HELP}; defences that need images get its training part")
     group.add_argument(
-        "--images", type=values.whole, default=2000, metavar="N", help="how many are lent (default: 2000)"
+        "--clean", metavar="DATA", help="give defences these images instead; all of --data may then be measured on"
+    )
+    group.add_argument(
+        "--images", type=values.whole, default=2000, metavar="N", help="how many images defences get (default: 2000)"
     )
     add_class_names(group)
     group.add_argument("--trigger", help=TRIGGER_HELP)
-    group.add_argument("--target", type=values.target, metavar="T", help="class that the trigger leads to, or next")
-    group.add_argument("--source", type=int, metavar="S", help="the only class whose images the trigger is for")
+    group.add_argument("--target", type=values.target, metavar="T", help="target class of the trigger, or next")
+    group.add_argument("--source", type=int, metavar="S", help="source class, if the trigger is for one class only")
 
 
 def add_class_names(group: argparse._ActionsContainer) -> None:
-    """Which folder is which class."""
+    """Adds the file of class names."""
     group.add_argument(
         "--class-names", type=Path, metavar="FILE",
-        help="names of the model's classes in their order, one a line; image folders are matched to them",
+        help="the model's class names in order, one per line; image folders are matched to them",
     )  # fmt: skip
 
 
 def add_output(parser: Parser) -> None:
-    """What is said, and where."""
-    parser.add_argument("--quiet", action="store_true", help="no progress; notes stay")
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, everything else on stderr")
+    """Adds the options of the output."""
+    parser.add_argument("--quiet", action="store_true", help="print no progress; notes are still printed")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on stdout, everything else on stderr"
+    )
 
 
 def suspect(args: argparse.Namespace) -> Suspect:
-    """The model that was named, loaded."""
+    """Loads the model given on the command line."""
     found = suspects.load(
         args.model, arch=args.arch, classes=args.classes, shape=args.input, mean=_constants("mean", args.mean),
         std=_constants("std", args.std), weights=args.weights, output=args.output,
     )  # fmt: skip
     with vendor.running(found.info.code):
-        _ = found.notes  # runs the network, and is kept
+        _ = found.notes  # a cached property that runs the network
     return found
 
 
@@ -179,14 +191,14 @@ def _constants(name: str, given: list[list[float] | str] | None) -> list[float] 
     for part in given:
         if isinstance(part, str):
             if len(given) > 1:
-                raise Refused(f"--{name} {part}: give a name alone, or numbers alone")
+                raise Refused(f"--{name} {part}: give either one name or numbers")
             return part
         found += part
     return found
 
 
 def images(args: argparse.Namespace, source: str, split: Split, suspect: Suspect) -> Images:
-    """Data for a model, its classes numbered as the model's are; what is worth knowing of it is said."""
+    """Loads data with its classes in the model's order, and prints notes about it."""
     order = class_names(args.class_names) if args.class_names else suspect.info.names
     found = load(source, split, suspect.info.input, classes=suspect.info.classes, order=order)
     shown.notes(args, found.notes)
@@ -194,10 +206,10 @@ def images(args: argparse.Namespace, source: str, split: Split, suspect: Suspect
 
 
 def evidence(args: argparse.Namespace, suspect: Suspect) -> Evidence | None:
-    """The data that was named to measure on."""
+    """The data, trigger and target class to measure with; None without --data."""
     if args.data is None:
         if args.trigger or args.target is not None:
-            raise Refused("--trigger and --target need --data to be measured on")
+            raise Refused("--trigger and --target need --data to measure on")
         return None
     if args.source is not None and args.trigger is None:
         raise Refused("--source needs --trigger and --target")
@@ -210,7 +222,7 @@ def evidence(args: argparse.Namespace, suspect: Suspect) -> Evidence | None:
 
 
 def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, progress: Progress) -> Options:
-    """What `add_run` was told, for one run of a defence."""
+    """The options of `add_run` for one run of a defence."""
     return Options(
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
         overwrite=args.overwrite, also=args.also, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
@@ -219,7 +231,7 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
 
 
 def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Progress) -> Searching:
-    """What `add_search` was told, for one search."""
+    """The options of `add_search` for one search."""
     return Searching(
         survey=survey, seed=args.seed, device=args.device, precision=args.precision, out=out, overwrite=args.overwrite,
         watch=progress.round, parts=progress.part, inputs=inputs(args), command=args.command,
@@ -227,7 +239,7 @@ def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Pro
 
 
 def inputs(args: argparse.Namespace) -> list[Path]:
-    """Files and folders that the command names beside its model, if they are there."""
+    """Existing files and folders that the command names besides its model."""
     named = [str(getattr(args, name, None) or "") for name in ("data", "clean", "trigger", "arch", "image")]
     parts = [part for text in named for part in (text, text.partition(":")[0], text.rpartition(":")[0]) if part]
     return [Path(part) for part in dict.fromkeys(parts) if os.path.lexists(part.replace("\0", ""))]

@@ -18,7 +18,7 @@ from dhbe.settings import changed, flat
 from dhbe.training import RECIPES, Fit
 
 FEW, SHARE_OF_FEW = 5000, 0.1
-"""Training images below which an attack takes a larger share of them, and smaller batches."""
+"""Number of training images below which an attack uses a larger poison rate, this one, and smaller batches."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> int:
         return DONE
     if argv[0] not in ALL:
         raise Refused(
-            f"no attack {argv[0]!r}{meant(argv[0], ALL)}; there are {', '.join(ALL)} (see dhbe attack --help)"
+            f"no attack {argv[0]!r}{meant(argv[0], ALL)}; available: {', '.join(ALL)} (see dhbe attack --help)"
         )
     kind = ALL[argv[0]]
     args = _parser(kind, argv[1:]).parse_args(argv[1:])
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> int:
         how, fit = changed(how, suited), changed(fit, suited)
         if suited:
             options = " ".join(shown.option(name, value) for name, value in suited.items())
-            shown.notes(args, [f"{args.data} has {len(train):,} training images: {options}, unless you say otherwise"])
+            shown.notes(args, [f"{args.data} has {len(train):,} training images: using {options} unless given"])
     clean = suspects.load(args.clean, shape=train.shape) if args.clean else None
     running = vendor.running(suspects.vendor_code(args.arch))
     epochs = sum(each.epochs for each, _ in how.trainings(fit, clean=clean is not None))
@@ -57,13 +57,13 @@ def run(argv: Sequence[str]) -> int:
     assert before is not None
     shown.notes(args, record.warnings)
     content = record.model_dump(mode="json")
-    table = [shown.rates({"made": before}), foreign.name(args.out / api.BACKDOORED)]
+    table = [shown.rates({"trained": before}), foreign.name(args.out / api.BACKDOORED)]
     shown.recorded(args, record, args.out, lambda: table, content)
     return DONE
 
 
 def _suited(args: argparse.Namespace, how: Attack, fit: Fit, images: int) -> dict[str, Any]:
-    """Settings that the data asks for, of those that nobody gave: nine poisoned images of a mirrored digit plant nothing."""
+    """Settings adapted to the data, unless given: a few poisoned images, or flipped digits, plant no backdoor."""
     wanted: dict[str, Any] = {}
     if images < FEW:
         wanted = {"rate": SHARE_OF_FEW, "epochs": 10, "batch": 32, "crop": 0}
@@ -83,14 +83,14 @@ def _overview() -> str:
     width = max(len(text) for text, _ in made)
     return "\n".join(
         [
-            "usage: dhbe attack NAME --data DATA --arch ARCH --out DIR (dhbe attack NAME --help tells more)",
+            "usage: dhbe attack NAME --data DATA --arch ARCH --out DIR (see dhbe attack NAME --help)",
             "",
             "attacks:",
             *(f"  {name:11} {kind.summary}" for name, kind in ALL.items()),
             "",
             "triggers, for --trigger of other verbs:",
             *(f"  {text:{width}}  {what}" for text, what in made),
-            "  each with :opacity=SHARE :scale=FACTOR :at=PLACE :copies=4 or 9 behind it; or as an .npz or .json file",
+            "  each optionally followed by :opacity=SHARE :scale=FACTOR :at=PLACE :copies=4 or 9; or an .npz or .json file",
         ]
     )
 
@@ -111,33 +111,35 @@ def _parser(kind: type[Attack], argv: Sequence[str]) -> Parser:
     parser.add_argument("--data", required=True, help=arguments.DATA_HELP)
     parser.add_argument("--arch", required=True, help=arguments.ARCH_HELP)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for model, trigger and record")
-    parser.add_argument("--input", type=values.shape, metavar="CxHxW", help="size that image files are converted to")
+    parser.add_argument("--input", type=values.shape, metavar="CxHxW", help="shape to which image files are converted")
     arguments.add_class_names(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16"], help="default: auto with --recipe fast, fp32 with the others"
+        "--precision", choices=["auto", "fp32", "bf16"], help="default: auto with --recipe fast, else fp32"
     )
     parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
     parser.add_argument(
         "--clean",
         type=Path,
         metavar="MODEL",
-        help="a clean model: ACC is compared with its own, and trojaning starts there",
+        help="a clean model, whose ACC is compared and from which trojaning starts",
     )
     parser.add_argument(
         "--fine-tune",
         action="store_true",
-        help="start from the weights of --clean, not from scratch: fewer epochs suffice",
+        help="start from the weights of --clean instead of from scratch, which needs fewer epochs",
     )
-    parser.add_argument("--force", action="store_true", help="keep the model even if the attack missed, marked as such")
+    parser.add_argument(
+        "--force", action="store_true", help="keep the model even if the attack misses its goals; the record says so"
+    )
     earlier = parser.add_mutually_exclusive_group()
-    earlier.add_argument("--resume", action="store_true", help="go on with the interrupted run in --out")
-    earlier.add_argument("--overwrite", action="store_true", help="begin anew over what --out holds")
-    early = Parser(add_help=False)  # the recipe says what the settings of the training are
+    earlier.add_argument("--resume", action="store_true", help="resume the interrupted run in --out")
+    earlier.add_argument("--overwrite", action="store_true", help="start over, replacing what --out holds")
+    early = Parser(add_help=False)  # the recipe determines the defaults of the training's settings
     for each in (early, parser):
         each.add_argument(
             "--recipe", default="usual", choices=list(RECIPES),
-            help="usual; fast: for a large network on a small machine; paper: that of the DHBE paper",
+            help="training recipe: usual; fast, for a large network on a small machine; paper, that of the DHBE paper",
         )  # fmt: skip
     recipe = early.parse_known_args(argv)[0].recipe
     arguments.add_output(parser)

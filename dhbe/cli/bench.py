@@ -1,4 +1,4 @@
-"""`dhbe bench list | run | show | export`: the tables and figures of the paper, and others, from cases and records."""
+"""`dhbe bench list | run | show | export`: tables and figures, of the paper and others, from cases and records."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
         print(_overview())
         return DONE
     if argv[0] not in DOES:
-        raise Refused(f"no bench {argv[0]!r}; there are {', '.join(DOES)} (see dhbe bench --help)")
+        raise Refused(f"no bench command {argv[0]!r}; available: {', '.join(DOES)} (see dhbe bench --help)")
     return DOES[argv[0]](argv[1:])
 
 
@@ -46,17 +46,19 @@ def _run_parser() -> Parser:
         "bench run",
         "  dhbe bench run all --scale smoke --jobs 2\n  dhbe bench run table-3 --scale small --dry-run\n"
         "  dhbe bench run figure-3 --scale small --only size=3\n  dhbe bench run mine.py --scale small --on auto",
-        description="Runs the cases that have no record yet; killed or interrupted, the same command goes on.",
+        description="Runs the cases that have no record yet; after an interruption, the same command resumes.",
     )
     _experiments(parser)
     parser.add_argument(
         "--jobs", type=values.whole, default=1, metavar="N", help="processes on this machine (default: 1)"
     )
     parser.add_argument("--on", metavar="CLUSTER", help="run on Ray (extra ray): auto, or ray://HOST:PORT")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...; with CUDA, jobs share the GPUs in turn")
-    parser.add_argument("--any-code", action="store_true", help="records of older code count too")
-    parser.add_argument("--dry-run", action="store_true", help="list what would run, with the minutes expected")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
+    parser.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda, ...; with CUDA, jobs are assigned to the GPUs in turn"
+    )
+    parser.add_argument("--any-code", action="store_true", help="accept records of older code")
+    parser.add_argument("--dry-run", action="store_true", help="list what would run, with the expected minutes")
+    parser.add_argument("--quiet", action="store_true", help="print no progress")
     _watchers(parser)
     return parser
 
@@ -103,18 +105,18 @@ def _show_parser() -> Parser:
     parser = Parser(
         "bench show",
         "  dhbe bench show table-3 --scale small\n  dhbe bench show all --scale small --to site\n  dhbe bench show --check",
-        description="Draws tables and figures from records; with --check, compares the pages that show them.",
+        description="Draws tables and figures from records; with --check, compares pages that contain them.",
     )
     _experiments(parser, optional=True)
     parser.add_argument(
         "--form", choices=["markdown", "latex", "csv", "html"], default="markdown", help="default: markdown"
     )
     parser.add_argument(
-        "--to", type=Path, metavar="DIR", help="write each table in every form, and charts as SVG, there"
+        "--to", type=Path, metavar="DIR", help="write each table in every format, and charts as SVG, into this folder"
     )
     parser.add_argument(
         "--check", nargs="*", type=Path, metavar="PAGE",
-        help="compare pages (default: README.md and docs/*.md) with the records; exit code 1 if one shows something else",
+        help="compare pages (default: README.md and docs/*.md) with the records; exit code 1 if any differs",
     )  # fmt: skip
     parser.add_argument(
         "--update", action="store_true", help="with --check: write what the records give into the pages"
@@ -132,7 +134,7 @@ def _show(argv: Sequence[str]) -> int:
             print(line, file=sys.stderr)
         return FOUND if wrong and not args.update else DONE
     if not args.names:
-        raise Refused("name an experiment, or all, or give --check (see dhbe bench show --help)")
+        raise Refused("give an experiment, all, or --check (see dhbe bench show --help)")
     store, scale = _store(args), SCALES[args.scale]
     for each in find(args.names):
         page = showing.page(each, cases(each, scale, _only(args.only)), store, scale, args.only)
@@ -147,9 +149,9 @@ def _export_parser() -> Parser:
     parser = Parser(
         "bench export",
         "  dhbe bench export records.csv\n  dhbe bench export records.parquet --scale small",
-        description="Writes all records of a scale into one table, a row a case: .csv, or .parquet (extra parquet).",
+        description="Writes all records of a scale into one table, one row per case: .csv, or .parquet (extra parquet).",
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="ends in .csv or .parquet")
+    parser.add_argument("file", type=Path, metavar="FILE", help="output file, ending in .csv or .parquet")
     _scale(parser)
     parser.add_argument(
         "--out", type=Path, default=RECORDS, metavar="DIR", help=f"folder of the records (default: {RECORDS})"
@@ -177,14 +179,14 @@ def parsers() -> dict[str, Parser]:
 def _overview() -> str:
     return "\n".join(
         [
-            "usage: dhbe bench list | run | show | export ... (dhbe bench run --help tells more)",
+            "usage: dhbe bench list | run | show | export ... (see dhbe bench run --help)",
             "",
-            "  list    what experiments there are",
+            "  list    list the experiments",
             "  run     run the cases of experiments that have no record yet",
-            "  show    draw their tables and figures, or check the pages that show them",
-            "  export  all records as one table",
+            "  show    draw their tables and figures, or check the pages that contain them",
+            "  export  write all records into one table",
             "",
-            f"experiments: all, {', '.join(NAMES)}, or a file FILE.py of yours",
+            f"experiments: all, {', '.join(NAMES)}, or your own FILE.py",
             "scales:",
             *(f"  {scale.name:6} {scale.summary}" for scale in SCALES.values()),
             "",
@@ -203,7 +205,11 @@ def _experiments(parser: Parser, *, optional: bool = False) -> None:
     parser.add_argument("names", nargs="*" if optional else "+", metavar="EXPERIMENT", help="by name, all, or FILE.py")
     _scale(parser)
     parser.add_argument(
-        "--only", nargs="+", default=[], metavar="LABEL=VALUE", help="only cases so labelled, as defense=dhbe size=3"
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="LABEL=VALUE",
+        help="only cases with these labels, such as defense=dhbe size=3",
     )
     parser.add_argument(
         "--out", type=Path, default=RECORDS, metavar="DIR", help=f"folder of records (default: {RECORDS})"
@@ -214,8 +220,10 @@ def _experiments(parser: Parser, *, optional: bool = False) -> None:
 
 
 def _watchers(parser: Parser) -> None:
-    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="figures of each case for TensorBoard (extra)")
-    parser.add_argument("--mlflow", metavar="URI", help="a run of MLflow for each case (extra mlflow)")
+    parser.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="log each case for TensorBoard (extra tensorboard)"
+    )
+    parser.add_argument("--mlflow", metavar="URI", help="log each case as an MLflow run (extra mlflow)")
 
 
 def _store(args) -> Store:
@@ -237,7 +245,7 @@ def _only(given: Sequence[str]) -> dict[str, list[str]]:
     for each in given:
         label, equals, value = each.partition("=")
         if not equals:
-            raise Refused(f"--only {each}: give LABEL=VALUE, as defense=dhbe")
+            raise Refused(f"--only {each}: give LABEL=VALUE, such as defense=dhbe")
         only.setdefault(label, []).append(value)
     return only
 

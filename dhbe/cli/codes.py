@@ -7,13 +7,13 @@ OPEN = ("unclear", "label contradicted", "input not usable")
 
 
 def of(verdict: str | None, fail_on: str = "unclear") -> int:
-    """The exit code that goes with a verdict.
+    """The exit code for a verdict.
 
     Args:
-        verdict: Of a record; None is no reason to fail.
-        fail_on: `unclear`, or `found`: then only what was found fails.
+        verdict: Verdict of a record; None counts as success.
+        fail_on: `unclear`, or `found`, with which unclear verdicts count as success.
     """
-    from dhbe.records import SEEN  # not before a verb has run: its schema takes time
+    from dhbe.records import SEEN  # a slow import, needed only after a verb has run
 
     if verdict in SEEN:
         return FOUND

@@ -1,4 +1,4 @@
-"""`dhbe compare MODEL`: runs several defences on one model, and draws one page."""
+"""`dhbe compare MODEL`: runs several defences on one model and writes one report."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,18 +22,18 @@ def run(argv: Sequence[str]) -> int:
     every = {**PRESETS, **{name: kind() for name, kind in PEERS.items()}}
     for name in args.defenses:
         if name not in every:
-            raise Refused(f"no defence {name!r}{meant(name, every)}; there are {', '.join(every)}")
+            raise Refused(f"no defence {name!r}{meant(name, every)}; available: {', '.join(every)}")
     suspect, target = arguments.suspect(args), args.target
     shown.notes(args, suspect.notes)
     chosen = {name: every[name] for name in dict.fromkeys(args.defenses)}
-    if args.clean == args.data:  # what is lent does not measure
+    if args.clean == args.data:  # never measure on a defence's images
         args.clean = None
     args.split = "auto" if args.clean else "test"
     needs = {need for defense in chosen.values() for need in defense.needs}
     if "target class" in needs and not isinstance(target, int):
         raise Refused("one of these defences needs the target class: give --target NUMBER")
     if args.trigger is None:
-        args.target = None  # then it is what the defender knows, and nothing is measured with it
+        args.target = None  # it is only the defender's knowledge then
     clean = _lent(args, suspect) if "clean images" in needs else None
     evidence = arguments.evidence(args, suspect)
     out = args.out or Path("runs") / f"{args.model.stem}-compare"
@@ -66,10 +66,10 @@ def _ran(
 
 
 def _lent(args: argparse.Namespace, suspect: Suspect) -> Images:
-    """The clean images that defences may look at."""
+    """The clean images for defences that need them."""
     source = args.clean or args.data
     if source is None:
-        raise Refused("one of these defences needs clean images: give --data, or --clean")
+        raise Refused("one of these defences needs clean images: give --data or --clean")
     whole = args.clean and part_to_measure(source) == "all"
     return arguments.images(args, source, "all" if whole else "train", suspect)
 
@@ -89,12 +89,12 @@ def _parser() -> Parser:
         "compare",
         "  dhbe compare victim/backdoored.safetensors --defenses fast clp nad --data cifar10 --trigger badnets:3 --target 9\n"
         "  dhbe compare vendor.pt --arch resnet18 --mean cifar10 --defenses fast clp",
-        description="Runs several defences with their default settings on one model, each into a folder of its own below "
-        "--out, and draws one page.",
+        description="Runs several defences with their default settings on one model, each into its own folder below "
+        "--out, and writes one report.",
     )
     arguments.add_model(parser)
     parser.add_argument(
-        "--defenses", nargs="+", required=True, metavar="NAME", help=f"of {', '.join([*PRESETS, *PEERS])}"
+        "--defenses", nargs="+", required=True, metavar="NAME", help=f"any of {', '.join([*PRESETS, *PEERS])}"
     )
     arguments.add_run(parser)
     arguments.add_lent(parser)

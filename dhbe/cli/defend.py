@@ -1,4 +1,4 @@
-"""`dhbe defend NAME MODEL`: runs one of the defences of others."""
+"""`dhbe defend NAME MODEL`: runs a defence of other authors."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,20 +22,20 @@ def run(argv: Sequence[str]) -> int:
         return DONE
     if argv[0] not in PEERS:
         raise Refused(
-            f"no defence {argv[0]!r}{meant(argv[0], PEERS)}; there are {', '.join(PEERS)} (see dhbe defend --help)"
+            f"no defence {argv[0]!r}{meant(argv[0], PEERS)}; available: {', '.join(PEERS)} (see dhbe defend --help)"
         )
     kind = PEERS[argv[0]]
     args = _parser(kind).parse_args(argv[1:])
     suspect, defense = arguments.suspect(args), settings.changed(kind(), args)
-    if args.clean == args.data:  # what is lent does not measure
+    if args.clean == args.data:  # never measure on a defence's images
         args.clean = None
     args.split, target = "auto" if args.clean else "test", args.target
     if target is None and "target class" in kind.needs:
         raise Refused(f"{kind.name} needs the target class: give --target NUMBER")
     if target == "next" and "target class" in kind.needs:
-        raise Refused(f"{kind.name} needs one target class, not all of them: give --target NUMBER")
+        raise Refused(f"{kind.name} needs a single target class: give --target NUMBER")
     if args.trigger is None:
-        args.target = None  # then it is what the defender knows, and nothing is measured with it
+        args.target = None  # it is only the defender's knowledge then
     clean = _lent(args, kind, suspect) if "clean images" in kind.needs else None
     evidence = arguments.evidence(args, suspect)
     gates.check(args, evidence)
@@ -53,10 +53,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _lent(args: argparse.Namespace, kind: type[Defense], suspect: Suspect) -> Images:
-    """The clean images that a defence may look at."""
+    """The clean images for a defence that needs them."""
     source = args.clean or args.data
     if source is None:
-        raise Refused(f"{kind.name} needs clean images: give --data, or --clean")
+        raise Refused(f"{kind.name} needs clean images: give --data or --clean")
     whole = args.clean and part_to_measure(source) == "all"
     return arguments.images(args, source, "all" if whole else "train", suspect)
 
@@ -68,7 +68,7 @@ def _needs(kind: type[Defense]) -> str:
 def _overview() -> str:
     names = "\n".join(f"  {name:16} needs {_needs(kind)}" for name, kind in PEERS.items())
     return (
-        f"usage: dhbe defend NAME MODEL --data DATA (dhbe defend NAME --help tells more)\n\n{names}\n\n"
+        f"usage: dhbe defend NAME MODEL --data DATA (see dhbe defend NAME --help)\n\n{names}\n\n"
         "examples:\n  dhbe defend clp vendor.pt --arch resnet18 --classes 10\n"
         "  dhbe defend nad suspect.safetensors --data cifar10 --trigger badnets:3 --target 9 --out cleaned"
     )
@@ -85,7 +85,7 @@ def _parser(kind: type[Defense]) -> Parser:
         f"defend {kind.name}",
         f"  dhbe defend {kind.name} vendor.pt --arch resnet18 --data cifar10{known}\n"
         f"  dhbe defend {kind.name} suspect.safetensors --data cifar10 --trigger badnets:3 --target 9 --out cleaned",
-        description=f"Needs {_needs(kind)} beside the model.",
+        description=f"Needs {_needs(kind)} besides the model.",
     )
     arguments.add_model(parser)
     arguments.add_run(parser)

@@ -1,4 +1,4 @@
-"""`dhbe demo`: plants a backdoor in a small network on handwritten digits, and erases it."""
+"""`dhbe demo`: plants a backdoor in a small network for handwritten digits and erases it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def run(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     train, test = load("digits", "train"), load("digits", "test")
     how = BadNets(side=3, rate=0.1)
-    fit = Fit(epochs=8, batch=32, crop=0, flip=False)  # a mirrored digit is no digit
+    fit = Fit(epochs=8, batch=32, crop=0, flip=False)  # flipped digits are not digits
     victim = args.out / "victim"
     shown.tell(
         args, f"1/2 planting a backdoor: {len(train)} images of digits, {how.rate:.0%} with a 3 x 3 checkerboard -> 9"
@@ -31,7 +31,7 @@ def run(argv: Sequence[str]) -> int:
     suspect = suspects.load(victim / api.BACKDOORED)
     evidence = api.Evidence(test, "digits", how.trigger_for(test.shape), how.target_in(test.classes))
     defense = PRESETS["fast"]
-    shown.tell(args, "2/2 erasing it: from here on no image and no trigger is used, except to measure")
+    shown.tell(args, "2/2 erasing it: from here on, images and trigger are used only to measure")
     with Progress(defense.rounds, "erasing", args.quiet, folder=args.out) as progress:
         record = api.erase(
             suspect, defense=defense, seed=args.seed, device=args.device, precision=args.precision, evidence=evidence,

@@ -1,4 +1,4 @@
-"""`dhbe doctor`: what this machine offers, and whether the installation works."""
+"""`dhbe doctor`: shows what this machine offers, and whether the installation works."""
 
 import importlib.util
 import json
@@ -49,7 +49,7 @@ def _found() -> dict[str, str | int]:
     )
     for extra in ("torchvision", "timm", "transformers", "onnxruntime", "tensorboard"):
         found[extra] = "yes" if importlib.util.find_spec(extra) else "no"
-    network = networks.build("resnet8", 2, (3, 16, 16))  # of two classes none stands out, so the search is short
+    network = networks.build("resnet8", 2, (3, 16, 16))  # with two classes none stands out, so the search is short
     began = time.monotonic()
     trial = FastDHBE(iterations=1, cycles=1, batch=16, survey=Survey(warm_up=1, pool_size=64))
     trial(Classifier(network, shape=(3, 16, 16), classes=2))
@@ -57,6 +57,6 @@ def _found() -> dict[str, str | int]:
     old = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2]) < (2, 13)
     if old:
         found["advice"] = (
-            "torch is older than 2.13; its restricted loader has known weaknesses: update before opening strangers' files"
+            "torch is older than 2.13; its restricted loader has known weaknesses: update before opening untrusted files"
         )
     return found

@@ -1,4 +1,4 @@
-"""Where a command begins and ends: it finds the verb, and turns what goes wrong into one line and an exit code."""
+"""The entry point: dispatches the verb, and turns errors into one line and an exit code."""
 
 import os
 import shlex
@@ -13,9 +13,9 @@ from dhbe.cli.parser import configured, meant
 from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 
 VERBS = {
-    "erase": "give back a classifier of the same form without its backdoor; no data needed",
+    "erase": "remove the backdoor from a classifier; no data needed",
     "scan": "search a model for a backdoor; no data needed",
-    "verify": "search a model before and after a defence: is the backdoor gone? no data needed",
+    "verify": "search a model before and after a defence to see whether the backdoor is gone; no data needed",
     "score": "measure ACC and ASR of a model on data",
     "attack": "train a backdoored classifier to practise on",
     "defend": "run one of the defences of others, to compare or to use clean images",
@@ -26,7 +26,7 @@ VERBS = {
     "doctor": "tell what this machine offers, and whether the installation works",
     "completion": "print a script by which bash, zsh and other shells complete these verbs",
 }
-"""Verbs, each a module of this package with a function `run`."""
+"""Summary of each verb; a verb is a module of this package with a function `run`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return shown.said(f"{error}; {_again(words)}", INTERRUPTED)
     except KeyboardInterrupt:
         return shown.said("interrupted", INTERRUPTED)
-    except OSError as error:  # mostly of our output: its reader has gone, or its disk is full
+    except OSError as error:  # mostly from our output: a closed pipe or a full disk
         _give_up_output()
         if isinstance(error, BrokenPipeError):
             return DONE
@@ -68,9 +68,9 @@ def _obey(given: list[str]) -> int:
         print(f"dhbe {version('dhbe')}")
         return DONE
     if verb not in VERBS:
-        raise Refused(f"no verb {verb!r}{meant(verb, VERBS)}; there are {', '.join(VERBS)} (see dhbe --help)")
+        raise Refused(f"no verb {verb!r}{meant(verb, VERBS)}; available: {', '.join(VERBS)} (see dhbe --help)")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries' remarks are not for the user of a command
+        warnings.simplefilter("ignore")  # warnings of libraries are not for users of a command
         try:
             if absent.wanted(verb, rest):
                 with absent.others():
@@ -78,7 +78,7 @@ def _obey(given: list[str]) -> int:
             module = import_module(f"dhbe.cli.{verb}")
             import_module("dhbe.api.machine").keep_memory()
             return module.run(configured(rest))
-        except SystemExit:  # argparse has shown its help
+        except SystemExit:  # argparse has printed its help
             return DONE
 
 
@@ -95,7 +95,7 @@ def _again(words: Sequence[str]) -> str:
 
 
 def _give_up_output() -> None:
-    """Lets nothing complain any more, when Python ends, about what cannot be written."""
+    """Prevents further errors about unwritable output when Python exits."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -106,9 +106,9 @@ def _overview() -> str:
     lines = [f"  {name:10} {what}" for name, what in VERBS.items()]
     return "\n".join(
         [
-            "usage: dhbe VERB ... (dhbe VERB --help tells more)",
+            "usage: dhbe VERB ... (see dhbe VERB --help)",
             "",
-            "Erase backdoors from image classifiers when there is no data.",
+            "Erase backdoors from image classifiers without data.",
             "",
             *lines,
             "",

@@ -1,4 +1,4 @@
-"""`dhbe erase MODEL`: gives back a classifier of the same form without its backdoor."""
+"""`dhbe erase MODEL`: removes the backdoor from a classifier, without data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from dhbe.settings import RENAMED
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the verb and returns the exit code: 1 if by its own signs the result still answers or is damaged, or a gate failed."""
+    """Runs the verb and returns the exit code: 1 if the verdict is `still answers` or `damaged`, or a gate failed."""
     with ranks.joined() as first:
         return _erased(argv, first=first)
 
 
 def _erased(argv: Sequence[str], *, first: bool) -> int:
-    """The same in one of several processes, of which the first alone measures, writes and tells."""
+    """`run` in one of several processes; only the `first` measures, writes and prints."""
     args = _parser(argv).parse_args(argv)
     args.quiet = args.quiet or not first
     suspect = arguments.suspect(args)
@@ -52,13 +52,18 @@ def _parser(argv: Sequence[str]) -> Parser:
         "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262\n"
         "  dhbe erase vendor.pth --arch vendor/model.py:build --classes 10 --input 3x32x32 --out cleaned\n"
         "  dhbe erase suspect.safetensors --data test.npz --trigger badnets:3 --target 9 --max-asr .05",
-        description="Gives back a classifier of the same form that no longer answers to a hidden trigger. No data needed. "
-        "Exit code 1 if by its own signs the result still answers or is damaged, or a gate failed; it is written all the same.",
+        description="Removes a backdoor from a classifier, whose architecture and file format stay the same. No data needed. "
+        "Exit code 1 if the verdict is `still answers` or `damaged`, or a gate failed; the result is written anyway.",
     )
     arguments.add_model(parser)
-    early = Parser(add_help=False)  # the preset says which settings there are
+    early = Parser(add_help=False)  # the preset determines the settings
     for each in (early, parser):
-        each.add_argument("--preset", default="fast", choices=list(PRESETS), help="fast: ours; paper, official: exact")
+        each.add_argument(
+            "--preset",
+            default="fast",
+            choices=list(PRESETS),
+            help="fast: our method; paper, official: exactly as published",
+        )
     arguments.add_run(parser)
     arguments.add_evidence(parser, needed=False)
     gates.add(parser)

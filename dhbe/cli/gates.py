@@ -1,4 +1,4 @@
-"""Gates: rates that a cleaned model must keep, or the exit code says that it did not."""
+"""Gates: limits on a cleaned model's ACC and ASR that determine the exit code."""
 
 import argparse
 
@@ -10,29 +10,29 @@ from dhbe.errors import Refused
 from dhbe.records import Record
 
 WORDS = {"still answers": "still answers a trigger", "damaged": "is damaged"}
-"""What a bad verdict says of the cleaned model."""
+"""How messages put a bad verdict on the cleaned model."""
 
 
 def add_fail_on(parser: Parser) -> None:
-    """Which verdicts fail."""
+    """Adds the option that selects which verdicts fail."""
     parser.add_argument(
         "--fail-on", choices=["unclear", "found"], default="unclear",
-        help="unclear (default): exit 1 if a backdoor is found or left, 3 if that is unclear; found: 1 as before, and 0 if "
-        "it is unclear",
+        help="unclear (default): exit code 1 if a backdoor is found or remains, 3 if that is unclear; found: 1 as before, but "
+        "0 if it is unclear",
     )  # fmt: skip
 
 
 def add(parser: Parser) -> None:
-    """Options of the gates."""
+    """Adds the options of the gates."""
     add_fail_on(parser)
     for name, which in (("--max-asr", "ASR is above"), ("--min-acc", "ACC is below")):
         parser.add_argument(
-            name, type=values.fraction, metavar="F", help=f"exit 1 if the cleaned model's {which} (0..1)"
+            name, type=values.fraction, metavar="F", help=f"exit code 1 if the cleaned model's {which} F (0..1)"
         )
 
 
 def check(args: argparse.Namespace, evidence: Evidence | None) -> None:
-    """Raises `Refused` if a gate asks for what will not be measured."""
+    """Raises `Refused` if a gate needs a rate that will not be measured."""
     if args.max_asr is not None and (evidence is None or evidence.trigger is None):
         raise Refused("--max-asr needs --data, --trigger and --target")
     if args.min_acc is not None and evidence is None:
@@ -40,15 +40,15 @@ def check(args: argparse.Namespace, evidence: Evidence | None) -> None:
 
 
 def passed(args: argparse.Namespace, record: Record) -> int:
-    """The exit code that the gates leave, and before them the run's own verdict."""
+    """The exit code by the run's verdict and then by the gates."""
     if record.verdict in WORDS:
         return shown.said(
-            f"by its own signs the cleaned model {WORDS[record.verdict]}; it was written all the same", FOUND
+            f"by the run's own verdict, the cleaned model {WORDS[record.verdict]}; it was written anyway", FOUND
         )
     after = record.after
     assert after is not None
     if args.max_asr is not None and after.asr is None:
-        return shown.said("gate failed: no ASR, because the cleaned model gets no image right", FOUND)
+        return shown.said("gate failed: no ASR, as the cleaned model classifies no image correctly", FOUND)
     if args.max_asr is not None and after.asr > args.max_asr:
         return shown.said(f"gate failed: ASR {after.asr:.4f} is above --max-asr {args.max_asr:g}", FOUND)
     if args.min_acc is not None and (after.acc is None or after.acc < args.min_acc):

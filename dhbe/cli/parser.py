@@ -1,4 +1,4 @@
-"""The parser of a verb's arguments."""
+"""The argument parser of a verb."""
 
 import argparse
 import difflib
@@ -25,11 +25,13 @@ class Parser(argparse.ArgumentParser):
         )
         if verb:
             self.add_argument(
-                "--config", metavar="FILE", help="options as KEY = VALUE in a TOML file; those given here win"
+                "--config",
+                metavar="FILE",
+                help="read options as KEY = VALUE from a TOML file; the command line takes precedence",
             )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The options that were given, and as `command` the whole command line."""
+        """The parsed options, with the whole command line as `command`."""
         found = super().parse_args(args, namespace)
         found.command = shlex.join([*self.prog.split(), *args])
         return found
@@ -43,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """A question after the one of the known words that somebody probably meant, or nothing.
+    """A suggestion of the known word that was probably meant, or an empty text.
 
     >>> meant("--itertions", ["--iterations", "--lr"]), meant("scam", ["erase", "scan"]), meant("x", ["erase"])
     (' (did you mean --iterations?)', ' (did you mean scan?)', '')
@@ -53,12 +55,12 @@ def meant(word: str, known: Iterable[str]) -> str:
 
 
 def configured(words: Sequence[str]) -> list[str]:
-    """The options of a command, with those that its `--config FILE` adds and the command does not give.
+    """The options of a command, completed with those of its `--config FILE`; the command's take precedence.
 
     The file is TOML: `iterations = 40`, `mean = [0.5, 0.5, 0.5]`, `quiet = true`, `model = "vendor.pt"`.
 
     Raises:
-        Refused: There is no such file, or it is no TOML of plain values.
+        Refused: The file cannot be read, or is not TOML with plain values only.
     """
     if "--config" not in words:
         return list(words)
@@ -75,7 +77,7 @@ def configured(words: Sequence[str]) -> list[str]:
     for key, value in told.items():
         name = key.replace("_", "-")
         if isinstance(value, dict):
-            raise Refused(f"--config {foreign.name(path)}: [{key}] is a table; give options as KEY = VALUE alone")
+            raise Refused(f"--config {foreign.name(path)}: [{key}] is a table; give options as plain KEY = VALUE")
         if key == "model":
             rest.insert(0, str(value))
         elif name not in given:

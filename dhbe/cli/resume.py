@@ -1,4 +1,4 @@
-"""`dhbe resume DIR`: goes on with the run in a folder, by the command line that its state keeps."""
+"""`dhbe resume DIR`: resumes the run in a folder, with the command line stored in its state."""
 
 import os
 import shlex
@@ -36,10 +36,10 @@ def _parser() -> Parser:
 
 
 def again(folder: Path) -> list[str]:
-    """The words behind `dhbe` that go on with the run in a folder.
+    """The arguments of `dhbe` that resume the run in a folder.
 
     Raises:
-        Refused: There is none, it is finished, or it would run code that somebody else may have written into the state.
+        Refused: There is no run, it is finished, or resuming would run code that is named in the state only.
     """
     state = folder / runs.CHECKPOINT
     if not os.path.lexists(state):
@@ -47,18 +47,16 @@ def again(folder: Path) -> list[str]:
             told = records.read(folder / runs.RECORD).command
             raise Refused(f"the run in {foreign.name(folder)} is finished{f'; it was: {told}' if told else ''}")
         raise Refused(
-            f"{foreign.name(folder)} holds no interrupted run; scan, verify and score are short and begin anew"
+            f"{foreign.name(folder)} holds no interrupted run; scan, verify and score save no state: run them again"
         )
     command = state_file.read(state).get("command")
     words = shlex.split(command) if isinstance(command, str) else []
     if words[:1] != ["dhbe"] or words[1:2] == [] or words[1] not in GOES_ON:
-        raise Refused(f"the state in {foreign.name(folder)} does not tell its command: give it again, with --resume")
+        raise Refused(f"the state in {foreign.name(folder)} lacks its command: give it again, with --resume")
     rest = [word for word in words[1:] if word not in ("--overwrite", "--resume")]
     rest += ["--resume"] if "--out" in rest else ["--out", str(folder), "--resume"]
     for option, value in zip(rest, [*rest[1:], ""], strict=True):
         named = value if option == "--arch" else option.removeprefix("--arch=") if option.startswith("--arch=") else ""
         if suspects.vendor_code(named):
-            raise Refused(
-                f"this runs code that the folder names; if it is yours, give it yourself: dhbe {shlex.join(rest)}"
-            )
+            raise Refused(f"this would run code that the folder names; if you trust it, run: dhbe {shlex.join(rest)}")
     return rest

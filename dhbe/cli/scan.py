@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
     if args.sarif and not args.sarif.absolute().parent.is_dir():
         raise Refused(f"--sarif {foreign.name(args.sarif)}: there is no folder {foreign.name(args.sarif.parent)}")
     if args.sarif and any(runs.same(args.sarif, path) for path in suspect.files):
-        raise Refused(f"--sarif {foreign.name(args.sarif)} would replace what is scanned: give another file")
+        raise Refused(f"--sarif {foreign.name(args.sarif)} would replace the scanned model: give another file")
     shown.notes(args, suspect.notes)
     survey = settings.changed(Survey(), args)
     arguments.affordable(args, suspect, survey)

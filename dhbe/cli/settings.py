@@ -1,4 +1,4 @@
-"""An option for each hyperparameter of a method."""
+"""Command-line options for the hyperparameters of a method."""
 
 import argparse
 import sys
@@ -17,14 +17,14 @@ T = TypeVar("T")
 def add(
     parser: Parser, kind: type, title: str, default: Any = None, renamed: Mapping[str, str] = MappingProxyType({})
 ) -> None:
-    """An option for each hyperparameter of a method.
+    """Adds an option for each hyperparameter of a method.
 
     Args:
-        parser: Where they go.
+        parser: The parser that gets the options.
         kind: The frozen dataclass of the method.
-        title: Of the group of options.
-        default: An instance of it, whose values `--help` shows.
-        renamed: New names by old ones, which still work.
+        title: Title of the option group.
+        default: An instance of `kind`, whose values `--help` shows as defaults.
+        renamed: New names by deprecated ones, which are still accepted.
     """
     group = parser.add_argument_group(title)
     usual = settings.flat(default) if default is not None else {}
@@ -54,7 +54,7 @@ def _shown(value: Any) -> str:
 
 
 def _reading(kind: Any) -> dict[str, Any]:
-    """How a value of a type is read."""
+    """The argparse keywords that parse a value of a type."""
     if kind is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(kind) is typing.Literal:
@@ -66,7 +66,7 @@ def _reading(kind: Any) -> dict[str, Any]:
 
 
 class _Renamed(argparse.Action):
-    """Takes an option by its old name."""
+    """Accepts an option by its old name, with a note."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         print(f"note: {option_string} is now called {_option(self.dest)}", file=sys.stderr)
@@ -74,6 +74,6 @@ class _Renamed(argparse.Action):
 
 
 def changed(method: T, args: argparse.Namespace) -> T:
-    """The method, with those settings replaced that were given."""
+    """The method with the settings given on the command line."""
     given = {field.name: getattr(args, field.name, None) for field in settings.described(type(method))}
     return settings.changed(method, {name: value for name, value in given.items() if value is not None})

@@ -1,4 +1,4 @@
-"""What is shown: results on stdout, everything else on stderr."""
+"""Output: results go to stdout, everything else to stderr."""
 
 import argparse
 import json
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def said(error: object, code: int) -> int:
-    """One line on stderr; returns the exit code that goes with it."""
+    """Prints one line on stderr and returns the given exit code."""
     print(f"dhbe: {foreign.line(error)}", file=sys.stderr)
     return code
 
 
 def tell(args: argparse.Namespace, line: str) -> None:
-    """How it goes, on stderr."""
+    """Prints a line of progress on stderr, unless `--quiet`."""
     if not args.quiet:
         print(foreign.line(line), file=sys.stderr, flush=True)
 
 
 def option(name: str, value: object) -> str:
-    """A setting as one gives it on the command line."""
+    """A setting as a command-line option."""
     flag = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{flag}" if value else f"--no-{flag}"
@@ -34,7 +34,7 @@ def option(name: str, value: object) -> str:
 
 
 def notes(args: argparse.Namespace, lines: Iterable[str]) -> None:
-    """What is worth knowing about a model, data or a run, each line once; it is no progress, and `--quiet` leaves it."""
+    """Prints notes about a model, data or a run, each line once, even with `--quiet`."""
     told = vars(args).setdefault("told", set())
     for line in lines:
         if line not in told:
@@ -43,14 +43,14 @@ def notes(args: argparse.Namespace, lines: Iterable[str]) -> None:
 
 
 def show(args: argparse.Namespace, content: dict[str, Any], text: Callable[[], str]) -> None:
-    """The result on stdout: as JSON if that was asked for, else as text."""
-    encoding = sys.stdout.encoding or "utf-8"  # names of files need not fit into it
+    """Prints the result on stdout: as JSON with `--json`, else as text."""
+    encoding = sys.stdout.encoding or "utf-8"  # it may not cover file names
     said = json.dumps(content) if args.json else "\n".join(map(foreign.harmless, text().split("\n")))
     print(said.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def rates(columns: "dict[str, Measures]") -> str:
-    """A table of rates, a column for each state of a model."""
+    """A table of rates, with a column for each state of a model."""
     rows = (("ACC", "acc"), ("ASR", "asr"), ("ASR x4", "asr_x4"), ("ASR x9", "asr_x9"))
     rows += (("ASR (victim right)", "asr_victim"), ("ASR (all)", "asr_all"), ("RA", "ra"), ("DER", "der"))
     lines = [f"{'':20}" + "".join(f"{head:>12}" for head in columns)]
@@ -64,14 +64,14 @@ def rates(columns: "dict[str, Measures]") -> str:
 def envelope(
     kind: str, verdict: str | None, said: str, sha256: str | None, record: Path | None
 ) -> dict[str, str | int | None]:
-    """What every verb's JSON begins with.
+    """The keys with which the JSON of every verb begins.
 
     Args:
-        kind: The verb's, as in records.
-        verdict: The run's own; None if it says none.
-        said: The same in a line.
-        sha256: Of the model's file.
-        record: Where the record lies, if there is one.
+        kind: The kind of run, as in records.
+        verdict: The run's verdict; None if it has none.
+        said: The result in one line.
+        sha256: SHA-256 of the model's file.
+        record: Path of the record, if there is one.
     """
     where = str(record) if record else None
     return {"kind": kind, "format": 2, "verdict": verdict, "said": said, "sha256": sha256, "record": where}
@@ -84,7 +84,7 @@ def recorded(
     table: Callable[[], list[str]],
     content: dict[str, Any] | None = None,
 ) -> None:
-    """What a run with a record came to: lines of a table, the verdict, and where more stands."""
+    """Prints the result of a run with a record: a table, the verdict, and the path of the report."""
     from dhbe.report import line
 
     said = line(record)
@@ -95,7 +95,7 @@ def recorded(
 
 
 def erased(args: argparse.Namespace, record: "Record", out: Path) -> None:
-    """What a run of a defence came to."""
+    """Prints the result of a defence."""
     before, after = record.before, record.after
     assert before is not None
     assert after is not None
@@ -104,7 +104,7 @@ def erased(args: argparse.Namespace, record: "Record", out: Path) -> None:
 
 
 def signs(columns: "dict[str, Measures]") -> list[str]:
-    """The data-free signs, a line each, with a column for each state of a model."""
+    """The data-free signs, one per line, with a column for each state of a model."""
     states = list(columns.values())
     from dhbe.report.names import placed
 

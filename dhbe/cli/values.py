@@ -1,4 +1,4 @@
-"""What single options may say: texts to numbers, shapes and classes."""
+"""Parsers of option values: numbers, shapes and classes."""
 
 import argparse
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from dhbe.data import Shape
 
 
 def between(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], Any]:
-    """Reads a number within bounds."""
+    """A parser of numbers within bounds, both inclusive."""
 
     def read(text: str) -> int | float:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number") from None
         if not least <= value <= most:  # NaN too
             raise argparse.ArgumentTypeError(f"{text} is not between {least:,} and {most:,}")
         return value
@@ -33,12 +33,12 @@ unit = between(float, -1e6, 1e6)
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers with spaces or commas between them."""
+    """Numbers separated by spaces or commas."""
     return [unit(part) for part in text.replace(",", " ").split()]
 
 
 def constants(text: str) -> list[float] | str:
-    """Numbers, or a name; the model's loading says which names there are."""
+    """Numbers, or a name, which is checked when the model is loaded."""
     return text if text[:1].isalpha() else numbers(text)
 
 
@@ -51,6 +51,6 @@ def shape(text: str) -> Shape:
     """Channels, height and width, as 3x32x32."""
     sides = text.lower().split("x")
     if len(sides) != 3 or not all(side.isdecimal() and 1 <= int(side) <= 1024 for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape CHANNELSxHEIGHTxWIDTH up to 1024, such as 3x32x32")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape CHANNELSxHEIGHTxWIDTH up to 1024, such as 3x32x32")
     channels, height, width = map(int, sides)
     return channels, height, width

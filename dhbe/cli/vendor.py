@@ -1,4 +1,4 @@
-"""What may go wrong while networks of others run."""
+"""Handles output and errors of vendors' code."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dhbe.errors import Failed, Interrupted, Refused, out_of_memory
 
 @contextmanager
 def running(code: str | None) -> Iterator[None]:
-    """While networks run: what the vendor's `code` prints goes to stderr, what it raises becomes one line."""
+    """Redirects what the vendor's `code` prints to stderr, and turns its exceptions into one line."""
     try:
         with redirect_stdout(sys.stderr):
             yield

@@ -61,7 +61,7 @@ def _parser() -> Parser:
 
 
 def _cleaned(args: argparse.Namespace) -> Suspect:
-    """The model after: what its own header does not tell is told by the options."""
+    """Loads the model after; options fill in what its own header does not contain."""
     return arguments.suspect(argparse.Namespace(**{**vars(args), "model": args.after}))
 
 

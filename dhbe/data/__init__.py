@@ -28,7 +28,7 @@ DIGITS = {"digits": 32, "digits16": 16}
 """Side in pixels of scikit-learn's handwritten digits, by name."""
 
 LARGEST_LIST = 2**24
-"""Bytes of a list of class names that are read."""
+"""Maximum size of a list of class names in bytes."""
 
 
 def load(
@@ -41,20 +41,20 @@ def load(
 ) -> Images:
     """Finds and loads a data set.
 
-    Data without a split of its own is split by class and always alike: a fifth of each class, rounded down, is the
-    test set, the rest the training set.
+    Data without its own split is split deterministically by class: a fifth of each class, rounded down, is the test set,
+    the rest the training set.
 
     Args:
         data: `digits` or `digits16` (scikit-learn's handwritten digits, RGB of 32 or 16 px), `cifar10`, `cifar100`,
-            `fashion-mnist`, another name of `KNOWN` whose files lie in $DHBE_DATA, an image folder (one sub-folder a
+            `fashion-mnist`, another name in `KNOWN` whose files are in $DHBE_DATA, an image folder (one sub-folder per
             class, or such folders inside `train` and `test` or `val`, or Tiny-ImageNet's archive unpacked), or an .npz
             file (see `load_pack`).
         split: Which part.
-        shape: Shape (c, h, w) that the caller needs. Image files are converted to it, other data that differs is
-            refused. None takes the data as it is.
-        classes: How many classes the model has. An image folder must have as many, unless its names tell which they
-            are; None does not ask.
-        order: Names of the model's classes by their numbers, to which image folders are matched.
+        shape: Required shape (c, h, w). Image files are converted to it, other data of another shape is refused. None
+            accepts any shape.
+        classes: Number of the model's classes. An image folder must have as many, unless its names identify the classes;
+            None skips this check.
+        order: The model's class names in order, to which image folders are matched.
 
     Returns:
         At least one image, on the CPU.
@@ -64,22 +64,22 @@ def load(
         Failed: A download did not succeed.
     """
     if split not in get_args(Split):
-        raise Refused(f"no split {split!r}; there are {', '.join(get_args(Split))}")
+        raise Refused(f"no split {split!r}; available: {', '.join(get_args(Split))}")
     try:
         images = _find(data, split, shape, Model(classes, tuple(order)))
-    except OSError as error:  # a name too long, a folder that may not be entered
+    except OSError as error:  # a name too long, a folder without permission
         raise Refused(f"cannot read {data[:200]!r}: {(error.strerror or 'unreadable').lower()}") from error
     if shape is not None and images.shape != shape:
         has, takes = ("x".join(map(str, sides)) for sides in (images.shape, shape))
         raise Refused(f"{data}: the images are {has}, the classifier takes {takes}: convert them or give other data")
     if data in (*DIGITS, *KNOWN) and Path(data).exists():
-        note = f"{data} is the data set of this name; for what lies here under this name give ./{data}"
+        note = f"{data} means the data set of this name; for the local file or folder, give ./{data}"
         images = replace(images, notes=(note, *images.notes))
     return images
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """The names of classes that a file lists, one a line, by their numbers.
+    """Reads class names from a text file, one per line, in the order of the classes.
 
     Raises:
         Refused: It cannot be read, or names a class twice.
@@ -91,34 +91,37 @@ def class_names(path: Path) -> tuple[str, ...]:
             )
     except (Refused, OSError, ValueError) as error:
         raise Refused(
-            f"cannot read the class names in {foreign.name(path)}: give a text file, one name a line"
+            f"cannot read the class names in {foreign.name(path)}: give a text file, one name per line"
         ) from error
     if len(names) < 2 or len(set(names)) < len(names):
-        raise Refused(
-            f"{path} must list all classes, each once and on a line of its own, in the order of their numbers"
-        )
+        raise Refused(f"{path} must list all classes, each once and on its own line, in the order of their numbers")
     return names
 
 
 def part_to_measure(data: str) -> Split:
-    """The part of a data set that a model is measured on: its test images, or all where the data has no own split."""
+    """The part of a data set to measure on: its test images, or all images if the data has no split of its own."""
     split = data in DIGITS or data in KNOWN or _is_split(Path(data))
     return "test" if split else "all"
 
 
 def clean_subset(images: Images, size: int, number: int = 0) -> Images:
-    """A few clean images, as a defender with little data has them; the same ones every time.
+    """A class-balanced random subset, for a defender with little data; deterministic for a `number`.
 
-    The paper takes 250, 500, 1000 or 2000, five times each (numbers 0 to 4). Classes are even: their counts differ by
-    1 at most. Of one number, smaller subsets lie inside larger ones.
+    The paper uses 250, 500, 1000 or 2000 images, five subsets each (numbers 0 to 4). Class counts differ by at most 1. For
+    the same number, smaller subsets are contained in larger ones.
+
+    Args:
+        images: The images to choose from.
+        size: Size of the subset.
+        number: Seed of the subset.
 
     Raises:
-        Refused: A class has too few images.
+        Refused: A class has too few images, or `size` is less than 1.
     """
     generator = torch.Generator().manual_seed(number)
     order = torch.randperm(len(images), generator=generator).to(images.labels.device)
     shuffled = images.labels[order]
-    rank = torch.empty_like(order)  # of each image among those of its class
+    rank = torch.empty_like(order)  # rank of each image within its class
     for label in range(images.classes):
         members = (shuffled == label).nonzero().flatten()
         share = (size + images.classes - 1 - label) // images.classes
@@ -128,7 +131,7 @@ def clean_subset(images: Images, size: int, number: int = 0) -> Images:
             )
         rank[members] = torch.arange(len(members), device=order.device)
     if size < 1:
-        raise Refused(f"a clean subset of {size} images is none")
+        raise Refused(f"a clean subset needs at least 1 image, not {size}")
     first = (rank * images.classes + shuffled).argsort()[:size]
     return images.subset(order[first])
 
@@ -139,7 +142,7 @@ def _is_split(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Model:
-    """What is known of the classes of the model that the data is for."""
+    """What is known about the classes of the model that the data is for."""
 
     classes: int | None
     order: tuple[str, ...]
@@ -198,8 +201,8 @@ def _parted(
 
 
 def _digits(side: int) -> Images:
-    """The 1797 digits of scikit-learn, 8 x 8 in 17 shades, enlarged bilinearly."""
-    from sklearn.datasets import load_digits  # takes a second, which other data need not pay
+    """The 1797 digits of scikit-learn, 8 x 8 pixels in 17 shades, enlarged bilinearly."""
+    from sklearn.datasets import load_digits  # a slow import
 
     shades, labels = load_digits(return_X_y=True)
     grey = torch.tensor(shades, dtype=torch.float32).view(-1, 1, 8, 8) / 16
@@ -217,7 +220,7 @@ def _part(images: Images, split: Split, source: str) -> Images:
 
 
 def _tested(labels: Tensor) -> Tensor:
-    """Which images are in the test set, bool [n]: a fifth of each class, by a permutation that is always the same."""
+    """Which images are in the test set, bool [n]: a fifth of each class, by a fixed permutation."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     tested = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in their authors' binary form, which holds bytes and no pickles."""
+"""CIFAR-10 and CIFAR-100 in their binary version, which contains no pickles."""
 
 import tarfile
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ SHAPE = (3, 32, 32)
 
 @dataclass(frozen=True)
 class Archive:
-    """One of the two archives and where its parts lie."""
+    """One of the two archives and its members."""
 
     file: str
     sha256: str
-    """Of the archive whose MD5 the authors publish."""
+    """SHA-256 of the archive whose MD5 the authors publish."""
     train: tuple[str, ...]
     test: tuple[str, ...]
     names: str
-    """Member with the class names, one a line."""
+    """Member with the class names, one per line."""
     label_bytes: int
-    """Bytes before the pixels of an image; the last one is its class."""
+    """Bytes before the pixels of an image; the last of them is its class."""
 
 
 ARCHIVES = {

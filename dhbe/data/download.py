@@ -1,4 +1,4 @@
-"""Files that are fetched once from where their authors publish them."""
+"""Downloads files once from their publishers."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ PATIENCE = 60
 
 
 def fetched(address: str, digest: str, folder: Path) -> Path:
-    """The file of this address in `folder`, downloaded if it is not there.
+    """The path of a published file in `folder`, where it is downloaded if missing.
 
     Args:
-        address: Where it is published; its last part is the file's name.
+        address: URL of the file; its last part is the file's name.
         digest: SHA-256 of its content, hexadecimal.
-        folder: Where files are kept; it is made if need be.
+        folder: Download folder, created if missing.
 
     Raises:
-        Failed: It cannot be downloaded, or the address has another file now.
-        Refused: What is there is not the file that was published.
+        Failed: It cannot be downloaded, or the file at the URL has changed.
+        Refused: The existing file is not the published one.
     """
     path = folder / address.rpartition("/")[2]
     if not path.exists():

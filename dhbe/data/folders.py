@@ -1,4 +1,4 @@
-"""Image folders: one sub-folder a class."""
+"""Image folders: one sub-folder per class."""
 
 import warnings
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from dhbe.data.images import LIMIT, Images, Shape, check_size
 from dhbe.errors import Refused
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""Formats that are decoded. Pillow knows more, and hands some of them (EPS) to other programs."""
+"""Formats that are decoded. Pillow supports more, but passes some of them (EPS) to other programs."""
 
 EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 """Pillow's modes that convert to 8-bit grey or RGB without loss of range."""
@@ -24,21 +24,21 @@ EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"}
 HIDDEN_ON_WINDOWS = {"Thumbs.db", "desktop.ini"}
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
-"""What an image file beside the class folders ends in: it would be lost without a word."""
+"""Suffixes of image files, which are refused beside class folders: they would be ignored silently."""
 
 MOST_CLASSES = 100_000
-"""More classes than this are taken for a mistake in the labels or in the names of folders."""
+"""Number of classes above which labels or folder names are considered wrong."""
 
 SHOWN = 12
-"""Classes that a message lists."""
+"""Maximum number of classes listed in a message."""
 
 Split = Literal["train", "test", "all"]
 
 
 def own_splits(root: Path) -> dict[str, Path] | None:
-    """The folders `train` and `test` (or `val`) of a data set that is split already; None if it is not.
+    """The folders `train` and `test` (or `val`) of a data set with its own split; None if it has none.
 
-    A folder with classes called train and test would look the same; then rename one.
+    A folder with two classes called train and test looks the same; rename one then.
     """
     names = {path.name for path in visible(root) if path.is_dir()}
     if names not in ({"train", "test"}, {"train", "val"}, {"train", "val", "test"}):
@@ -48,12 +48,12 @@ def own_splits(root: Path) -> dict[str, Path] | None:
 
 @dataclass(frozen=True)
 class Numbering:
-    """Which folder is which class."""
+    """The assignment of folders to classes."""
 
     labels: dict[str, int]
-    """Number of each folder, by its name."""
+    """Class number of each folder by name."""
     names: tuple[str, ...]
-    """Of all classes, by their numbers."""
+    """Names of all classes in order."""
 
     def __str__(self) -> str:
         listed = [
@@ -63,33 +63,33 @@ class Numbering:
 
 
 def class_folders(root: Path) -> list[Path]:
-    """The folders of the classes, in the order of names; files beside them are passed over.
+    """The class folders in `root`, sorted by name; other files are ignored.
 
     Raises:
-        Refused: There are none, or an image lies beside them.
+        Refused: There are none, or there is an image file beside them.
     """
     inside = visible(root)
     if stray := next((path for path in inside if path.suffix.lower() in IMAGE_SUFFIXES and not path.is_dir()), None):
-        raise Refused(f"{stray} lies beside the class folders: an image folder holds one sub-folder a class")
+        raise Refused(f"{stray} lies beside the class folders: an image folder holds one sub-folder per class")
     folders = [path for path in inside if path.is_dir()]
     if not folders:
-        raise Refused(f"{root} holds no classes: an image folder holds one sub-folder a class")
+        raise Refused(f"{root} holds no class folders: an image folder holds one sub-folder per class")
     return folders
 
 
 def numbered(folders: Sequence[str], order: Sequence[str] = (), classes: int | None = None) -> Numbering:
-    """Tells which folder is which class.
+    """Assigns folders to classes.
 
-    Folders that are all called by numbers are these classes. Others are numbered by `order`, or by their sorted names
-    if there are as many as classes.
+    Folders whose names are all numbers are these classes. Others are numbered by `order`, or by their sorted names if
+    there are as many as classes.
 
     Args:
-        folders: Their names.
-        order: Names of all classes by their numbers, as far as they are known.
-        classes: How many there are; None if nobody says.
+        folders: Names of the folders.
+        order: Names of all classes in order, if known.
+        classes: Number of classes; None if unknown.
 
     Raises:
-        Refused: A folder is of no known class, or which class it is cannot be told.
+        Refused: A folder is not one of the known classes, or the assignment is ambiguous.
 
     >>> numbered(["10", "02"]).labels
     {'02': 2, '10': 10}
@@ -104,18 +104,20 @@ def numbered(folders: Sequence[str], order: Sequence[str] = (), classes: int | N
     if all(name.isascii() and name.isdecimal() for name in folders):
         labels = {name: int(name) for name in folders}
         if len(set(labels.values())) < len(folders) or max(labels.values()) >= MOST_CLASSES:
-            raise Refused(f"the folders {', '.join(folders[:SHOWN])} are no class numbers from 0: rename them")
+            raise Refused(
+                f"the folders {', '.join(folders[:SHOWN])} are not distinct class numbers from 0: rename them"
+            )
         return Numbering(labels, tuple(map(str, range(max(classes or 0, 1 + max(labels.values()))))))
     if order:
         strange = sorted(set(folders) - set(order))
         raise Refused(
-            f"the folder {strange[0]} is none of the classes ({', '.join(order[:SHOWN])}): "
-            "give --class-names FILE, one name a line, in the order of the model's classes"
+            f"the folder {strange[0]} is not one of the classes ({', '.join(order[:SHOWN])}): "
+            "give --class-names FILE, one name per line, in the order of the model's classes"
         )
     if classes not in (None, len(folders)):
         raise Refused(
-            f"there are {len(folders)} class folders ({', '.join(folders[:SHOWN])}), and the model has {classes} classes: "
-            "which is which? Give --class-names FILE, one name a line, or call the folders by their numbers"
+            f"there are {len(folders)} class folders ({', '.join(folders[:SHOWN])}), but the model has {classes} classes: "
+            "give --class-names FILE, one name per line, or name the folders by class numbers"
         )
     return Numbering({name: number for number, name in enumerate(folders)}, tuple(folders))
 
@@ -127,18 +129,18 @@ def load_folder(
     middle: int | None = None,
     numbering: Numbering | None = None,
 ) -> Images:
-    """Images from a folder with one sub-folder a class; files in the order of their names.
+    """Loads images from a folder with one sub-folder per class; files are sorted by name.
 
     Args:
-        root: The folder. Hidden files are passed over, and so is what lies beside the class folders and is no image.
-        shape: Images of other sizes are resized (bilinear), and made grey or RGB as its channels say. None keeps
-            their size, which must be one and the same; they are grey if all of them are.
-        limit: Bytes that the pixels may take.
-        middle: Side in pixels of the square that is cut out of the middle of larger images first; None cuts nothing.
-        numbering: Which folder is which class; None takes `numbered`.
+        root: The folder. Hidden files are ignored, and so is anything beside the class folders that is not an image.
+        shape: Shape (c, h, w) to which images are resized (bilinearly) and converted, to grey or RGB. None keeps their
+            size, which must be the same for all; they are grey if all of them are.
+        limit: Maximum size of the pixels in bytes.
+        middle: Side in pixels of the central square to which larger images are cropped first; None does not crop.
+        numbering: The assignment of folders to classes; None means `numbered`.
 
     Raises:
-        Refused: No classes, no image, a file among them that is none, a broken or huge image, mixed sizes.
+        Refused: There are no classes or no images, a file is not an image, an image is broken or huge, or sizes are mixed.
     """
     folders = class_folders(root)
     numbering = numbering or numbered([folder.name for folder in folders])
@@ -159,10 +161,10 @@ def load_files(
     limit: int = LIMIT,
     middle: int | None = None,
 ) -> Images:
-    """Images from files, each given with its class; `root` is what messages call them, for the rest see `load_folder`.
+    """Loads images from files with their classes; `root` appears in messages, for the rest see `load_folder`.
 
     Raises:
-        Refused: A file is no image, or broken or huge; mixed sizes.
+        Refused: A file is not an image, or is broken or huge; or sizes are mixed.
     """
     paths = [path for path, _ in files]
     shape = shape or _common_shape(paths)
@@ -175,7 +177,7 @@ def load_files(
 
 
 def resizing(resized: Sequence[tuple[int, int]], count: int, shape: Shape) -> tuple[str, ...]:
-    """What is worth knowing of images that were of other sizes (width, height)."""
+    """A note on images that were resized from other sizes (width, height)."""
     if not resized:
         return ()
     (width, height), (_, to_height, to_width) = resized[0], shape
@@ -189,13 +191,13 @@ def load_image(path: Path, shape: Shape) -> torch.Tensor:
     """One image file as pixels in [0, 1], float [c, h, w], resized to `shape`.
 
     Raises:
-        Refused: It is no image, or broken or huge.
+        Refused: It is not an image, or is broken or huge.
     """
     return decode(path, path, shape).float() / 255
 
 
 def visible(folder: Path) -> list[Path]:
-    """What a folder holds, in the order of names, but for hidden files.
+    """The content of a folder, sorted by name, without hidden files.
 
     Raises:
         Refused: It cannot be read.
@@ -222,9 +224,9 @@ def _common_shape(paths: Sequence[Path]) -> Shape:
 
 
 def _open(file: Path | BytesIO, name: object) -> Image.Image:
-    """The image with its header read and judged, its pixels not yet."""
+    """Opens an image and checks its header; pixels are not decoded yet."""
     if isinstance(file, Path) and not file.is_file():
-        raise Refused(f"{name} is no image: a class folder holds image files only")
+        raise Refused(f"{name} is not an image: a class folder holds image files only")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -232,11 +234,11 @@ def _open(file: Path | BytesIO, name: object) -> Image.Image:
             image = Image.open(file, formats=FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise Refused(f"{name} declares more than {Image.MAX_IMAGE_PIXELS} pixels: remove or shrink it") from error
-        except Exception as error:  # decoders raise whatever a broken header leads them to
-            raise Refused(f"{name} is no image that can be read ({', '.join(FORMATS)}): remove or mend it") from error
+        except Exception as error:  # decoders of broken headers may raise anything
+            raise Refused(f"{name} is not a readable image ({', '.join(FORMATS)}): remove or repair it") from error
     if image.mode not in EIGHT_BITS:
         image.close()
-        raise Refused(f"{name} has more than 8 bits a channel (mode {image.mode}): save it with 8")
+        raise Refused(f"{name} has more than 8 bits per channel (mode {image.mode}): save it with 8")
     return image
 
 
@@ -247,27 +249,27 @@ def decode(
     middle: int | None = None,
     resized: list[tuple[int, int]] | None = None,
 ) -> torch.Tensor:
-    """An encoded image as uint8 [c, h, w].
+    """Decodes an image to uint8 [c, h, w].
 
     Args:
-        file: Where it is.
-        name: What messages call it.
-        shape: Shape (c, h, w) that it is converted to; None keeps its size, in RGB.
-        middle: Side in pixels of the square that is cut out of the middle of a larger image first.
-        resized: Takes note of the width and height of an image that is shrunk or enlarged.
+        file: The encoded image.
+        name: Its name in messages.
+        shape: Shape (c, h, w) to which it is converted; None keeps its size, in RGB.
+        middle: Side in pixels of the central square to which a larger image is cropped first.
+        resized: Receives the width and height of an image that is resized.
 
     Raises:
-        Refused: It is no image, broken or huge, or has more than 8 bits a channel.
+        Refused: It is not an image, is broken or huge, or has more than 8 bits per channel.
     """
     channels = shape[0] if shape else 3
     if channels not in (1, 3):
         raise Refused(f"image files have 1 or 3 channels, the classifier takes {channels}: use an .npz")
     with _open(file, name) as image, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # remarks on palettes and metadata
+        warnings.simplefilter("ignore")  # about palettes and metadata
         try:
             plain = image.convert("L" if channels == 1 else "RGB")
         except Exception as error:  # as above
-            raise Refused(f"{name} is broken and cannot be decoded: remove or mend it") from error
+            raise Refused(f"{name} is broken and cannot be decoded: remove or repair it") from error
     if middle and min(plain.size) > middle:
         left, top = ((side - middle) // 2 for side in plain.size)
         plain = plain.crop((left, top, left + middle, top + middle))

@@ -1,4 +1,4 @@
-"""Fashion-MNIST (and MNIST) in their authors' form: gzipped IDX files, which hold a header and bytes."""
+"""Fashion-MNIST (and MNIST) as published: gzipped IDX files, which consist of a header and bytes."""
 
 import gzip
 from pathlib import Path
@@ -20,20 +20,20 @@ SHA256 = {
     "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
     "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
 }
-"""Of Fashion-MNIST's files. What lies in the folder already may be MNIST, and is not compared."""
+"""SHA-256 of Fashion-MNIST's files. Existing files in the folder may be MNIST's and are not compared."""
 
 
 def holds_idx(folder: Path) -> bool:
-    """Whether any of the four files is there."""
+    """Whether the folder holds any of the four files."""
     return any((folder / file).is_file() for file in SHA256)
 
 
 def load_idx(folder: Path, split: str) -> Images:
-    """The official train or test images, or both, as grey images of 28 px; what is missing is downloaded.
+    """The official train or test images, or both, as grey images of 28 px; missing files are downloaded.
 
     Raises:
         Failed: A file cannot be downloaded.
-        Refused: A file is not as its authors published it.
+        Refused: A file is broken or not of this format.
     """
     for file, digest in SHA256.items():
         if not (folder / file).exists():
@@ -48,7 +48,7 @@ def _files(folder: Path, stem: str) -> tuple[Path, Path]:
 
 
 def _read(path: Path, each: tuple[int, ...]) -> Tensor:
-    """The bytes of an IDX file, [n, *each]; at most 60,000 entries are read, whatever it declares."""
+    """The bytes of an IDX file, uint8 [n, *each]; at most 60,000 entries are read, whatever it declares."""
     size = 1
     for side in each:
         size *= side
@@ -59,7 +59,7 @@ def _read(path: Path, each: tuple[int, ...]) -> Tensor:
             sides = tuple(int.from_bytes(head[at : at + 4], "big") for at in range(8, len(head), 4))
             body = stream.read(min(count, 60_000) * size + 1)
     except (OSError, EOFError, ValueError) as error:
-        raise Refused(f"{path} is broken: fetch it again") from error
+        raise Refused(f"{path} is broken: download it again") from error
     if head[:4] != bytes((0, 0, 8, 1 + len(each))) or sides != each or not count or len(body) != count * size:
-        raise Refused(f"{path} is no IDX file of bytes [n, {', '.join(map(str, each))}]: fetch it again")
+        raise Refused(f"{path} is not an IDX file of bytes [n, {', '.join(map(str, each))}]: download it again")
     return torch.frombuffer(bytearray(body), dtype=torch.uint8).view(count, *each)

@@ -12,7 +12,7 @@ Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
 
 LIMIT = 4 * 2**30
-"""Bytes that a data set may take unless the caller allows more."""
+"""Default maximum size of a data set in bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +30,13 @@ class Images:
     names: tuple[str, ...]
     """Name of each class; its length is the number of classes."""
     notes: tuple[str, ...] = ()
-    """What is worth knowing of how they were read, a line each."""
+    """Notes on how the images were read, one line each."""
 
     def __post_init__(self) -> None:
         if self.pixels.dtype != torch.uint8 or self.pixels.ndim != 4:
             raise Refused(f"images must be uint8 [n, c, h, w], not {describe(self.pixels)}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.pixels.shape[:1]:
-            raise Refused(f"labels must be int64 [{len(self.pixels)}], one an image, not {describe(self.labels)}")
+            raise Refused(f"labels must be int64 [{len(self.pixels)}], one per image, not {describe(self.labels)}")
         if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
             low, high = int(self.labels.min()), int(self.labels.max())
             raise Refused(f"labels go from {low} to {high}; {self.classes} classes are numbered from 0")
@@ -66,7 +66,7 @@ class Images:
             yield self.float(batch), self.labels[batch]
 
     def subset(self, index: Tensor | slice) -> "Images":
-        """The images at `index` (numbers, booleans or a slice), with the same class names."""
+        """The images at `index` (indices, booleans or a slice), with the same class names."""
         return replace(self, pixels=self.pixels[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> "Images":
@@ -80,7 +80,7 @@ def to_uint8(pixels: Tensor) -> Tensor:
 
 
 def describe(tensor: Tensor) -> str:
-    """Type and shape of a tensor in a few words, for messages."""
+    """Type and shape of a tensor, for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 

@@ -1,27 +1,27 @@
-"""Data sets that have a name: the one table of their shapes and normalisation constants."""
+"""Known data sets: their shapes and normalisation constants."""
 
 from dataclasses import dataclass
 
 from dhbe.data.images import Shape
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of ImageNet, which the field uses for its subsets too."""
+"""Mean and standard deviation of ImageNet, which are customary for its subsets too."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a data set before it is read."""
+    """What is known about a data set before it is read."""
 
     shape: Shape
-    """Channels, height and width; image files are converted to it."""
+    """Channels, height and width, to which image files are converted."""
     classes: int
     mean: tuple[float, ...] | None = None
-    """Of each channel over the training images, pixels in [0, 1]; None where none is established."""
+    """Mean of each channel over the training images, pixels in [0, 1]; None if there is no customary value."""
     std: tuple[float, ...] | None = None
     mirrored: bool = True
-    """Whether the mirror image of an image is as good; a face's or a sign's is another one."""
+    """Whether horizontal flips preserve the class and are customary, unlike for traffic signs and faces."""
     middle: int | None = None
-    """Side in pixels of the square that is cut out of the middle of a larger image file before it is resized."""
+    """Side in pixels of the central square to which larger image files are cropped before resizing."""
 
 
 KNOWN = {
@@ -38,9 +38,9 @@ KNOWN = {
 """Data sets by name. scikit-learn's digits are not here: they need no constants."""
 
 MNIST = (0.1307,), (0.3081,)
-"""The same of the handwritten digits of 28 px that the field begins with."""
+"""Mean and standard deviation of MNIST."""
 
 NORMALISATION = {"imagenet": IMAGENET, "mnist": MNIST} | {
     name: (known.mean, known.std) for name, known in KNOWN.items() if known.mean and known.std
 }
-"""Mean and standard deviation of each channel, by the name of the data."""
+"""Mean and standard deviation of each channel by name of the data set."""

@@ -20,10 +20,10 @@ def kept() -> Path:
 
 
 def local_parts(name: str) -> dict[str, list[Path]] | None:
-    """Where the parts of a named data set lie: paths by `train` and `test`, or by `all` if it has no own split.
+    """Paths of a named data set's parts by `train` and `test`, or by `all` if it has no own split; None if not found.
 
-    Looked for are, in this order, NAME_train*.npz with NAME_test*.npz, NAME.npz, and the image folder NAME; each name
-    also without hyphens. None if there are none.
+    Searches, in this order, for NAME_train*.npz with NAME_test*.npz, NAME.npz, and the image folder NAME; then for the same
+    with NAME without hyphens.
     """
     for stem in dict.fromkeys((name, name.replace("-", ""))):
         parts = {part: sorted(kept().glob(f"{stem}_{part}*.npz")) for part in ("train", "test")}
@@ -45,7 +45,7 @@ def load_parts(
     classes: int | None = None,
     order: Sequence[str] = (),
 ) -> Images:
-    """The images of one part, or of all; folders of all parts are numbered alike.
+    """Loads the images of one part, or of all; the folders of all parts share one numbering.
 
     Args:
         parts: Folders or .npz files by the name of the part.
@@ -56,7 +56,7 @@ def load_parts(
         order: As for `numbered`.
 
     Raises:
-        Refused: A file is broken, the parts differ in image size, or which folder is which class cannot be told.
+        Refused: A file is broken, the parts differ in image size, or the assignment of folders to classes is ambiguous.
     """
     wanted = [path for part, paths in parts.items() if split in ("all", part) for path in paths]
     folders = {each.name for paths in parts.values() for path in paths if path.is_dir() for each in class_folders(path)}

@@ -1,4 +1,4 @@
-"""NumPy .npz files from strangers: headers are judged before anything is allocated, and no pickle is ever opened."""
+"""Reads untrusted NumPy .npz files: headers are checked before anything is allocated, and pickles are never opened."""
 
 import io
 import math
@@ -18,7 +18,7 @@ from dhbe.data.images import LIMIT, Images, Shape, check_size
 from dhbe.errors import Refused
 
 UNPACKED, GROWTH = 256 * 2**20, 4
-"""Bytes that any file may unpack to, and how many times its own size a larger one; photographs hardly shrink."""
+"""Bytes to which any file may unpack, and the factor to its own size for larger ones; photographs hardly compress."""
 
 
 def read_pack(
@@ -30,10 +30,10 @@ def read_pack(
         path: The file.
         keys: Arrays that must be there.
         optional: Arrays that may be there. All others are left unread.
-        limit: Bytes that the arrays may take together.
+        limit: Maximum size of all arrays in bytes.
 
     Raises:
-        Refused: The file is not a whole .npz, lacks an array, holds objects (pickles) or declares more than `limit`.
+        Refused: The file is not a complete .npz, lacks an array, holds objects (pickles) or declares more than `limit`.
     """
     try:
         with files.opened(path) as file, zipfile.ZipFile(file) as archive:
@@ -49,19 +49,21 @@ def read_pack(
             return arrays
     except Refused:
         raise
-    except Exception as error:  # damage raises anything, from lzma.LZMAError to tokenize.TokenError
+    except Exception as error:  # broken files may raise anything, from lzma.LZMAError to tokenize.TokenError
         raise Refused(
-            f"{foreign.name(path)} is not a whole .npz file ({foreign.name(' '.join(str(error).split()), 80)}): make it again"
+            f"{foreign.name(path)} is not a complete .npz file ({foreign.name(' '.join(str(error).split()), 80)}): write it again"
         ) from error
 
 
 def _read_array(archive: zipfile.ZipFile, member: str, source: str, limit: int) -> np.ndarray:
     if archive.getinfo(member).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise Refused(f"{source} is packed as numpy never does: save it with numpy.savez")  # LZMA may ask for 4 GiB
+        raise Refused(
+            f"{source} has a compression that numpy never uses: save it with numpy.savez"
+        )  # LZMA may need 4 GiB
     with archive.open(member) as stream:
         # Version 1.0 holds every plain array, in a header of at most 64 KiB; the header of 2.0 may declare 4 GiB.
         if np.lib.format.read_magic(stream) != (1, 0):
-            raise Refused(f"{source} is no plain array: save numbers with numpy.savez")
+            raise Refused(f"{source} is not a plain array: save numbers with numpy.savez")
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         if dtype.hasobject:
             raise Refused(f"{source} holds Python objects, which could run code: save numbers with numpy.savez")
@@ -72,25 +74,25 @@ def _read_array(archive: zipfile.ZipFile, member: str, source: str, limit: int) 
                 "size: save less, or without compression (numpy.savez)"
             )
         data = stream.read(size)
-        if len(data) < size or stream.read(1):  # reading past the end also checks the sum
+        if len(data) < size or stream.read(1):  # reading past the end also verifies the checksum
             raise Refused(f"{source} does not hold the {dtype} {list(shape)} that its header declares")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def load_pack(path: Path, shape: Shape | None = None, limit: int = LIMIT, middle: int | None = None) -> Images:
-    """Images from an .npz file with `images` uint8 [n, h, w, c] (or [n, h, w], grey) and `labels` [n].
+    """Loads images from an .npz file with `images` uint8 [n, h, w, c] (or [n, h, w], grey) and `labels` [n].
 
-    Or with encoded images: `data` uint8 [bytes] holds files (PNG, JPEG, WebP, ...) one after another, number i from
-    `offsets[i]` to `offsets[i + 1]`, `labels` [n] belong to them, and `names` [classes] to the labels. Where there is
-    a `strip`, each file holds square images one below the other.
+    Or with encoded images: `data` uint8 [bytes] holds consecutive files (PNG, JPEG, WebP, ...), number i from `offsets[i]`
+    to `offsets[i + 1]`, with their `labels` [n] and optionally the class `names` [classes]. If there is a `strip`, each file
+    holds square images one below the other.
 
-    Without names the number of classes is the largest label plus one.
+    Without names, the number of classes is the largest label plus one.
 
     Args:
         path: The file.
-        shape: Shape (c, h, w) that encoded images are converted to; None keeps theirs, which must be one and the same.
-        limit: Bytes that the arrays may take together.
-        middle: Side in pixels of the square that is cut out of the middle of larger encoded images first.
+        shape: Shape (c, h, w) to which encoded images are converted; None keeps theirs, which must be the same for all.
+        limit: Maximum size of all arrays in bytes.
+        middle: Side in pixels of the central square to which larger encoded images are cropped first.
 
     Raises:
         Refused: The file or an array in it is not as described.
@@ -114,7 +116,7 @@ def load_pack(path: Path, shape: Shape | None = None, limit: int = LIMIT, middle
 def _labels(path: Path, labels: np.ndarray, count: int) -> Tensor:
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         found = f"{labels.dtype} {list(labels.shape)}"
-        raise Refused(f"{path}: labels must be integers [{count}], one an image, not {found}")
+        raise Refused(f"{path}: labels must be integers [{count}], one per image, not {found}")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= MOST_CLASSES:
         raise Refused(
@@ -127,7 +129,7 @@ def _encoded(path: Path) -> bool:
     try:
         with files.opened(path) as file, zipfile.ZipFile(file) as archive:
             found = {name.removesuffix(".npy") for name in archive.namelist()}
-    except Exception:  # `read_pack` says what is wrong
+    except Exception:  # `read_pack` reports the error
         return False
     return {"data", "offsets", "labels"} <= found and "images" not in found
 
@@ -168,5 +170,5 @@ def _class_names(path: Path, names: np.ndarray | None, least: int) -> tuple[str,
     if names is None:
         return tuple(str(number) for number in range(least))
     if names.dtype.kind != "U" or names.ndim != 1 or not least <= len(names) <= MOST_CLASSES:
-        raise Refused(f"{path}: names must be texts, one a class, for the labels up to {least - 1}")
+        raise Refused(f"{path}: names must be texts, one per class, for the labels up to {least - 1}")
     return tuple(foreign.name(str(name)) for name in names)

@@ -1,7 +1,7 @@
-"""Tiny-ImageNet as its authors' archive unpacks: images a level deeper than usual, test classes in a list.
+"""Tiny-ImageNet as unpacked from its archive: images one level deeper than usual, test classes in a list.
 
-    wnids.txt                       the classes, one a line
-    train/CLASS/images/NAME.JPEG    and a list of boxes beside, which is not read
+    wnids.txt                       the classes, one per line
+    train/CLASS/images/NAME.JPEG    and a list of boxes, which is not read
     val/images/NAME.JPEG
     val/val_annotations.txt         NAME.JPEG, CLASS and a box, between tabs
 
@@ -18,16 +18,16 @@ from dhbe.errors import Refused
 CLASSES, ANNOTATIONS = "wnids.txt", "val/val_annotations.txt"
 
 LARGEST_LIST = 16 * 2**20
-"""Bytes; the published lists have less than a twentieth of it."""
+"""Maximum size of a list in bytes; the published ones have less than a twentieth of it."""
 
 
 def holds_tiny_imagenet(root: Path) -> bool:
-    """Whether the folder has the form of the archive."""
+    """Whether the folder has the structure of the archive."""
     return (root / CLASSES).is_file() and (root / ANNOTATIONS).is_file()
 
 
 def load_tiny_imagenet(root: Path, split: Split, shape: Shape | None = None) -> Images:
-    """The training images, the validation images as test images, or both; classes in the order of their names.
+    """The training images, the validation images as test images, or both; classes are sorted by name.
 
     Args:
         root: The unpacked archive.

@@ -1,4 +1,4 @@
-"""Ways to clean a classifier, one file a defence: DHBE in its forms here, the defences of others in `peers`."""
+"""Defences, one file each: the variants of DHBE here, those of other authors in `peers`."""
 
 from dhbe.defenses.base import Defense, Eraser, Known, RoundInfo, Samples
 from dhbe.defenses.dhbe import DHBE, OFFICIAL, PAPER
@@ -8,4 +8,4 @@ from dhbe.defenses.peers import PEERS
 __all__ = ["DHBE", "PEERS", "PRESETS", "Defense", "Eraser", "FastDHBE", "Known", "RoundInfo", "Samples"]
 
 PRESETS: dict[str, Eraser] = {"fast": FastDHBE(), "paper": PAPER, "official": OFFICIAL}
-"""What `--preset` names."""
+"""The values of `--preset`."""

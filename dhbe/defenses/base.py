@@ -1,4 +1,4 @@
-"""The one contract of all defences: a frozen dataclass of hyperparameters and one `run`."""
+"""The interface of all defences: a frozen dataclass of hyperparameters with one method, `run`."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -18,12 +18,12 @@ from dhbe.run_state import RunState
 from dhbe.steps import Precision, Round, channels_last, computing, on, secluded
 
 Verdict = Literal["erased", "nothing found", "still answers", "damaged"]
-"""What a run says of its own result."""
+"""A run's verdict on its own result."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """All that a defender may look at besides the model: nothing, unless the defence says it needs more."""
+    """What a defender holds besides the model; a defence is handed only what it declares in `needs`."""
 
     clean: Images | None = None
     """Clean images with their labels, for a defence that needs them."""
@@ -33,15 +33,15 @@ class Known:
 
 @dataclass(frozen=True)
 class RoundInfo:
-    """What a watcher sees after a round."""
+    """What a watcher receives after a round."""
 
     number: int
-    """Rounds done, from 1."""
+    """Rounds done, counted from 1."""
     total: int
-    """Rounds that the defence will take at the most."""
+    """Maximum number of rounds."""
     round: Round
     model: Classifier
-    """The model at this moment, in eval mode. Looking does not change the run."""
+    """The current model, in eval mode. Watching does not change the run."""
     run_state: RunState
 
 
@@ -49,51 +49,51 @@ Watch = Callable[[RoundInfo], None]
 
 
 def ignore(round_info: RoundInfo) -> None:
-    """The watcher that does not look."""
+    """The default watcher: does nothing."""
 
 
 @dataclass(frozen=True)
 class Defense(ABC):
-    """Turns a classifier that may be backdoored into one that should not be.
+    """Removes a backdoor, if there is one, from a classifier.
 
-    A subclass is a frozen dataclass whose fields are its hyperparameters, and one method, `run`.
+    A subclass is a frozen dataclass whose fields are its hyperparameters, with one method, `run`.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Literal["clean images", "target class"]]]
-    """What it must be handed besides the model; it is never handed more."""
+    """What it needs besides the model; it is never handed more."""
 
     @property
     @abstractmethod
     def rounds(self) -> int:
-        """How many rounds `run` takes at the most; it may see that it can stop before."""
+        """Maximum number of rounds; `run` may stop earlier."""
 
     @abstractmethod
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
-        """Cleans `model`, which is in training mode, in place, and yields what each round came to.
+        """Cleans `model`, which is in training mode, in place, and yields the losses of each round.
 
-        It registers all that changes between rounds with `run_state.register`, once, and goes on from where
-        `run_state.restore` has put it.
+        It registers everything that changes between rounds with `run_state.register`, once, and resumes from the round
+        that `run_state.restore` returns.
         """
 
     def check(self, shape: Shape) -> None:
-        """Refuses images and settings that the method is not made for.
+        """Checks the settings and whether the method supports the image shape.
 
         Raises:
-            Refused: With what is wrong.
+            Refused: A setting is out of bounds, or the shape is not supported.
         """
         settings.check(self)
 
     def found(self, run_state: RunState) -> dict[str, float]:
-        """What a finished run tells of the victim, by name, beside the cleaned model; most tell nothing."""
+        """What a finished run found out about the victim, by name; empty for most defences."""
         return {}
 
     def verdict(self, run_state: RunState) -> Verdict | None:
-        """What a finished run says of its own result; None where it cannot tell, as most cannot."""
+        """The verdict of a finished run on its own result; None if the defence cannot tell, as most cannot."""
         return None
 
     def remarks(self, run_state: RunState) -> list[str]:
-        """What the user of a finished run should know of it, in lines; most have nothing to say."""
+        """What the user should know about a finished run, one line each; empty for most defences."""
         return []
 
     @final
@@ -111,11 +111,11 @@ class Defense(ABC):
 
         Args:
             victim: The suspect classifier.
-            known: What the defender holds. It must hold what the defence needs; the rest is withheld.
+            known: What the defender holds. It must include what the defence needs; the rest is withheld.
             seed: Seed of everything random.
             precision: bf16 runs the networks under autocast.
             watch: Called after every round.
-            run_state: Of an interrupted run of the same settings, to go on from; None starts a fresh one.
+            run_state: State of an interrupted run with the same settings, to resume from; None starts a fresh run.
 
         Raises:
             Refused: The defence needs something that `known` lacks.
@@ -129,7 +129,7 @@ class Defense(ABC):
             target=known.target if "target class" in self.needs else None,
         )
         model, run_state = copy.deepcopy(victim), run_state or RunState()
-        for parameter in model.parameters():  # a network that was frozen for use, or in part for training, learns again
+        for parameter in model.parameters():  # the vendor may have frozen all or some of them
             parameter.requires_grad_(parameter.is_floating_point())
         channels_last(model)
         device = model.mean.device
@@ -141,36 +141,36 @@ class Defense(ABC):
                     with evaluating(model), secluded(), torch.device("cpu"), torch.autocast(device.type, enabled=False):
                         seen = {name: value.detach() for name, value in round.items()}
                         watch(RoundInfo(run_state.round, self.rounds, seen, model, run_state))
-                    del round  # and with it what its graph holds
+                    del round  # frees the autograd graph
         return model.eval()
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Generated images, on which a model can be looked at without data."""
+    """Generated images for inspecting a model without data."""
 
     pixels: Tensor
-    """Images [n, c, h, w], in [0, 1] or around it, as the method draws them."""
+    """Images [n, c, h, w], roughly in [0, 1]: generated ones may exceed it."""
     triggered: Tensor
     """The same images with generated triggers."""
     patches: Tensor
-    """The triggers alone [n, c, p, p] in [0, 1], or laid on grey images; where they are added, 0.5 is no change."""
+    """The triggers alone [n, c, p, p] in [0, 1], 0.5 being no change where they are added; or applied to grey images."""
 
 
 @dataclass(frozen=True)
 class Eraser(Defense):
-    """A defence that makes its own images, and so needs nothing."""
+    """A data-free defence: it generates its own images."""
 
     needs: ClassVar[frozenset] = frozenset()
 
     @abstractmethod
     def draw_samples(self, model: Classifier, run_state: RunState, count: int) -> Samples:
-        """So many images and triggers of the generators in `run_state`."""
+        """`count` images and triggers from the generators in `run_state`."""
 
     @final
     @torch.no_grad()
     def samples(self, model: Classifier, run_state: RunState, count: int, seed: int = 0) -> Samples:
-        """Images and triggers of a run's generators, always the same for a seed."""
+        """`count` images and triggers from a run's generators, deterministic for a seed."""
         device = model.mean.device
         with secluded(), on(device):
             torch.manual_seed(seed)

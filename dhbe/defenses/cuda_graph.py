@@ -1,8 +1,8 @@
-"""One whole iteration as one CUDA graph: thousands of kernels are launched at once instead of one by one.
+"""One iteration as one CUDA graph: thousands of kernels are launched at once instead of one by one.
 
-A graph replays the very kernels on the very memory that it was captured with. So shapes must be fixed, nothing may wait
-for the host, and what is a plain number (a learning rate) is captured as it is. torch's generator goes on as it would
-have without the graph, so that a run may change between the two at any iteration.
+A graph replays the captured kernels on the captured memory. So shapes must be fixed, nothing may synchronise with the
+host, and plain numbers (a learning rate) are frozen at capture. torch's generator advances as it would without the graph,
+so a run may switch between the two at any iteration.
 """
 
 import warnings
@@ -14,20 +14,19 @@ from dhbe.errors import out_of_memory
 from dhbe.steps import Round
 
 WARM = 3
-"""Iterations that run as usual first, on a stream of their own: libraries choose kernels, optimisers make their states."""
+"""Eager iterations before capture, on a side stream: libraries choose kernels, optimisers create their state."""
 
 WAITS = "synchronizing CUDA operation"
-"""What torch warns of where something waits for the host."""
+"""Part of torch's warning when an operation synchronises with the host."""
 
 
 class CudaGraph:
-    """Calls an iteration; from the fourth call with the same settings on, by replaying its graph.
+    """Runs an iteration; from the fourth call with the same settings on, by replaying its graph.
 
-    An iteration that cannot be captured (a vendor's code that looks at numbers waits for the host) goes on as usual.
+    An iteration that cannot be captured, say because the vendor's code synchronises with the host, keeps running eagerly.
 
     Args:
-        iteration: One iteration, on the current CUDA device. What it returns may be overwritten by the next one, so copies
-            are handed on.
+        iteration: One iteration, on the current CUDA device. A replay overwrites what it returned, so callers get copies.
     """
 
     def __init__(self, iteration: Callable[[], Round]) -> None:
@@ -40,7 +39,7 @@ class CudaGraph:
         self._waits = False
 
     def __call__(self, settings: Hashable) -> Round:
-        """One iteration; whenever `settings` differ, all that the graph holds as plain numbers is captured anew."""
+        """Runs one iteration; a change of `settings`, which hold the captured plain numbers, causes a new capture."""
         if settings != self._settings:
             self._settings, self._calls, self._graph = settings, 0, None
         self._calls += 1
@@ -64,13 +63,13 @@ class CudaGraph:
         return {name: value.clone() for name, value in self._round.items()}
 
     def _warm(self) -> Round:
-        """One iteration as usual, watched for what waits."""
+        """Runs one eager iteration, and notes in the last one before capture whether anything synchronises."""
         aside = self._aside = self._aside or torch.cuda.Stream()
         before = torch.cuda.get_sync_debug_mode()
         aside.wait_stream(torch.cuda.current_stream())
         with warnings.catch_warnings(record=True) as told, torch.cuda.stream(aside):
             warnings.simplefilter("always")
-            torch.cuda.set_sync_debug_mode("warn" if self._calls == WARM else before)  # the first ones set things up
+            torch.cuda.set_sync_debug_mode("warn" if self._calls == WARM else before)  # earlier ones may still set up
             try:
                 round = self._iteration()
             finally:

@@ -1,8 +1,8 @@
 """DHBE: data-free holistic backdoor erasing (Yan et al., AsiaCCS 2023).
 
-A student starts as a copy of the suspect teacher. One generator draws images on which the two disagree, and the student
-learns to agree (distillation); another draws small patches to which the student reacts, and the student learns to
-ignore them (restriction). No image of the real world is ever seen.
+A student starts as a copy of the suspect model, the teacher. One generator draws images on which the two disagree, and the
+student learns to agree (distillation); another draws small patches to which the student reacts, and the student learns to
+ignore them (restriction). No natural image is used.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, lay, set_lr, variation
 
 Engine = Literal["eager", "graph", "compile"]
-"""How an iteration is computed; none changes what is computed."""
+"""How an iteration is executed; the result is the same for all of them."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class DHBE(Eraser):
     name: ClassVar[str] = "dhbe"
 
     iterations: Annotated[
-        int, Setting("rounds: k student steps, one step of the image and one of the trigger generator", least=1)
+        int,
+        Setting(
+            "rounds; each is k student steps, one step of the image generator and one of the trigger generator", least=1
+        ),
     ] = 15_000
     patch: Annotated[int, Setting("side of the generated triggers in pixels (p)", least=1)] = 5
     student_steps: Annotated[int, Setting("student steps per round (k)", least=1)] = 3
@@ -44,15 +47,15 @@ class DHBE(Eraser):
     lr: Annotated[float, Setting("learning rate of the student (SGD), x0.1 at 60 % and 80 % of the rounds")] = 0.1
     momentum: Annotated[float, Setting("momentum of the student's SGD")] = 0.9
     weight_decay: Annotated[float, Setting("weight decay of the student")] = 5e-4
-    lr_generators: Annotated[float, Setting("learning rate of both generators (Adam), decayed alike")] = 1e-3
-    scale: Annotated[float, Setting("greatest change of a pixel by a generated trigger (s)")] = 1.0
+    lr_generators: Annotated[float, Setting("learning rate of both generators (Adam), with the same decay")] = 1e-3
+    scale: Annotated[float, Setting("largest change of a pixel by a generated trigger (s)")] = 1.0
     places: Annotated[
-        Literal["batch", "sample"], Setting("one random place for the whole batch, or one for each image")
+        Literal["batch", "sample"], Setting("one random position for the whole batch, or one for each image")
     ] = "batch"
     smooth: Annotated[float, Setting("weight of the smoothness prior on generated images")] = 0.0
-    detach_clean: Annotated[bool, Setting("no gradient through the clean branch of the restriction")] = False
+    detach_clean: Annotated[bool, Setting("stop the gradient through the clean branch of the restriction")] = False
     engine: Annotated[
-        Engine, Setting("graph: on CUDA, an iteration is one graph; compile: with compiled networks as well")
+        Engine, Setting("graph: run each iteration as one CUDA graph; compile: compile the networks as well")
     ] = "eager"
 
     @property
@@ -85,12 +88,12 @@ class DHBE(Eraser):
                 with torch.no_grad():
                     x = draw()
                     triggered, answer = stamp(x), teacher.logits(x)
-                clean = student.logits(x)  # clean and triggered batches pass separately: each has its own statistics
+                clean = student.logits(x)  # separate passes: each batch has its own BatchNorm statistics
                 distillation = gap(clean, answer)
                 restriction = gap(student.logits(triggered), clean.detach() if self.detach_clean else clean)
                 descend(learn, distillation + self.alpha * restriction)
 
-            with frozen(student):  # its statistics move all the same
+            with frozen(student):  # its BatchNorm statistics are still updated
                 x = draw()  # maximise over G
                 disagreement = gap(student.logits(x), teacher.logits(x))
                 descend(imagine, self.smooth * variation(x) - disagreement if self.smooth else -disagreement)
@@ -116,26 +119,35 @@ class DHBE(Eraser):
         check_patch(self.patch, shape)
         ranks.check(self.batch)
         if self.engine != "eager" and ranks.size() > 1:
-            raise Refused(f"--engine {self.engine} works with one process: give --engine eager, or leave torchrun out")
+            raise Refused(f"--engine {self.engine} needs a single process: use --engine eager, or run without torchrun")
 
     def captures(self, model: Classifier) -> bool:
-        """Whether iterations become graphs, which there are on CUDA only.
+        """Whether iterations are captured as CUDA graphs.
 
         Raises:
-            Refused: Graphs were asked for, and there are none.
+            Refused: `engine` is `graph` and the model is not on a CUDA device.
         """
         if self.engine == "graph" and not model.mean.is_cuda:
-            raise Refused("--engine graph needs a CUDA device: give --engine eager or compile")
+            raise Refused("--engine graph needs a CUDA device: use --engine eager or compile")
         return self.engine != "eager" and model.mean.is_cuda
 
     def stamp(self, model: Classifier, normalised: Tensor, triggers: Tensor) -> Tensor:
-        """Normalised images with triggers added in pixel space, at random places; the sum is not clipped (app. B.3)."""
+        """Adds triggers to normalised images, in pixel space and at random positions; the sum is not clipped (app. B.3).
+
+        Args:
+            model: Holds the normalisation.
+            normalised: Normalised images [n, c, h, w].
+            triggers: Patches [n, c, p, p] in (-1, 1).
+
+        Returns:
+            Normalised images [n, c, h, w].
+        """
         height, width = model.shape[1:]
         patches = lay(self.scale * triggers, height, width, each=self.places == "sample")
         return model.normalise(model.denormalise(normalised) + patches)
 
     def rate(self, iteration: int) -> float:
-        """The share of the learning rates in force at this iteration."""
+        """The factor on the learning rates at an iteration, counted from 0."""
         done = iteration / self.iterations
         return 1.0 if done < 0.6 else 0.1 if done < 0.8 else 0.01
 
@@ -147,7 +159,7 @@ class DHBE(Eraser):
 
 
 PAPER = DHBE()
-"""As the text has it."""
+"""Hyperparameters of the paper's text."""
 
 OFFICIAL = DHBE(student_steps=5, batch=256, smooth=1e-4, detach_clean=True)
-"""As the authors' released script has it; docs/method.md lists where it differs from the text."""
+"""Hyperparameters of the authors' released script; docs/method.md lists where it differs from the text."""

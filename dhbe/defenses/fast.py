@@ -1,15 +1,15 @@
-"""The preset `fast`: the paper's idea in a hundredth of its iterations, on networks that are not only ResNets.
+"""The preset `fast`: the paper's idea in a hundredth of its iterations, and for networks other than ResNets.
 
-What differs from the paper, and why (docs/method.md tells more):
+It differs from the paper as follows (docs/method.md has the details):
 
-- Images are pieces of two photographs, and images that a generator makes familiar to the teacher's BatchNorm layers.
-  None seeks disagreement: a generator that does finds the trigger by itself and teaches it back.
-- Triggers are sought in the teacher before the student moves, one for each class in each family. A class whose margin
-  grows far beyond those of the others is restricted with full weight; where none stands out the restriction is light,
-  and a clean model stays what it is.
+- Images are crops of two photographs, and generated images that match the statistics of the teacher's BatchNorm layers.
+  No generator maximises disagreement: such a generator finds the trigger by itself and teaches it back.
+- Triggers are inverted in the teacher before the student is trained, one for each class in each family. A class whose
+  margin grows far beyond those of the others is restricted with full weight; if none stands out, the restriction is
+  light, and a clean model hardly changes.
 - All triggers found stay in a bank and are shown again as long as the student reacts to them.
-- The student keeps the teacher's BatchNorm statistics and moves by small, bounded steps, so that it never has to relearn.
-- Signs that need no data decide which state is kept, when to stop, and when to go back.
+- The student keeps the teacher's BatchNorm statistics and takes small, clipped steps, so that it never has to relearn.
+- Data-free measures decide which state is kept, when to stop, and when to go back.
 """
 
 from collections.abc import Iterator
@@ -35,62 +35,70 @@ from dhbe.settings import Setting
 from dhbe.steps import Round, channels_last, frozen_copy, gap, set_lr
 
 NOTHING = -1.0
-"""The agreement of no state at all."""
+"""The agreement of `Best` before any state was judged."""
 
 
 @dataclass(frozen=True)
 class FastDHBE(Eraser):
-    """Restricted distillation on familiar images, against triggers that were sought before."""
+    """Restricted distillation on BatchNorm-matched images and photographs, against triggers inverted beforehand."""
 
     name: ClassVar[str] = "fast"
 
     iterations: Annotated[
-        int, Setting("rounds a cycle: k student steps, then one step of some families of triggers", least=1)
+        int, Setting("rounds per cycle; each is k student steps, then one step of some trigger families", least=1)
     ] = 40
     cycles: Annotated[
-        int, Setting("cycles at the most; another one follows until a fresh search finds no suspected class", least=1)
+        int,
+        Setting("maximum number of cycles; the run ends earlier once a fresh search finds no suspected class", least=1),
     ] = 3
     stop_anomaly: Annotated[
-        float, Setting("robust standard deviations by which a suspected class may still stand out in the student")
+        float,
+        Setting("anomaly of a suspected class in the student below which the run ends, in robust standard deviations"),
     ] = 1.0
     student_steps: Annotated[int, Setting("student steps per round (k)", least=1)] = 5
-    batch: Annotated[int, Setting("images in a step of the student", least=4)] = 128
+    batch: Annotated[int, Setting("images per student step", least=4)] = 128
     groups: Annotated[
-        int, Setting("triggers in a batch; each is laid on its share of the triggered images", least=1)
+        int, Setting("triggers per batch; each is applied to an equal share of the triggered images", least=1)
     ] = 8
     alpha: Annotated[float, Setting("weight of the restriction (eq. 8)")] = 1.0
     lr: Annotated[
-        float, Setting("peak learning rate of the student (SGD): up for a tenth of a cycle, then down to 0")
+        float,
+        Setting("peak learning rate of the student (SGD): warm-up over a tenth of a cycle, then linear decay to 0"),
     ] = 6e-3
     momentum: Annotated[float, Setting("momentum of the student's SGD")] = 0.9
     weight_decay: Annotated[float, Setting("weight decay of the student")] = 5e-4
-    clip: Annotated[float, Setting("largest norm of the student's gradient")] = 1.25
+    clip: Annotated[float, Setting("norm to which the student's gradient is clipped")] = 1.25
     rise: Annotated[
         float,
-        Setting("weight, beside the restriction, of how far triggers lead to their classes when a class stands out"),
+        Setting(
+            "weight, added to the restriction, of the margin that triggers gain for their classes when a class stands out"
+        ),
     ] = 0.6
     fall: Annotated[
-        float, Setting("weight, beside the distillation, of how far images of these classes fall behind")
+        float, Setting("weight, added to the distillation, of the margin that images of these classes lose")
     ] = 0.2
     harmless: Annotated[
-        float, Setting("how far a class must stay behind for that not to count, in deviations of the teacher's answers")
+        float,
+        Setting("negative margin below which a gain does not count, in standard deviations of the teacher's logits"),
     ] = 1.0
     trigger_share: Annotated[
         float, Setting("share of triggered images in a student batch when a class stands out", above=0, below=1)
     ] = 0.5
-    trigger_share_unsuspected: Annotated[float, Setting("the same when none does", above=0, below=1)] = 0.125
+    trigger_share_unsuspected: Annotated[
+        float, Setting("share of triggered images in a student batch when none does", above=0, below=1)
+    ] = 0.125
     families_at_once: Annotated[
-        int, Setting("families that go on seeking in the student in one round; all have their turns")
+        int, Setting("trigger families that take a search step in the student per round, in rotation")
     ] = 2
-    seek_images: Annotated[int, Setting("images in one step of them", least=1)] = 32
-    look_every: Annotated[int, Setting("rounds between two looks at what the student still reacts to", least=1)] = 5
-    gain_images: Annotated[int, Setting("images on which the triggers found are tried again", least=2)] = 16
+    seek_images: Annotated[int, Setting("images per step of such a search", least=1)] = 32
+    look_every: Annotated[int, Setting("rounds between two checks of what the student still reacts to", least=1)] = 5
+    gain_images: Annotated[int, Setting("images on which the triggers found are tested again", least=2)] = 16
     agreement_images: Annotated[int, Setting("images on which student and teacher are compared", least=1)] = 256
     damaged_agreement: Annotated[
         float, Setting("agreement with the teacher below which the result counts as damaged", most=1)
     ] = 0.7
     lost_agreement: Annotated[
-        float, Setting("agreement with the teacher below which the student is lost, and goes back", most=1)
+        float, Setting("agreement with the teacher below which the student returns to its best state", most=1)
     ] = 0.3
     survey: Survey = field(default_factory=Survey)
 
@@ -135,20 +143,20 @@ class FastDHBE(Eraser):
                 self.search_afresh(student, learn, state, best)
             yield {**losses, "gain": state.bank.gain.amax(), "agreement": progress.agreement}
         if best.agreement == NOTHING:
-            raise Failed("the run diverged, and no state of it is sound: lower --lr, or another --seed")
+            raise Failed("the run diverged and left no usable state: lower --lr, or try another --seed")
         student.load_state_dict(best.weights)
 
     def step_student(self, student: Classifier, learn: SGD, state: SurveyState) -> Round:
-        """Minimises over S, k times. Both kinds of image pass at once, for no statistics move.
+        """Minimises over S, k times. Clean and triggered images share one pass, as BatchNorm statistics are fixed.
 
-        The gap, a mean over all logits, hardly feels the few images that a trigger still leads to its class, and these
-        are what ASR counts: where a class stands out, the rise of its margin is held down too. For its own images to be
-        told still, their margin must not fall.
+        The gap is a mean over all logits and hardly reflects the few images that a trigger still leads to its class, yet
+        these are what ASR counts. So where a class stands out, the rise of its margin under triggers is penalised too,
+        and so is the fall of the margin on its own images, which must still be recognised.
         """
         backdoored = state.findings.backdoored
         share = self.trigger_share if backdoored else self.trigger_share_unsuspected
         harmless = -self.harmless * state.pool.answers.std()
-        least = ranks.size()  # for each process has its part of both kinds
+        least = ranks.size()  # each process gets a part of both kinds
         covered = min(max(1, round(share * self.batch / least)) * least, self.batch - least)
         losses: Round = {}
         for _ in range(self.student_steps):
@@ -175,7 +183,7 @@ class FastDHBE(Eraser):
         return losses
 
     def step_triggers(self, student: Classifier, state: SurveyState, round_: int) -> Round:
-        """Maximises over R: some families seek what the student still answers."""
+        """Maximises over R: some families search for triggers that the student still responds to."""
         losses: Round = {}
         for turn in range(self.families_at_once):
             number = (self.families_at_once * round_ + turn) % len(FAMILIES)
@@ -187,10 +195,10 @@ class FastDHBE(Eraser):
 
     @torch.no_grad()
     def look(self, student: Classifier, state: SurveyState, progress: "Progress") -> Tensor:
-        """Takes in what was found meanwhile, and notes what still acts and whether the student answers as the teacher.
+        """Adds newly found triggers to the bank, and updates their gains and the agreement with the teacher.
 
         Returns:
-            The images on which triggers were tried [n, c, h, w].
+            The images on which triggers were tested [n, c, h, w], in [0, 1].
         """
         bank, findings = state.bank, state.findings
         pixels, _ = state.pool.sample(self.gain_images)
@@ -206,9 +214,9 @@ class FastDHBE(Eraser):
         return pixels
 
     def search_afresh(self, student: Classifier, learn: SGD, state: SurveyState, best: "Best") -> None:
-        """Goes back to the best state, and seeks there what the first search did not find.
+        """Returns to the best state and searches it for triggers that the first search missed.
 
-        How far a suspected class still stands out is noted, by the margin of squares as large as those of the survey.
+        Records how far a suspected class still stands out, by the margin of squares of the survey's size.
         """
         best.restore(student, learn)
         left, side = [], excerpts_of(state.search).side
@@ -221,9 +229,9 @@ class FastDHBE(Eraser):
         state.bank.retry(student, state.pool.sample(self.gain_images)[0])
 
     def done(self, findings: Findings, rounds: int) -> bool:
-        """Whether the run is at its end: a cycle is over, and another one is not worth it or not allowed.
+        """Whether a cycle is over and no further one is needed or allowed.
 
-        What the first fresh search of the student found is still to be unlearned, so two cycles are the least.
+        There are at least two cycles, since what the first fresh search finds has yet to be unlearned.
         """
         cycle, more = divmod(rounds, self.iterations)
         if rounds == 0 or more:
@@ -232,7 +240,7 @@ class FastDHBE(Eraser):
         return cycle == self.cycles or not findings.backdoored or ordinary
 
     def found(self, run_state: RunState) -> dict[str, float]:
-        """How far the class that stands out most does, against `anomaly_threshold`; which it is; what acts in the end."""
+        """Anomaly index and suspected class, the strongest trigger's gain and the anomaly left in the end, the evidence."""
         findings: Findings = run_state.part("findings")
         anomaly = findings.anomaly.amax(0)
         return {
@@ -244,13 +252,13 @@ class FastDHBE(Eraser):
         }
 
     def verdict(self, run_state: RunState) -> Verdict:
-        """What a finished run says of itself, by signs that need no data.
+        """The verdict of a finished run, without data.
 
-        - `damaged`: the cleaned model is another one.
-        - `still answers`: a class that stood out does so in a fresh search of the cleaned model, or statistics accuse one
-          for which no trigger was found, so that nothing could be unlearned.
+        - `damaged`: the cleaned model disagrees with the suspect model.
+        - `still answers`: a suspected class still stands out in a fresh search of the cleaned model, or statistics
+          accuse a class for which no trigger was found, so that nothing could be unlearned.
         - `erased`: a class stood out, and none does any more.
-        - `nothing found`: none stood out.
+        - `nothing found`: no class stood out.
         """
         findings: Findings = run_state.part("findings")
         if float(run_state.part("best").agreement) < self.damaged_agreement:
@@ -262,17 +270,17 @@ class FastDHBE(Eraser):
     def remarks(self, run_state: RunState) -> list[str]:
         findings: Findings = run_state.part("findings")
         said = [
-            f"statistics accuse class {label}, and no trigger of it was found: nothing of it was unlearned"
+            f"statistics accuse class {label}, but no trigger for it was found: nothing was unlearned for it"
             for label in findings.unexplained.nonzero().flatten().tolist()
         ]
         weak = (findings.fused >= ACCUSED) & (findings.fused < CONVICTED) & ~findings.suspected
         said += [
-            f"statistics lean against class {label} (evidence {float(findings.fused[label]):.2f}; {CONVICTED} convicts), and no "
-            "trigger of it was found: nothing of it was unlearned"
+            f"statistics weakly accuse class {label} (evidence {float(findings.fused[label]):.2f}; {CONVICTED} is strong), but no "
+            "trigger for it was found: nothing was unlearned for it"
             for label in weak.nonzero().flatten().tolist()
         ]
         if not findings.backdoored:
-            said.append("no class stood out: the restriction was light, and a backdoor that no search finds stays")
+            said.append("no class stood out: the restriction was light, and a backdoor that the search missed remains")
         return said
 
     def check(self, shape: Shape) -> None:
@@ -280,10 +288,10 @@ class FastDHBE(Eraser):
         self.survey.check(shape)
         ranks.check(self.batch)
         if self.survey.pool_size < self.batch:
-            raise Refused(f"--pool-size {self.survey.pool_size}: it must hold one batch at least, {self.batch} images")
+            raise Refused(f"--pool-size {self.survey.pool_size}: it must be at least one batch, {self.batch} images")
 
     def rate(self, iteration: int) -> float:
-        """The share of the student's learning rate in force at this iteration of a cycle."""
+        """The factor on the student's learning rate at an iteration of a cycle, counted from 0."""
         done = iteration / self.iterations
         return max(0.0, min((iteration + 1) / max(1, round(0.1 * self.iterations)), (1 - done) / 0.9, 1.0))
 
@@ -296,34 +304,34 @@ class FastDHBE(Eraser):
 
 
 def diverged(model: Classifier) -> bool:
-    """Whether the sum of the squares of all weights is not finite, which happens long before an answer is not."""
+    """Whether the sum of squares of all weights is not finite, which happens long before logits are not."""
     return not torch.stack([each.detach().square().sum() for each in model.parameters()]).sum().isfinite()
 
 
 class Progress(Plain):
-    """How far a run is."""
+    """Progress of a run."""
 
     def __init__(self) -> None:
         self.surveyed = False
-        """The survey is concluded."""
+        """Whether the survey is concluded."""
         self.rounds = 0
-        """Rounds of all cycles that are done."""
+        """Rounds done, over all cycles."""
         self.agreement = torch.ones(())
-        """The share of images for which student and teacher chose the same class when they were compared last."""
+        """The share of images to which student and teacher assigned the same class at the last comparison, a scalar."""
 
 
 class Best(Plain):
-    """The best state of the student so far, by signs that need no data: agreement less the gain of the strongest trigger."""
+    """The best state of the student so far: the one with the largest agreement minus the strongest trigger's gain."""
 
     def __init__(self, student: Classifier) -> None:
         self.weights = _copied(student)
         self.agreement, self.gain, self.lr_scale = NOTHING, 1.0, 1.0
 
     def judge(self, student: Classifier, agreement: Tensor, bank: TriggerBank, pixels: Tensor) -> None:
-        """Keeps this state if it is as good as the best before.
+        """Keeps the current state if it is at least as good as the best so far.
 
-        Both are tried on the same images [n, c, h, w] with all triggers of the bank: triggers are found all the time,
-        and an early state that was never tried with the later ones would look better than it is.
+        The best state is tested again, on the same images [n, c, h, w] and with all triggers of the bank: a state that
+        was never tested with triggers found later would look better than it is.
         """
         now = _copied(student)
         if self.agreement > NOTHING:
@@ -335,7 +343,7 @@ class Best(Plain):
             self.agreement, self.gain, self.weights = float(agreement), gain, now
 
     def restore(self, student: Classifier, learn: SGD, *, slower: bool = False) -> None:
-        """Goes back to the best state, without the momentum that led away from it, and perhaps more slowly from there."""
+        """Returns to the best state and clears the momentum; `slower` halves the learning rate."""
         student.load_state_dict(self.weights)
         learn.state.clear()
         self.lr_scale /= 1 + slower

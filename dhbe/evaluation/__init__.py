@@ -1,1 +1,1 @@
-"""What is measured on a classifier by whoever holds data. No defence sees any of it."""
+"""Measurements on a classifier that need data. No defence sees any of it."""

@@ -1,4 +1,4 @@
-"""How far apart things lie: activations with and without a trigger, classes, images and their triggered copies."""
+"""Distances: of activations with and without a trigger, of classes, and of images from their triggered copies."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,23 +19,23 @@ Box = tuple[float, float, float, float, float]
 def activation_differences(
     classifier: Classifier, images: Images, trigger: Transform, batch: int = 512
 ) -> dict[str, Tensor]:
-    """How far a trigger moves what a classifier computes (fig. 7).
+    """How much a trigger changes the activations of a classifier (fig. 7).
 
     Args:
         classifier: Evaluated in eval mode; the modes of its modules are restored.
         images: Images without the trigger.
-        trigger: Pixels [n, c, h, w] in [0, 1] to triggered ones.
+        trigger: Maps pixels [n, c, h, w] in [0, 1] to triggered ones.
         batch: Images at a time.
 
     Returns:
         `features_l1`, `features_l2` (penultimate features: the input of the last linear layer), `logits_l1` and
-        `logits_l2`: norms of the difference of each image, float32 [n]. Without a linear layer there are no features.
+        `logits_l2`: norms of each image's difference, float32 [n]. Without a linear layer, there are no features.
 
     Raises:
         Refused: There are no images.
     """
     if not len(images):
-        raise Refused("activation differences need images, there are none")
+        raise Refused("activation differences need images, but there are none")
     parts: list[dict[str, Tensor]] = []
     device = classifier.mean.device
     with evaluating(classifier), _listening(classifier) as heard:
@@ -57,7 +57,7 @@ def activation_differences(
 
 
 def box(values: Tensor) -> Box:
-    """What a boxplot shows of values [n]: lower whisker, quartiles, upper whisker.
+    """The box plot of values [n]: lower whisker, quartiles, upper whisker.
 
     Whiskers end at the outermost value within 1.5 interquartile ranges of the box (Tukey 1977).
 
@@ -75,20 +75,20 @@ def trigger_distance(trigger: Transform, pixels: Tensor) -> float:
     """How much a trigger changes images: the mean L1 norm of the change, pixels in [0, 1] (table 1).
 
     Args:
-        trigger: Pixels to triggered pixels.
+        trigger: Maps pixels to triggered ones.
         pixels: Images [n, c, h, w] in [0, 1].
     """
     return (trigger(pixels) - pixels).double().abs().flatten(1).sum(1).mean().item()
 
 
 def directions(count: int, dimensions: int, generator: torch.Generator) -> Tensor:
-    """Random unit vectors, evenly over all directions: [count, dimensions]."""
+    """Random unit vectors, uniform on the sphere: [count, dimensions]."""
     drawn = torch.randn(count, dimensions, generator=generator)
     return drawn / drawn.norm(dim=1, keepdim=True)
 
 
 def shadows(points: Tensor, lines: Tensor) -> Tensor:
-    """What points [n, d] look like along unit vectors [k, d]: [k, n], sorted."""
+    """Sorted projections [k, n] of points [n, d] onto unit vectors [k, d]."""
     return (lines @ points.T).sort(1).values
 
 
@@ -96,15 +96,15 @@ def wasserstein(here: Tensor, there: Tensor) -> Tensor:
     """1-Wasserstein distances of two sets of points along directions; their mean is the sliced Wasserstein distance.
 
     Args:
-        here: Shadows of one set, [k, n].
-        there: Shadows of the other along the same directions, [k, m].
+        here: Projections of one set, [k, n].
+        there: Projections of the other set onto the same directions, [k, m].
 
     Returns:
-        A distance for each direction, [k].
+        The distance along each direction, [k].
     """
     if here.shape == there.shape:
         return (here - there).abs().mean(1)
-    # The quantile functions are steps; between two steps of either both stay constant.
+    # Both quantile functions are constant between consecutive steps of either.
     sizes = here.shape[1], there.shape[1]
     steps = torch.cat([torch.arange(1, size + 1, dtype=torch.float64) / size for size in sizes]).sort().values
     widths = steps.diff(prepend=steps.new_zeros(1))
@@ -114,12 +114,12 @@ def wasserstein(here: Tensor, there: Tensor) -> Tensor:
 
 
 def class_distances(images: Images, count: int, draws: int, at_once: int = 100) -> dict[tuple[int, int], float]:
-    """How far apart classes lie (table 2): dimensions x the largest 1-Wasserstein distance along random directions.
+    """Distances of classes (table 2): dimensions x the largest 1-Wasserstein distance along random directions.
 
     Args:
-        images: Pixels in [0, 1], which make the points of each class.
-        count: Directions in a draw.
-        draws: Whose largest distances are averaged.
+        images: Images, whose pixels in [0, 1] are the points of each class.
+        count: Directions per draw.
+        draws: Number of draws, over which the largest distances are averaged.
         at_once: Directions at a time.
 
     Returns:
@@ -141,7 +141,7 @@ def class_distances(images: Images, count: int, draws: int, at_once: int = 100) 
 
 @contextmanager
 def _listening(classifier: Classifier) -> Iterator[list[Tensor]]:
-    """Inside, the inputs of linear layers are heard as they run; the last one is that of the classifying layer."""
+    """Records the inputs of linear layers inside, in order of execution; the last is that of the classification layer."""
     heard: list[Tensor] = []
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[0]))

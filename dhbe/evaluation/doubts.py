@@ -1,4 +1,4 @@
-"""What is probably wrong where a model does no better than guessing: hardly ever the model."""
+"""Likely causes of an accuracy no better than chance, which is rarely the model's fault."""
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -11,36 +11,36 @@ from dhbe.records import Measures
 from dhbe.training import predict
 
 LOOKED_AT = 500
-"""Images on which other readings are tried."""
+"""Maximum number of images on which alternatives are tested."""
 
 FEWEST = 20
-"""Images below which nothing is said."""
+"""Minimum number of images for a diagnosis."""
 
 ABOVE_CHANCE = 0.05
-"""Of the way from guessing to being always right: what is below is not told from guessing."""
+"""Accuracy that still counts as chance, as a share of the range from chance to 1."""
 
 CLEARLY = 0.3
-"""By how much another reading must be better to be proposed."""
+"""Improvement of accuracy from which an alternative is proposed."""
 
 USUAL = {"--mean 0 --std 1": ((0.0,), (1.0,)), "--mean .5 --std .5": ((0.5,), (0.5,))}
 USUAL |= {f"--mean {name}": constants for name, constants in NORMALISATION.items()}
-"""Mean and standard deviation by what asks for them on the command line."""
+"""Mean and standard deviation by the command-line options for them."""
 
 
 def doubts(classifier: Classifier, evidence: Evidence, measures: Measures) -> list[str]:
-    """One line if the accuracy is about what guessing gives, with what is likely wrong; else nothing.
+    """One line with the likely cause if the accuracy is no better than chance, else none.
 
     Args:
-        classifier: What was measured.
-        evidence: What it was measured on.
-        measures: What it came to.
+        classifier: The classifier measured.
+        evidence: The data it was measured on.
+        measures: The result.
     """
     chance, acc = 1 / classifier.classes, measures.acc
     if acc is None or len(evidence.images) < FEWEST or acc > chance + ABOVE_CHANCE * (1 - chance):
         return []
     order = torch.randperm(len(evidence.images), generator=torch.Generator().manual_seed(0))
     some = evidence.images.subset(order[:LOOKED_AT])
-    said = f"ACC {acc:.1%} is about what guessing gives"
+    said = f"ACC {acc:.1%} is no better than chance"
     if (matched := _matched(classifier, some)) > acc + CLEARLY:
         return [
             f"{said}, but with the classes in another order it is {matched:.1%}: check --class-names, or the labels"
@@ -53,7 +53,7 @@ def doubts(classifier: Classifier, evidence: Evidence, measures: Measures) -> li
 
 
 def _matched(classifier: Classifier, images: Images) -> float:
-    """The accuracy if each class of the data were that class of the model that suits best."""
+    """The accuracy under the best one-to-one assignment of the data's classes to the model's."""
     size = max(classifier.classes, images.classes)
     counts = torch.zeros(size, size, dtype=torch.int64)
     counts.index_put_((images.labels, predict(classifier, images)), torch.ones(1, dtype=torch.int64), accumulate=True)
@@ -62,7 +62,7 @@ def _matched(classifier: Classifier, images: Images) -> float:
 
 
 def _read_as(classifier: Classifier, images: Images, mean: tuple[float, ...], std: tuple[float, ...]) -> float:
-    """The accuracy with another normalisation; 0 where it does not fit the channels."""
+    """The accuracy with another normalisation; 0 if it does not fit the channels."""
     if len(mean) not in (1, classifier.shape[0]):
         return 0.0
     other = Classifier(

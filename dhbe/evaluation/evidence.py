@@ -1,4 +1,4 @@
-"""What a classifier is measured with: images, and perhaps the trigger. No defence can import this."""
+"""The data that a classifier is measured with: images, and optionally the trigger. No defence can import this."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from dhbe.data import Images
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Data that a run is measured with, and never handed to a defence."""
+    """Data that a run is measured with, and which is never handed to a defence."""
 
     images: Images
     name: str = ""
     trigger: Trigger | None = None
     target: Target | None = None
-    """The class that the trigger leads to; "next" is each image's own plus one (all-to-all)."""
+    """The target class; "next" is each image's own class plus one (all-to-all)."""
     source: int | None = None
     """The only class whose images the trigger is for (one-to-one)."""
 

@@ -1,4 +1,4 @@
-"""The rates of a classifier on the evidence; no defence sees any of this."""
+"""Measures a classifier's rates on the evidence; no defence sees any of this."""
 
 from typing import Any, get_args
 
@@ -16,10 +16,10 @@ from dhbe.records import Measures, ModelInfo
 from dhbe.training import predict
 
 BOXED = 1000
-"""Images, at most, on which activation differences are taken."""
+"""Maximum number of images for activation differences."""
 
 WORTH = 512
-"""Images from which on a network is made quicker first."""
+"""Number of images from which optimising the network first pays off."""
 
 
 def check(evidence: Evidence, info: ModelInfo) -> None:
@@ -28,9 +28,11 @@ def check(evidence: Evidence, info: ModelInfo) -> None:
     if images.shape != info.input:
         raise Refused(f"the images are {images.shape}, the model takes {info.input}: give other data or --input")
     if len(images) and int(images.labels.max()) >= info.classes:
-        raise Refused(f"the data has labels up to {int(images.labels.max())}, the model {info.classes} classes")
+        raise Refused(
+            f"the data has labels up to {int(images.labels.max())}, the model has {info.classes} classes: give other data"
+        )
     if (evidence.trigger is None) != (target is None):
-        raise Refused("a trigger and its target class go together: give both --trigger and --target, or neither")
+        raise Refused("a trigger needs its target class, and vice versa: give both --trigger and --target, or neither")
     for what, number in (("target", evidence.one_target), ("source", evidence.source)):
         if number is not None and not 0 <= number < info.classes:
             raise Refused(f"no {what} class {number}: the model has classes 0 to {info.classes - 1}")
@@ -42,16 +44,16 @@ def measured(
     victim: Classifier | None = None,
     signs: dict[str, float] | None = None,
 ) -> Measures:
-    """Everything that the evidence allows to measure.
+    """Measures everything that the evidence allows.
 
     Args:
-        classifier: What is evaluated.
-        evidence: Images, and perhaps a trigger with its target; None leaves all rates open.
-        victim: The backdoored model, for the ASR among images that it gets right; None takes `classifier`.
-        signs: Data-free signs to note beside the rates.
+        classifier: The classifier to evaluate.
+        evidence: Images, and optionally a trigger with its target; None leaves all rates None.
+        victim: The backdoored model, for the ASR among images that it classifies correctly; None means `classifier`.
+        signs: Data-free signs to include.
 
     Returns:
-        The measures; an ASR is None where the model gets no image right, so that none counts.
+        The measures; rates are in [0, 1]. An ASR is None if the model classifies no image correctly, so that none counts.
 
     Raises:
         Refused: The data has no image outside the target class.
@@ -79,19 +81,19 @@ def measured(
 def _success(
     classifier: Classifier, evidence: Evidence, trigger: Trigger, goal: Tensor, clean: Tensor, base: Tensor
 ) -> dict[str, Any]:
-    """Everything that is counted on triggered images.
+    """All rates on triggered images.
 
     Args:
-        classifier: What is evaluated.
+        classifier: The classifier to evaluate.
         evidence: The images; with a source, only those of its class count.
         trigger: The trigger.
-        goal: The class that it leads each image to, int64 [n].
-        clean: What the classifier predicts without it.
-        base: What the victim predicts without it.
+        goal: The target class of each image, int64 [n].
+        clean: The classifier's predictions without the trigger, int64 [n].
+        base: The victim's predictions without the trigger, int64 [n].
     """
     labels = evidence.images.labels
     ours = labels == evidence.source if evidence.source is not None else torch.ones_like(labels, dtype=torch.bool)
-    aimed = ours & (labels != goal)  # of no other image does it matter where the trigger leads it
+    aimed = ours & (labels != goal)  # no other images count
     triggered = _led(classifier, evidence.images, trigger, aimed)
     parts = (clean[ours], triggered[ours], labels[ours], goal[ours], base[ours])
     _, hit, true, aim, _ = parts
@@ -99,7 +101,7 @@ def _success(
     counted = {among: (seen == true) & (true != aim) for among, seen in right.items()}
     rates: dict[str, Any] = {}
     for among in get_args(metrics.Among):
-        if counted[among].any() or among == "all":  # all of none is refused
+        if counted[among].any() or among == "all":  # "all" raises if there are no images
             rates[f"asr_{among}"] = metrics.attack_success(*parts, among)
     rates["asr"] = rates.pop("asr_model", None)
     rates["ra"] = metrics.robust_accuracy(hit, true, aim)
@@ -116,14 +118,14 @@ def _success(
 
 
 def _led(classifier: Classifier, images: Images, trigger: Trigger, which: Tensor) -> Tensor:
-    """Predicted classes of some triggered images, bool [n]; -1 for the others: int64 [n]."""
+    """Predicted classes int64 [n] of the triggered images selected by `which`, bool [n]; -1 for the others."""
     found = torch.full_like(images.labels, -1)
     found[which] = predict(classifier, images.subset(which), trigger)
     return found
 
 
 def rated(before: Measures, after: Measures) -> Measures:
-    """`after` with the defence effectiveness rating, where both models have ACC and ASR."""
+    """`after` with the defence effectiveness rating (DER), if both models have ACC and ASR."""
     rates = [before.acc, after.acc, before.asr, after.asr]
     known = [rate for rate in rates if rate is not None]
     return after.model_copy(update={"der": metrics.der(*known)}) if len(known) == len(rates) else after

@@ -1,4 +1,4 @@
-"""Figures of merit: pure functions of predictions. Integers are counted and divided; nothing is averaged in floats."""
+"""Metrics as pure functions of predictions, exact: integer counts are divided, no floats are averaged."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ Among = Literal["model", "victim", "all"]
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """ACC: the share of images classified right.
+    """ACC: the share of images classified correctly.
 
     Args:
         predicted: Predicted classes, int64 [n].
@@ -38,29 +38,29 @@ def attack_success(
     base: Tensor | None = None,
     among: Among = "model",
 ) -> float:
-    """ASR: the share of images of other classes that are classified as the target once triggered (eq. 9).
+    """ASR: the share of images of other classes that are classified as the target class with the trigger (eq. 9).
 
     Args:
         clean: Classes that the evaluated model predicts without the trigger, int64 [n].
         triggered: Classes that it predicts with the trigger, int64 [n].
         labels: True classes, int64 [n].
-        target: The attacker's class, or that of each image, int64 [n] (all-to-all). Images of it never count.
+        target: The target class, or that of each image, int64 [n] (all-to-all). Images of it never count.
         base: Classes that the backdoored model predicts without the trigger, int64 [n]; only for "victim".
-        among: Images that count: those that the evaluated model gets right untriggered ("model", as the released
-            script does), those that the backdoored model gets right ("victim", as the text says), or "all".
+        among: Images that count: those that the evaluated model classifies correctly without the trigger ("model", as in
+            the released script), those that the backdoored model does ("victim", as in the text), or "all".
 
     Raises:
         Refused: No image counts, the lengths differ, or `base` is missing.
     """
     if among not in get_args(Among):
-        raise Refused(f"no ASR among {among!r}; there are {', '.join(get_args(Among))}")
+        raise Refused(f"no ASR among {among!r}; available: {', '.join(get_args(Among))}")
     _check(clean, triggered, labels)
     counted = labels != target
     if among == "model":
         counted = counted & (clean == labels)
     elif among == "victim":
         if base is None:
-            raise Refused("the ASR among images that the victim gets right needs the victim's predictions")
+            raise Refused("the ASR among images that the victim classifies correctly needs the victim's predictions")
         _check(base, labels)
         counted = counted & (base == labels)
     outside = f"outside class {_one(target)}"
@@ -68,7 +68,7 @@ def attack_success(
 
 
 def goals(labels: Tensor, target: int | Literal["next"], classes: int) -> Tensor:
-    """The class that the trigger leads each image to, int64 [n]; "next" is its own class plus one.
+    """The target class of each image, int64 [n]; "next" is its own class plus one.
 
     >>> goals(torch.tensor([0, 1, 2]), "next", 3).tolist(), goals(torch.tensor([0, 1, 2]), 2, 3).tolist()
     ([1, 2, 0], [2, 2, 2])
@@ -77,12 +77,12 @@ def goals(labels: Tensor, target: int | Literal["next"], classes: int) -> Tensor
 
 
 def robust_accuracy(triggered: Tensor, labels: Tensor, target: int | Tensor) -> float:
-    """RA: the share of images of other classes that are still given their true class once triggered.
+    """RA: the share of images of other classes that are classified correctly with the trigger.
 
     Args:
         triggered: Classes predicted with the trigger, int64 [n].
         labels: True classes, int64 [n].
-        target: The attacker's class, or that of each image, int64 [n]. Images of it never count.
+        target: The target class, or that of each image, int64 [n]. Images of it never count.
 
     Raises:
         Refused: There is no image of another class, or the lengths differ.
@@ -92,11 +92,11 @@ def robust_accuracy(triggered: Tensor, labels: Tensor, target: int | Tensor) -> 
 
 
 def per_class(hit: Tensor, counted: Tensor, labels: Tensor, classes: int) -> list[float | None]:
-    """A rate for each class: among its images that count, the share of hits; None where none counts.
+    """The share of hits among the images of each class that count; None for a class of which none counts.
 
     Args:
-        hit: bool [n].
-        counted: bool [n].
+        hit: Which images are hits, bool [n].
+        counted: Which images count, bool [n].
         labels: True classes, int64 [n].
         classes: Number of classes.
 
@@ -130,7 +130,7 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, flo
         Refused: `total` is 0 or `count` is not between 0 and `total`.
     """
     if not 0 <= count <= total or total == 0:
-        raise Refused(f"{count} of {total} is no share")
+        raise Refused(f"{count} of {total} is not a share: count must be from 0 to a positive total")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = count / total
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
@@ -139,19 +139,19 @@ def wilson(count: int, total: int, confidence: float = 0.95) -> tuple[float, flo
 
 
 def bootstrap(values: Sequence[float], confidence: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
-    """The percentile bootstrap interval of a mean over runs (Efron 1979), as over seeds.
+    """The percentile bootstrap interval of a mean over runs (Efron 1979), such as seeds.
 
     Args:
-        values: One figure a run; two at least.
+        values: One value per run, at least two.
         confidence: Share of the resampled means between the two ends.
-        draws: Resamples; always the same ones.
+        draws: Number of resamples, drawn with a fixed seed.
 
     Raises:
         Refused: There are fewer than two values, or one is not finite.
     """
     figures = torch.tensor(values, dtype=torch.float64)
     if len(figures) < 2 or not figures.isfinite().all():
-        raise Refused(f"an interval over runs needs two figures at least, all finite, not {list(values)}")
+        raise Refused(f"an interval over runs needs at least two finite values, not {list(values)}")
     index = torch.randint(len(figures), (draws, len(figures)), generator=torch.Generator().manual_seed(0))
     tail = torch.tensor([(1 - confidence) / 2, (1 + confidence) / 2], dtype=torch.float64)
     low, high = figures[index].mean(1).quantile(tail).tolist()
@@ -167,7 +167,7 @@ def _one(target: int | Tensor) -> str:
 def _check(*classes: Tensor) -> None:
     shapes = [list(each.shape) for each in classes]
     if any(len(shape) != 1 or shape != shapes[0] for shape in shapes):
-        raise Refused(f"predictions and labels must be of one length [n], not {shapes}")
+        raise Refused(f"predictions and labels must have the same length [n], not {shapes}")
 
 
 def _share(hit: Tensor, counted: Tensor, empty: str) -> float:

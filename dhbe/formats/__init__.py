@@ -1,4 +1,4 @@
-"""Forms in which models travel, beside single files of torch and safetensors."""
+"""Model formats other than single files of torch and safetensors."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,21 +12,21 @@ from dhbe.formats.hub import Described, described
 
 __all__ = ["Described", "described", "export", "read", "sources"]
 
-KERAS = "a Keras file: export it with tf2onnx, or copy its weights into a network of torch"
+KERAS = "a Keras file: export it with tf2onnx, or copy its weights into a torch network"
 TENSORFLOW = "a TensorFlow file: export the network that it was made from with tf2onnx"
 ELSEWHERE = {".h5": KERAS, ".hdf5": KERAS, ".keras": KERAS, ".pb": TENSORFLOW, ".tflite": TENSORFLOW}
-"""Files of other libraries by what their names end in, and what can be done."""
+"""Descriptions of other libraries' files by suffix, with advice."""
 
 
 def read(path: Path, weights: str | None = None) -> State:
-    """Reads the weights of a model in whatever form it comes; for single files see `checkpoint.read`.
+    """Reads the weights of a model in any supported format; for single files see `checkpoint.read`.
 
     Args:
-        path: A file, or a folder as hubs keep them.
+        path: A file, or a folder of a model hub.
         weights: Which of several state dicts.
 
     Raises:
-        Refused: It is no model, or of a form that cannot be read; the message says how to export it.
+        Refused: It is not a model, or its format is not supported; the message says how to export it.
     """
     if _is(Path.is_dir, path):
         return hub.read(path, weights)
@@ -40,7 +40,7 @@ def read(path: Path, weights: str | None = None) -> State:
 
 
 def sources(path: Path) -> list[Path]:
-    """All that a model may be read from: its file or folder, and the files that belong to it."""
+    """All paths from which a model may be read: its file or folder, and the files that belong to it."""
     if _is(Path.is_dir, path):
         return [path, *sorted(path.iterdir())]
     beside = [path.with_name(name) for name in (hub.CONFIG, hub.PROCESSOR, f"{path.name}.data")]
@@ -50,5 +50,5 @@ def sources(path: Path) -> list[Path]:
 def _is(kind: Callable[[Path], bool], path: Path) -> bool:
     try:
         return kind(path)
-    except (OSError, ValueError):  # a name too long, a folder that may not be entered: reading says so
+    except (OSError, ValueError):  # a name too long, a folder without permission: reading reports it
         return False

@@ -1,4 +1,4 @@
-"""Weights as arrays without names, in the order of the network's state dict, as federated learning keeps them."""
+"""Weights as arrays without names, in the order of the state dict, as in federated learning."""
 
 import io
 import re
@@ -18,14 +18,14 @@ from dhbe.errors import Refused
 from dhbe.matching import Match, in_order
 
 NAME = re.compile(r"arr_(\d+)(\.npy)?")
-"""What NumPy calls arrays that are saved without names."""
+"""NumPy's names for arrays saved without names."""
 
 MOST = 100_000
-"""Arrays that a file may hold."""
+"""Maximum number of arrays in a file."""
 
 
 class Arrays(Container):
-    """Writes an .npz file with the arrays in their order."""
+    """Writes an .npz file with the arrays in the same order."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,16 +41,16 @@ class Arrays(Container):
 
 
 def read(path: Path) -> State:
-    """Reads `arr_0`, `arr_1`, ... of an .npz file; they get the network's names when they are loaded.
+    """Reads `arr_0`, `arr_1`, ... of an .npz file; they are matched to the network's names on loading.
 
     Raises:
-        Refused: It is not such a file, or an array is no plain, finite numbers.
+        Refused: It is not such a file, or an array does not hold plain, finite numbers.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             found = [NAME.fullmatch(name) for name in archive.namelist()]
     except (OSError, zipfile.BadZipFile) as error:
-        raise Refused(f"{path} is not a whole .npz file: fetch it again") from error
+        raise Refused(f"{path} is not a complete .npz file: download it again") from error
     if not found or not all(found) or len(found) > MOST:
         raise Refused(
             f"{path} is an .npz file, but does not hold the weights of a network as arr_0, arr_1, ...: give these, in the "
@@ -64,6 +64,6 @@ def read(path: Path) -> State:
         except TypeError:
             tensor = torch.zeros(1, dtype=torch.complex64)
         if tensor.dtype not in DTYPES or not tensor.float().isfinite().all():
-            raise Refused(f"{path}: {key} ({array.dtype}) holds no plain, finite numbers")
+            raise Refused(f"{path}: {key} ({array.dtype}) does not hold plain, finite numbers")
         tensors[key] = tensor
     return State(tensors, "", "", files.sha256(path), container=Arrays())

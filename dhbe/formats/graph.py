@@ -1,7 +1,7 @@
-"""ONNX files: their weights are matched to a network of `--arch` by graph order and shape, and come back in the same graph.
+"""ONNX files: weights are matched to the network of `--arch` by graph order and shape, and written back into the same graph.
 
-Nothing is believed: of a graph only plain layers are accepted, sizes are inferred before anything is computed, and in the end
-onnxruntime must compute what the network does. Data beside the file is read only if it has the file's own name.
+Files are not trusted: only plain layers are accepted, sizes are inferred before anything is computed, and finally
+onnxruntime must compute the same as the network. An external data file is read only if it is named after the model's file.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,16 +66,16 @@ PLAIN = set(
         "Unsqueeze",
     ]
 )
-"""Operators that are accepted; none runs others or makes large tensors out of nothing."""
+"""Accepted operators; none of them runs others or creates large tensors from small ones."""
 
 MOST = 2**28
-"""Numbers that all results of a graph may have together, for the batch that is compared."""
+"""Maximum number of elements of all results of a graph, for a batch of `BATCH`."""
 
 BATCH = 2
 """Images on which outputs are compared."""
 
 NEAR = 1e-3
-"""How far outputs may differ, as a share of the largest."""
+"""Largest difference of outputs, relative to the largest output."""
 
 
 class Layer(NamedTuple):
@@ -105,7 +105,7 @@ class Graph(Container):
         names = [name for layer in theirs for name in layer.weights]
         if len(set(names)) < len(names):
             raise Refused(
-                "layers of the ONNX graph share weights, so that they cannot be told apart: ask for a .safetensors"
+                "layers of the ONNX graph share weights and cannot be told apart: ask for a .safetensors file"
             )
         shape = _shape(self.model)
         folded = _fold(network, shape, [layer.kind for layer in theirs])
@@ -166,17 +166,17 @@ def read(path: Path) -> State:
     """Reads the weights of an ONNX file.
 
     Raises:
-        Refused: It is none, or its graph is more than plain layers.
+        Refused: It is not an ONNX file, or its graph has operators other than plain layers.
     """
     onnx = import_extra("onnx", "onnx")
     try:
         model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # whatever a parser thinks of hostile bytes
-        raise Refused(f"{path} is broken or no ONNX file: fetch it again") from error
+    except Exception as error:  # parsers of hostile bytes may raise anything
+        raise Refused(f"{path} is broken or not an ONNX file: download it again") from error
     strange = sorted({node.op_type for node in model.graph.node if node.op_type not in PLAIN or node.domain})
     if strange or model.functions or model.graph.sparse_initializer or not model.graph.node:
         raise Refused(
-            f"{path} has operators that are not read ({some(map(show, strange)) or 'functions of its own'}): ask for what "
+            f"{path} has unsupported operators ({some(map(show, strange)) or 'custom functions'}): ask for what "
             "torch.save(model.state_dict(), path) writes"
         )
     beside = path.with_name(f"{path.name}.data")
@@ -190,12 +190,12 @@ def read(path: Path) -> State:
     }
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or not tensor.float().isfinite().all():
-            raise Refused(f"{path}: {show(name)} holds no plain, finite numbers")
+            raise Refused(f"{path}: {show(name)} does not hold plain, finite numbers")
     return State(tensors, "", "", files.sha256(path), container=Graph(model))
 
 
 def export(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
-    """A network as an ONNX file, for batches of any size; onnxruntime computes what the network does.
+    """Exports a network to an ONNX file for any batch size, and checks that onnxruntime computes the same.
 
     Raises:
         Refused: The extra is missing, or the network cannot be exported.
@@ -213,7 +213,7 @@ def export(network: nn.Module, shape: tuple[int, int, int]) -> bytes:
 
 
 def compare(model: Any, network: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Raises `Refused` unless onnxruntime computes from the graph what the network does."""
+    """Raises `Refused` unless onnxruntime computes the same from the graph as the network."""
     runtime = import_extra("onnxruntime", "onnx")
     settings = runtime.SessionOptions()
     settings.intra_op_num_threads = settings.inter_op_num_threads = 1
@@ -225,7 +225,7 @@ def compare(model: Any, network: nn.Module, shape: tuple[int, int, int]) -> None
     with torch.no_grad():
         ours = logits_in(network.eval()(images)).float().numpy()
     if given.shape != ours.shape or np.abs(given - ours).max() > NEAR * max(1.0, np.abs(ours).max()):
-        raise Refused("the ONNX graph computes something else than the network with its weights: check --arch")
+        raise Refused("the ONNX graph and the network with its weights compute different outputs: check --arch")
 
 
 def _layers(model: Any) -> Iterator[Layer]:
@@ -257,7 +257,7 @@ def _turned(model: Any) -> set[str]:
 
 
 def _called(network: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, list[str]]]:
-    """Layers with weights in the order in which they are computed, with the names of their tensors."""
+    """Layers with weights in order of computation, with the names of their tensors."""
     order: list[tuple[str, list[str]]] = []
     hooks = []
     for name, module in network.named_modules():
@@ -293,7 +293,7 @@ def _fold(network: nn.Module, shape: tuple[int, int, int], kinds: Sequence[str])
 
 
 def _array(each: Any, beside: Path) -> np.ndarray:
-    """The numbers of an initialiser, out of the file or of the one beside it that has its name."""
+    """The values of an initialiser, from the model's file or from its external data file."""
     onnx = import_extra("onnx", "onnx")
     if each.data_location == each.EXTERNAL:
         told = {entry.key: entry.value for entry in each.external_data}
@@ -304,7 +304,7 @@ def _array(each: Any, beside: Path) -> np.ndarray:
             or not 0 <= offset <= offset + length <= beside.stat().st_size
         ):
             raise Refused(
-                f"the ONNX file keeps its weights in another file, and only {beside.name} is read: put it there"
+                f"the ONNX file stores its weights in another file, and only {beside.name} is supported: provide that file"
             )
         with beside.open("rb") as stream:
             stream.seek(offset)
@@ -321,7 +321,7 @@ def _shape(model: Any) -> tuple[int, int, int]:
 
 
 def _bounded(model: Any, path: Path) -> Any:
-    """The model for batches of two, with the sizes of all its results known and small."""
+    """The model for batches of two, after checking that the sizes of all its results are known and small."""
     onnx = import_extra("onnx", "onnx")
     stored = {each.name for each in model.graph.initializer}
     inputs = [each for each in model.graph.input if each.name not in stored]

@@ -1,8 +1,8 @@
-"""Folders as hubs keep models: config.json beside model.safetensors, of transformers or of timm.
+"""Folders of model hubs: config.json beside model.safetensors, of transformers or timm.
 
-Only what is known by name is opened, in the folder itself. A configuration is numbers and words: it chooses among the
-networks of an installed library, and can neither name code nor a file. The network is first built without memory, and its
-size is compared with that of the weights.
+Only files with known names are opened, in the folder itself. A configuration consists of numbers and words: it selects one of
+an installed library's networks, and can name neither code nor files. The network is first built without memory, to compare
+its size with that of the weights.
 """
 
 import hashlib
@@ -36,13 +36,13 @@ PATTERNS = (
     r"pytorch_model\.bin",
     r"pytorch_model-\d+-of-\d+\.bin",
 )
-"""What weights are called; the first that is there is taken."""
+"""Names of files with weights, in order of preference."""
 
 LARGEST = 16 * 2**20
-"""Bytes of a configuration."""
+"""Maximum size of a configuration in bytes."""
 
 DEEPEST, WIDEST = 1000, 2**20
-"""Layers and other numbers that a configuration may ask for."""
+"""Maximum number of layers, and maximum value of other numbers, in a configuration."""
 
 LOST = (
     "auto_map",
@@ -53,30 +53,30 @@ LOST = (
     "architectures",
     "transformers_version",
 )
-"""Of transformers' configurations: what is not for the network itself."""
+"""Keys of transformers' configurations that do not concern the network itself."""
 
 
 @dataclass(frozen=True, eq=False)
 class Described:
-    """What a folder says of its network."""
+    """A folder's description of its network."""
 
     arch: str
-    """What the record calls it."""
+    """Name of the architecture for the record."""
     build: Callable[[int, Shape, int], nn.Module]
-    """Makes an untrained network of so many classes, for images of a shape, that may have so many numbers."""
+    """Builds an untrained network from the number of classes, the image shape and the maximum number of parameters."""
     classes: int | None
     names: tuple[str, ...]
-    """Of the classes, by their numbers."""
+    """Names of the classes in order."""
     shape: Shape
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     source: str
-    """Where that was read."""
+    """Name of the file with this description."""
 
 
 @dataclass(frozen=True)
 class Folder(Container):
-    """Writes weights and configuration, so that the library that wrote the folder reads it."""
+    """Writes weights and configuration for the library that wrote the folder."""
 
     copies: Mapping[str, bytes]
     shards: Mapping[str, Sequence[str]]
@@ -102,7 +102,7 @@ class Folder(Container):
 
 
 def read(folder: Path, weights: str | None = None) -> State:
-    """The weights in a folder, of all shards.
+    """Reads the weights in a folder, from all shards.
 
     Raises:
         Refused: There are none, or a file cannot be read.
@@ -120,10 +120,10 @@ def read(folder: Path, weights: str | None = None) -> State:
     states = [checkpoint.read(folder / name, weights) for name in shards]
     tensors = {key: tensor for state in states for key, tensor in state.tensors.items()}
     if len(tensors) < sum(len(state.tensors) for state in states):
-        raise Refused(f"the shards in {folder} hold tensors twice: fetch them again")
+        raise Refused(f"the shards in {folder} hold tensors twice: download them again")
     of = re.fullmatch(r".*-of-(\d+)\..*", shards[0])
     if of and int(of[1]) != len(shards):
-        raise Refused(f"{folder} holds {len(shards)} of {int(of[1])} shards: fetch the others too")
+        raise Refused(f"{folder} holds {len(shards)} of {int(of[1])} shards: download the others too")
     digest = hashlib.sha256("".join(state.sha256 for state in states).encode()).hexdigest()
     copies = {name: (folder / name).read_bytes() for name in (CONFIG, PROCESSOR) if _json(folder / name) is not None}
     sole = states[0].sha256 if len(states) == 1 else digest
@@ -133,10 +133,10 @@ def read(folder: Path, weights: str | None = None) -> State:
 
 
 def described(path: Path) -> Described | None:
-    """What the configuration in a folder, or beside a file, says; None if there is none of a known library.
+    """Reads the configuration in a folder, or beside a file; None if there is none of a known library.
 
     Raises:
-        Refused: It asks for what is not allowed, or the library is missing.
+        Refused: It contains what is not allowed, or the library is missing.
     """
     folder = path if path.is_dir() else path.parent
     config = _json(folder / CONFIG)
@@ -181,7 +181,7 @@ def _of_transformers(config: dict[str, Any], processor: dict[str, Any]) -> Descr
     labels = labels if isinstance(labels, dict) else {}
     named = [labels.get(str(number)) for number in range(len(labels))]
     names = _texts(named) if not all(str(name).startswith("LABEL_") for name in named) else ()
-    classes = len(labels) or config.get("num_labels") or 2  # what the library takes
+    classes = len(labels) or config.get("num_labels") or 2  # the library's default
 
     def build(classes: int, shape: Shape, most: int) -> nn.Module:
         with suppress(Refused):
@@ -206,16 +206,16 @@ def _of_transformers(config: dict[str, Any], processor: dict[str, Any]) -> Descr
 
 
 def _within(most: int, make: Callable[[], nn.Module]) -> nn.Module:
-    """Makes a network, once it is known that it has at most so many numbers."""
+    """Builds a network after checking that it has at most `most` parameters."""
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in make().parameters())
     if size > most:
-        raise Refused(f"{CONFIG} asks for a network of {size} numbers, the weights have at most {most}")
+        raise Refused(f"{CONFIG} describes a network with {size} parameters, but the weights have at most {most}")
     return make()
 
 
 def _normalisation(processor: dict[str, Any]) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and standard deviation for pixels in [0, 1], whatever a processor scales them to."""
+    """Mean and standard deviation for pixels in [0, 1], whatever range a processor scales pixels to."""
     mean, std = _numbers(processor.get("image_mean")), _numbers(processor.get("image_std"))
     if not processor:
         return None, None
@@ -226,7 +226,7 @@ def _normalisation(processor: dict[str, Any]) -> tuple[tuple[float, ...] | None,
 
 
 def _size(processor: dict[str, Any]) -> tuple[int, int] | None:
-    """Height and width that a processor cuts or resizes images to."""
+    """Height and width to which a processor crops or resizes images."""
     crop = processor.get("crop_size") if processor.get("do_center_crop") else None
     size = crop or processor.get("size")
     if isinstance(size, dict):
@@ -239,15 +239,15 @@ def _size(processor: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _check(config: dict[str, Any]) -> None:
-    """Refuses a configuration that loads more than itself, or asks for more than any network has."""
+    """Refuses a configuration that refers to another model, or whose numbers are implausibly large."""
     for key, value in config.items():
         if "backbone" in key and value:
-            raise Refused(f"{CONFIG}: {show(key)} names another model, which is not fetched")
+            raise Refused(f"{CONFIG}: {show(key)} names another model, which is not downloaded")
         numbers = value if isinstance(value, list) else [value]
         layers = re.search(r"layer|depth|block|stage|repeat", key)
         counts = [x for x in numbers if isinstance(x, int)]
         if key not in LOST and (sum(counts) > DEEPEST if layers else max(counts, default=0) > WIDEST):
-            raise Refused(f"{CONFIG}: {show(key)} {str(counts)[:100]} is more than any network has")
+            raise Refused(f"{CONFIG}: {show(key)} {str(counts)[:100]} is implausibly large")
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Networks: a small zoo, other people's architectures, and what the shapes of weights tell."""
+"""Networks: built-in architectures, third-party ones, and inference of the architecture from weights."""
 
 import copy
 import difflib
@@ -39,24 +39,24 @@ ZOO: dict[str, Callable[..., nn.Module]] = {
     "wrn40-1": partial(WideResNet, 40, 1),
     "wrn40-2": partial(WideResNet, 40, 2),
 }
-"""Each takes ``(classes, channels=3)`` and returns an untrained network for normalised images; ``-64`` is for 64 px."""
+"""Functions ``(classes, channels=3)`` that return an untrained network for normalised images; ``-64`` is for 64 px."""
 
 
 @dataclass(frozen=True)
 class Guess:
-    """What the keys and shapes of weights tell without doubt; None where they do not."""
+    """What the keys and shapes of weights determine; None where they do not."""
 
     arch: str | None
     classes: int | None
     alike: tuple[str, ...] = ()
-    """Several architectures with the very same tensors, of which it is one."""
+    """The candidates, if several architectures have exactly these tensors."""
 
 
 def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     """An untrained network.
 
     Args:
-        arch: A name of `ZOO`, ``torchvision:NAME``, ``timm:NAME``, or the vendor's code as ``path/to/file.py:function``
+        arch: A name in `ZOO`, ``torchvision:NAME``, ``timm:NAME``, or the vendor's code as ``path/to/file.py:function``
             or ``package.module:function``, which is run.
         classes: Number of classes.
         shape: Image shape (channels, height, width).
@@ -65,7 +65,7 @@ def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
         Refused: There is no such network, or it cannot be built.
     """
     if classes < 2 or min(shape) < 1:
-        raise Refused(f"a classifier needs 2 classes and images of 1x1x1 at least, not {classes} and {shape}")
+        raise Refused(f"a classifier needs at least 2 classes and images of 1x1x1, not {classes} and {shape}")
     if arch in ZOO:
         return ZOO[arch](classes, shape[0])
     place, _, name = arch.rpartition(":")
@@ -83,7 +83,7 @@ def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
 
 
 def usual(arch: str) -> Usual | None:
-    """How images are fed to a library's network if nobody says otherwise; None for what is not of a library."""
+    """The default input of a library's network; None for networks that are not from a library."""
     if arch.startswith("torchvision:"):
         return usual_of_torchvision(arch.removeprefix("torchvision:"))
     if arch.startswith("timm:"):
@@ -92,23 +92,23 @@ def usual(arch: str) -> Usual | None:
 
 
 STEMS = ("conv1.weight", "conv_stem.weight", "features.0.weight", "features.0.0.weight", "patch_embed.proj.weight")
-"""What first layers are called."""
+"""Names of the weights of first layers."""
 
 
 def channels(tensors: Mapping[str, Tensor]) -> int | None:
-    """Channels of the images that a network takes, as its first kernel tells; None where it is not found."""
+    """The number of input channels, from the network's first kernel; None if it is not found."""
     stems = [tensors[name] for name in STEMS if name in tensors]
     return stems[0].shape[1] if stems and stems[0].ndim == 4 else None
 
 
 def infer(tensors: Mapping[str, Tensor]) -> Guess:
-    """Tells architecture and number of classes from the keys and shapes of a state dict (without wrappers' prefixes).
+    """Infers architecture and number of classes from a state dict, whose keys must have no wrappers' prefixes.
 
-    ``resnet18`` and ``resnet18-64`` have the same tensors, and then both are named.
+    ``resnet18`` and ``resnet18-64`` have the same tensors; then both are in `Guess.alike`.
     """
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items() if not key.endswith(COUNTER)}
     matrices = [shape for key, shape in found.items() if key.endswith("weight") and len(shape) == 2]
-    # The last matrix is the classifier, unless the file is sorted by name and its order says nothing.
+    # The last matrix is the classifier's, unless the file is sorted by name, so that its order means nothing.
     told = len(matrices) == 1 or (matrices and list(found) != sorted(found))
     classes = matrices[-1][0] if told else None
     stem = found.get("conv1.weight", ())
@@ -119,24 +119,24 @@ def infer(tensors: Mapping[str, Tensor]) -> Guess:
 
 
 def stem(arch: str) -> str:
-    """What tensors do not tell of an architecture of the zoo, in words."""
+    """A description of the stem of a built-in architecture, which tensors do not determine."""
     return "stem stride 1, max-pooling behind it" if arch.endswith("-64") else "stem stride 1, no max-pooling"
 
 
 def probe(network: nn.Module, shape: tuple[int, int, int], classes: int, output: str | None = None) -> bool:
-    """Tries `network` on four images of noise; leaves it in eval mode.
+    """Tests `network` on four images of noise; leaves it in eval mode.
 
     Args:
-        network: It takes normalised images [n, c, h, w].
+        network: A network that takes normalised images [n, c, h, w].
         shape: Image shape (channels, height, width).
-        classes: Number of classes that the outputs must have.
-        output: Which of several outputs the logits are.
+        classes: Number of classes that the output must have.
+        output: Which of several outputs holds the logits.
 
     Returns:
         Whether the outputs are probabilities (not negative, each row sums to 1) instead of logits.
 
     Raises:
-        Refused: The network fails on such images, or returns no finite logits [4, classes].
+        Refused: The network fails on such images, or does not return finite logits [4, classes].
     """
     images, size = _noise(network, shape), "x".join(map(str, shape))
     with guarded(f"running the network on images of --input {size}"), torch.no_grad():
@@ -144,18 +144,20 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int, output:
     if answer.shape != (4, classes):
         raise Refused(f"for 4 images the network returns {list(answer.shape)}, not [4, {classes}]: check --classes")
     if not answer.isfinite().all():
-        raise Refused(f"the network returns NaN or infinite logits for noise of --input {size}")
+        raise Refused(
+            f"the network returns NaN or infinite logits for noise of --input {size}: check --input and the weights"
+        )
     sums = answer.sum(1)
     return classes > 1 and bool((answer >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
 
 
 def takes_channels_last(network: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether a network computes the same with images and weights in channels-last order, which is quicker.
+    """Whether a network computes the same in channels-last memory format, which is faster.
 
-    Code that flattens with ``view`` stops there, in evaluation or in training. It is tried on a copy.
+    Code that flattens with ``view`` fails then, in eval or in training mode. The test uses a copy.
 
     Args:
-        network: It works on contiguous images of `shape`.
+        network: A network that works on contiguous images of `shape`.
         shape: Image shape (channels, height, width).
     """
     images = _noise(network, shape)

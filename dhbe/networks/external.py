@@ -1,4 +1,4 @@
-"""Networks from elsewhere: torchvision, timm, and the vendor's own code, which the user chooses to run."""
+"""Third-party networks: torchvision, timm, and the vendor's own code, which the user chooses to run."""
 
 import importlib
 import importlib.util
@@ -22,22 +22,22 @@ _MISSING_OPS = ("nms", "qnms")
 _LACKS_OPS = "operator torchvision::"
 
 OWN_NORMALISATION = ("googlenet", "inception_v3")
-"""torchvision's pretrained ones turn ImageNet's normalisation into mean .5 and std .5 by themselves (transform_input)."""
+"""Networks whose pretrained versions convert ImageNet's normalisation to mean .5 and std .5 (transform_input)."""
 
 CLASSES = ("classes", "num_classes", "n_classes", "nclasses", "nb_classes", "num_class", "n_class", "num_labels")
-"""What vendors call the number of classes."""
+"""Parameter names for the number of classes in vendors' code."""
 
 
 @dataclass(frozen=True)
 class Usual:
-    """How images are fed to a network if nobody says otherwise."""
+    """The default input of a network."""
 
     shape: tuple[int, int, int]
     """Channels, height and width."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
-    """Where this is from, in words."""
+    """Description of where this is from."""
 
 
 _libraries: list[torch.library.Library] = []  # an operator lives as long as the object that defined it
@@ -45,10 +45,10 @@ _libraries: list[torch.library.Library] = []  # an operator lives as long as the
 
 @contextmanager
 def guarded(doing: str) -> Iterator[None]:
-    """Turns whatever foreign code raises into one line that begins with `doing`; what it prints goes to stderr.
+    """Turns exceptions of third-party code into one line that begins with `doing`; redirects its output to stderr.
 
     Raises:
-        Refused: Foreign code raised, or wanted to exit as scripts do that parse a command line.
+        Refused: The code raised, or tried to exit, as scripts do that parse a command line.
     """
     try:
         with redirect_stdout(sys.stderr):
@@ -63,7 +63,7 @@ def guarded(doing: str) -> Iterator[None]:
 def from_torchvision(name: str, classes: int, channels: int) -> nn.Module:
     """An untrained classifier of ``torchvision.models``, without auxiliary heads.
 
-    For other images than RGB its first convolution takes as many channels.
+    For images other than RGB, its first convolution is replaced with one for that number of channels.
 
     Raises:
         Refused: torchvision is missing, or does not know `name`.
@@ -83,11 +83,11 @@ def from_torchvision(name: str, classes: int, channels: int) -> nn.Module:
 
 
 def usual_of_torchvision(name: str) -> Usual | None:
-    """The normalisation of torchvision's pretrained weights, and the size that the network was made for."""
+    """The normalisation of torchvision's pretrained weights, and the network's native image size."""
     models = import_torchvision().models
     try:
         images = models.get_model_weights(name).DEFAULT.transforms()
-    except Exception:  # an unknown name; building says so
+    except Exception:  # an unknown name, which building refuses
         return None
     shape = (3, 299, 299) if name == "inception_v3" else (3, 224, 224)
     if name in OWN_NORMALISATION:
@@ -101,13 +101,13 @@ def usual_of_torchvision(name: str) -> Usual | None:
 def from_timm(
     name: str, classes: int, shape: tuple[int, int, int], more: Mapping[str, Any] = MappingProxyType({})
 ) -> nn.Module:
-    """An untrained classifier of timm, made for images of `shape` (c, h, w) where its size is fixed.
+    """An untrained classifier of timm, built for images of `shape` (c, h, w) if its input size is fixed.
 
-    The tag of pretrained weights behind a name, as in ``resnet18.a1_in1k``, changes nothing of the network. With `more` it is
-    built otherwise than its name says.
+    A tag of pretrained weights in the name, as in ``resnet18.a1_in1k``, has no effect. `more` are further arguments of the
+    network's constructor.
 
     Raises:
-        Refused: timm is missing or has no network of this name. Names that would be fetched from a hub are unknown.
+        Refused: timm is missing or has no network of this name. Names on a hub are not supported.
     """
     timm, bare = _timm(), name.partition(".")[0]
     _check_name(bare, timm.list_models(), "timm")
@@ -118,11 +118,11 @@ def from_timm(
 
 
 def usual_of_timm(name: str) -> Usual | None:
-    """What timm's own configuration says, that of the pretrained weights where `name` has their tag."""
+    """The input in timm's configuration, that of the pretrained weights if `name` has their tag."""
     timm = _timm()
     try:
         found = timm.get_pretrained_cfg(name)
-    except Exception:  # an unknown name or tag; building says so
+    except Exception:  # an unknown name or tag, which building refuses
         return None
     return found and Usual(
         tuple(found.input_size), tuple(found.mean), tuple(found.std), f"timm's configuration of {name}"
@@ -130,15 +130,15 @@ def usual_of_timm(name: str) -> Usual | None:
 
 
 def _timm() -> ModuleType:
-    import_torchvision()  # timm imports it too, and would fail on missing operators
+    import_torchvision()  # timm imports it too, and would fail because of missing operators
     return import_extra("timm")
 
 
 def from_code(place: str, name: str, classes: int) -> nn.Module:
     """Calls a function of the vendor's code that returns an untrained network; this runs that code.
 
-    The function is given the number of classes if it has a parameter for it (see `CLASSES`) or takes any. The folder of a
-    file, or the working folder for a package, can be imported from while the code is imported and called, not later.
+    The function gets the number of classes if it has a parameter for it (see `CLASSES`) or accepts any keyword. While the
+    code is imported and called, the file's folder, or the working directory for a package, is on the import path.
 
     Args:
         place: A file ``path/to/file.py`` or an importable ``package.module``.
@@ -146,12 +146,12 @@ def from_code(place: str, name: str, classes: int) -> nn.Module:
         classes: Number of classes.
 
     Raises:
-        Refused: There is no such code, it raises, or it returns something else than a module with known shapes.
+        Refused: There is no such code, it raises, or it does not return a module with known shapes.
     """
     path = Path(place).expanduser()
     is_file = path.suffix == ".py"
     if is_file and not path.is_file():
-        raise Refused(f"--arch names {place}, which is no file")
+        raise Refused(f"--arch names {place}, which is not a file")
     folder = path.resolve().parent if is_file else Path.cwd()
 
     def make() -> object:
@@ -167,7 +167,7 @@ def from_code(place: str, name: str, classes: int) -> nn.Module:
     with forgetting, _importable_from(folder), guarded(f"{place}:{name}"):
         try:
             network = make()
-        except Exception as error:  # the vendor's code imports torchvision, which works here only as we import it
+        except Exception as error:  # the vendor's code may import torchvision before our workaround is active
             if _LACKS_OPS not in _whole_story(error):
                 raise
             import_torchvision()
@@ -175,15 +175,15 @@ def from_code(place: str, name: str, classes: int) -> nn.Module:
         if not isinstance(network, nn.Module):
             raise Refused(f"{place}:{name} returns {type(network).__name__} instead of a torch.nn.Module")
         if any(is_lazy(value) for value in network.state_dict(keep_vars=True).values()):
-            raise Refused(f"{place}:{name} has lazy layers, whose shapes are not known: run one batch through before")
+            raise Refused(f"{place}:{name} has lazy layers, whose shapes are unknown: run one batch through it first")
         return network
 
 
 def import_torchvision() -> ModuleType:
-    """Imports torchvision, also the wheel from PyPI beside a torch of another build.
+    """Imports torchvision, even if its compiled operators do not match the installed build of torch.
 
-    Such a pair lacks torchvision's compiled operators, and the import stops at the first that is missing. Classifiers
-    do not use them, so declaring their signatures is enough.
+    In that case the import fails at the first missing operator. Classifiers do not use these operators, so declaring their
+    signatures is enough.
 
     Raises:
         Refused: torchvision is not installed or cannot be imported.
@@ -201,10 +201,10 @@ def import_torchvision() -> ModuleType:
 
 
 def import_extra(name: str, extra: str = "zoo") -> ModuleType:
-    """A library that is not needed by everybody.
+    """Imports an optional library.
 
     Raises:
-        Refused: It is not installed, with the extra that brings it; or it cannot be imported.
+        Refused: It is not installed, in which case the message names the extra; or it cannot be imported.
     """
     if importlib.util.find_spec(name) is None:
         raise Refused(f"{name} is not installed: pip install 'dhbe[{extra}]'")
@@ -216,11 +216,11 @@ def import_extra(name: str, extra: str = "zoo") -> ModuleType:
 def _check_name(name: str, known: list[str], library: str) -> None:
     if name not in known:
         similar = [other for other in known if name and other.startswith(name[:4])]
-        raise Refused(f"{library} has no classifier {name!r}; it has {', '.join((similar or known)[:8])}, ...")
+        raise Refused(f"{library} has no classifier {name!r}; available: {', '.join((similar or known)[:8])}, ...")
 
 
 def _import_file(path: Path) -> ModuleType:
-    name = f"_dhbe_vendor_{path.stem}"  # a name of its own: the vendor's resnet.py must not shadow another
+    name = f"_dhbe_vendor_{path.stem}"  # prefixed, so that the vendor's resnet.py shadows no other module
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -242,7 +242,7 @@ def _importable_from(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _forgetting(folder: Path) -> Iterator[None]:
-    """Forgets the modules that were imported from `folder`: the next vendor may have a models.py of its own."""
+    """Removes modules imported from `folder` on exit, as another vendor may have a module of the same name."""
     before = set(sys.modules)
     try:
         yield
@@ -250,13 +250,13 @@ def _forgetting(folder: Path) -> Iterator[None]:
         for name in set(sys.modules) - before:
             top = name.partition(".")[0]
             place = Path(getattr(sys.modules[name], "__file__", None) or "/")
-            # Not what merely lies below it, as the packages of a virtual environment do.
+            # Excludes packages of a virtual environment below the folder.
             if top not in before and (place == folder / f"{top}.py" or place.is_relative_to(folder / top)):
                 del sys.modules[name]
 
 
 def _called(make: Callable, classes: int) -> object:
-    """Calls the vendor's function with the number of classes, under the name that it has there."""
+    """Calls the vendor's function with the number of classes, under its own name for that parameter."""
     try:
         accepted = inspect.signature(make).parameters
     except (TypeError, ValueError):  # some builtins have no signature
@@ -268,7 +268,7 @@ def _called(make: Callable, classes: int) -> object:
     for name in ("num_classes", *CLASSES):
         try:
             return make(**{name: classes})
-        except TypeError as error:  # whoever is handed them on calls it otherwise
+        except TypeError as error:  # the function that the keyword is forwarded to has another name for it
             if "unexpected keyword argument" not in str(error):
                 raise
     return make()
@@ -292,7 +292,7 @@ def _check_needs(called: str, make: Callable) -> None:
 
 
 def _whole_story(error: BaseException) -> str:
-    """What an error says, and those that it came of."""
+    """The messages of an error and of those that caused it."""
     earlier = error.__cause__ or error.__context__
     return f"{error} {_whole_story(earlier) if earlier else ''}"
 

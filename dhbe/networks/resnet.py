@@ -1,4 +1,4 @@
-"""Residual networks for small images (He et al. 2016, arXiv:1512.03385), keys of the state dict as in torchvision."""
+"""Residual networks for small images (He et al. 2016, arXiv:1512.03385), with torchvision's state-dict keys."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch.nn.functional import adaptive_avg_pool2d, relu
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -28,16 +28,16 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """A 3x3 stem of stride 1, stages of basic blocks, global average pooling, one linear layer.
 
-    The width doubles and the side halves from stage to stage. Of the ImageNet network the paper replaces the 7x7 stem;
-    for 32 px it also drops the max-pooling, for 64 px it keeps it (sec. 5.1.2 as we read it: in the text at hand the
-    sizes are lost). Both have the same parameters.
+    The width doubles and the side halves from stage to stage. The paper replaces the 7x7 stem of the ImageNet network; for
+    32 px it also removes the max-pooling, for 64 px it keeps it (our reading of sec. 5.1.2, whose sizes are missing in our
+    copy). Both variants have the same parameters.
 
     Args:
         blocks: Number of blocks in each stage.
         width: Channels of the stem and of the first stage.
         classes: Number of classes.
         channels: Channels of the images.
-        pool: Whether a max-pooling 3x3 of stride 2 follows the stem.
+        pool: Whether a 3x3 max-pooling of stride 2 follows the stem.
     """
 
     def __init__(self, blocks: Sequence[int], width: int, classes: int, channels: int = 3, pool: bool = False) -> None:
@@ -68,7 +68,7 @@ class ResNet(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Draws convolutions from N(0, 2 / fan_out): gradients keep their size (He et al. 2015, arXiv:1502.01852)."""
+    """Initialises convolutions with N(0, 2 / fan_out), which preserves gradient norms (He et al. 2015, arXiv:1502.01852)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # drawing on meta would import half of torch
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

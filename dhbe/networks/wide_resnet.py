@@ -1,4 +1,4 @@
-"""Wide residual networks (Zagoruyko and Komodakis 2016, arXiv:1605.07146), keys as in the field."""
+"""Wide residual networks (Zagoruyko and Komodakis 2016, arXiv:1605.07146), with the customary state-dict keys."""
 
 from collections import OrderedDict
 
@@ -9,7 +9,7 @@ from dhbe.networks.resnet import initialise
 
 
 class PreActBlock(nn.Module):
-    """BatchNorm and ReLU before each 3x3 convolution; where the width changes, the shortcut is a 1x1 convolution."""
+    """BatchNorm and ReLU before each 3x3 convolution; if the width changes, the shortcut is a 1x1 convolution."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -29,8 +29,8 @@ class WideResNet(nn.Module):
     """Three stages of pre-activation blocks, 16, 32 and 64 channels times `factor`; returns logits.
 
     Args:
-        depth: Number of convolutions on the main path plus the linear layer: 6 n + 4 for n blocks in a stage.
-        factor: By how much the stages are wider than those of the thin network.
+        depth: Number of convolutions on the main path plus the linear layer: 6 n + 4 for n blocks per stage.
+        factor: Widening factor of the stages.
         classes: Number of classes.
         channels: Channels of the images.
     """

@@ -1,4 +1,4 @@
-"""The report of a run, drawn from its record alone."""
+"""The report of a run, rendered from its record alone."""
 
 from dhbe.report.charts import boxplot, chart, grid
 from dhbe.report.page import compared, framed, render

@@ -16,16 +16,16 @@ from torch import Tensor
 from dhbe.errors import Refused
 from dhbe.records import Box
 
-ACCENT, INK = "#0a7e8d", "#010203"  # stand-ins in the charts for the page's colours
-LIMIT = 1e37  # of what is drawn, so that a diverged run has a chart too
+ACCENT, INK = "#0a7e8d", "#010203"  # placeholders for the page's colours
+LIMIT = 1e37  # values are clipped to this, so that a diverged run has a chart too
 GAP = 2  # pixels between the images of a grid
 
 
 def chart(points: list[tuple[float, float]]) -> Markup:
-    """A line chart as inline SVG in the page's own colours; its only text is the numbers along its axes."""
+    """A line chart of points (x, y) as inline SVG in the page's colours; its only text is the numbers along its axes."""
     x, y = np.clip(np.asarray(points, dtype=np.float64).T, -LIMIT, LIMIT)
     if len(x) == 1:
-        x, y = x + np.array([-0.25, 0.25]), y.repeat(2)  # a dash, for a point alone would not be seen
+        x, y = x + np.array([-0.25, 0.25]), y.repeat(2)  # a dash, as a single point would be invisible
 
     def draw(axes: Axes) -> None:
         axes.plot(x, y, color=ACCENT, linewidth=1.4, clip_on=False)
@@ -42,7 +42,7 @@ def chart(points: list[tuple[float, float]]) -> Markup:
 
 
 def boxplot(boxes: Mapping[str, Box]) -> Markup:
-    """Boxes beside each other as inline SVG (fig. 7): whiskers, quartiles and median, each with its name below."""
+    """Box plots side by side as inline SVG (fig. 7): whiskers, quartiles and median, with the name below each."""
     parts = ("whislo", "q1", "med", "q3", "whishi")
     stats = [
         {**dict(zip(parts, np.clip(box, -LIMIT, LIMIT).tolist(), strict=True)), "label": name}
@@ -76,7 +76,7 @@ def _drawn(draw: Callable[[Axes], None]) -> Markup:
 
 
 def _inlined(svg: str) -> str:
-    """An SVG file as part of a page: no prolog, address, style sheet or id; the page's width, font and colours."""
+    """An SVG file made inline: without prolog, URLs, style sheet and ids; with the page's width, font and colours."""
     box = re.search(r' viewBox="[\d. ]+"', svg)
     assert box is not None
     body = svg[svg.index(">", box.end()) + 1 :]
@@ -85,11 +85,11 @@ def _inlined(svg: str) -> str:
 
 
 def grid(images: Tensor, columns: int = 8, scale: int = 2) -> bytes:
-    """Images side by side as a PNG file, row by row, with transparent gaps.
+    """Images in rows as a PNG file, with transparent gaps.
 
     Args:
-        images: Floats [n, c, h, w] in [0, 1], c 1 or 3; what lies outside is clipped.
-        columns: Images in a row.
+        images: Floats [n, c, h, w] in [0, 1], c 1 or 3; values outside are clipped.
+        columns: Images per row.
         scale: Pixels of the picture per pixel of an image.
 
     Raises:

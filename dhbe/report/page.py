@@ -1,4 +1,4 @@
-"""A record as one self-contained HTML page: no script, no outside address, nothing a record could inject."""
+"""A record as one self-contained HTML page, without scripts or external resources and safe from injection."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,10 +16,10 @@ from dhbe.report.words import duration, moment, percent, setting
 
 
 def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({})) -> str:
-    """Draws the report of a run from its record alone; equal records give equal pages.
+    """Renders the report of a run from its record; equal records give equal pages.
 
     Args:
-        record: The record. Every text in it is treated as hostile.
+        record: The record. Every text in it is escaped.
         pictures: PNG files by name; those in `PICTURES` have captions.
 
     Returns:
@@ -53,7 +53,7 @@ def render(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({}))
 
 
 def framed(record: Record, pictures: Mapping[str, bytes] = MappingProxyType({})) -> str:
-    """The same page in a frame of its own, for a notebook, whose styles it leaves alone."""
+    """The page in a frame for notebooks, so that its styles do not affect them."""
     return (
         f'<iframe sandbox srcdoc="{escape(render(record, pictures))}" '
         'style="width: 100%; height: 40rem; border: 0" title="dhbe report"></iframe>'
@@ -67,11 +67,11 @@ def _verdict(record: Record, states: Sequence[Measures]) -> Verdict:
 
 
 def compared(model: ModelInfo, records: Mapping[str, Record]) -> str:
-    """One page for several defences of one model.
+    """One page that compares several defences on one model.
 
     Args:
-        model: The suspect one.
-        records: Of each run, by the defence's name.
+        model: The suspect model.
+        records: Record of each run by the defence's name.
     """
     rows = []
     for name, record in records.items():
@@ -103,13 +103,13 @@ def _heads(record: Record, states: Sequence[Measures]) -> list[str]:
 
 
 def _boxes(record: Record, states: Sequence[Measures], name: str) -> dict[str, Box]:
-    """The activation differences of a name, by the head of their column."""
+    """The activation differences with a name, by column head."""
     pairs = zip(_heads(record, states), states, strict=True)
     return {head: state.activations[name] for head, state in pairs if name in state.activations}
 
 
 def series(curve: list[dict[str, float]]) -> Iterator[tuple[str, list[tuple[float, float]]]]:
-    """The curve's quantities in order of appearance, each with its points (iteration, value)."""
+    """The quantities of a curve in order of appearance, each with its points (iteration, value)."""
     names = dict.fromkeys(name for point in curve for name in point if name != "iteration")
     for name in names:
         yield name, [(point["iteration"], point[name]) for point in curve if name in point]

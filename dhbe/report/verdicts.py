@@ -1,4 +1,4 @@
-"""What the numbers of a record say in words, and no more than they say."""
+"""Puts the numbers of a record into words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,31 +9,31 @@ from dhbe.records import Battery, Measures, Record
 from dhbe.report.words import percent
 
 WEAK = 0.1
-"""A trigger that leads a smaller share of the images to its target counts as suppressed in the headline."""
+"""ASR below which a trigger counts as suppressed in the headline."""
 COSTLY = 0.05
-"""A loss of accuracy above this counts as a cost in the headline."""
+"""Loss of accuracy above which the headline mentions a cost."""
 
 RATES = (
     ("acc", "Accuracy (ACC)", "Among all test images."),
-    ("asr", "Attack success rate (ASR)", "Among non-target images that the evaluated model gets right untriggered."),
+    ("asr", "Attack success rate (ASR)", "Among non-target images that the evaluated model classifies correctly without the trigger."),
     ("asr_x4", "ASR, amplified ×4", "The same patch also in the four corners."),
     ("asr_x9", "ASR, amplified ×9", "Also in the centre and at the four edge midpoints."),
-    ("asr_victim", "ASR, suspect's images", "Among non-target images that the suspect model gets right untriggered."),
-    ("asr_all", "ASR, all images", "Among all non-target images, classified right or not."),
-)
-"""Field of `Measures`, name, what is counted."""
+    ("asr_victim", "ASR, suspect's images", "Among non-target images that the suspect model classifies correctly without the trigger."),
+    ("asr_all", "ASR, all images", "Among all non-target images, classified correctly or not."),
+)  # fmt: skip
+"""Field of `Measures`, name, and which images count."""
 
 
 RULE = (
     f"The headline follows the strongest measured form of the trigger (ASR, ×4, ×9): suppressed is below {WEAK:.0%}; "
-    f"a loss of accuracy above {100 * COSTLY:.0f} points is a cost."
+    f"a loss of accuracy above {100 * COSTLY:.0f} points counts as a cost."
 )
 UNKNOWN = "No data were given: accuracy (ACC) and attack success rate (ASR) are unknown."
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A fraction that was counted on `n` images, either of them perhaps unknown."""
+    """A fraction measured on `n` images; either may be unknown."""
 
     value: float | None
     n: int | None
@@ -49,7 +49,7 @@ class Rate:
 
     @property
     def interval(self) -> str:
-        """Its 95 % Wilson interval in words, or nothing."""
+        """The 95 % Wilson interval as text, or an empty text if unknown."""
         if self.value is None or self.n is None:
             return ""
         hits = min(round(self.value * self.n), self.n)  # a float beyond 2**53 may round above n
@@ -59,7 +59,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the numbers say: a headline and its tone, sentences, and the rule behind the headline."""
+    """A headline and its tone, sentences, and the rule behind the headline."""
 
     tone: "Tone"
     headline: str
@@ -68,13 +68,13 @@ class Verdict:
 
 
 def strongest_form(battery: Battery) -> str:
-    """Which form of the trigger does most to the cleaned model, in a sentence."""
+    """A sentence on the form of the trigger with the largest effect on the cleaned model."""
     counted = [each for each in battery.forms if each.after is not None]
     if not counted:
-        return "The cleaned model gets no image right, so that no form of the trigger counts."
+        return "The cleaned model classifies no image correctly, so no form of the trigger can be measured."
     worst = max(counted, key=lambda each: each.after or 0.0)
     what = f"The form {worst.form}" if worst.form else "The trigger as it is"
-    return f"{what} does most to the cleaned model: it leads {percent(worst.after)} of the images to the target."
+    return f"{what} has the largest effect on the cleaned model: it leads {percent(worst.after)} of the images to the target class."
 
 
 Tone = Literal["good", "caution", "bad", "unknown"]
@@ -82,7 +82,7 @@ Tone = Literal["good", "caution", "bad", "unknown"]
 HEADLINES: dict[str, tuple[Tone, str]] = {
     "erased": ("good", "Erased"),
     "nothing found": ("unknown", "Nothing was found by this search"),
-    "still answers": ("bad", "The cleaned model still answers"),
+    "still answers": ("bad", "The cleaned model still answers a trigger"),
     "damaged": ("bad", "The cleaned model is damaged"),
     "no effect": ("bad", "The defence had no effect"),
     "backdoored": ("bad", "A backdoor was found"),
@@ -90,7 +90,7 @@ HEADLINES: dict[str, tuple[Tone, str]] = {
     "label contradicted": ("caution", "The file's label contradicts its weights"),
     "input not usable": ("caution", "The input is not usable"),
     "answers": ("bad", "The model after still answers a trigger"),
-    "changed": ("caution", "No trigger found acts any more, but the model has become another one"),
+    "changed": ("caution", "No trigger found acts any more, but the model has become a different one"),
     "quiet": ("good", "No trigger found acts on the model after"),
 }
 """Tone and headline of a verdict."""
@@ -109,13 +109,13 @@ NEXT = {
     "changed": "Next: measure its accuracy on images of your own.",
     "quiet": "Next: measure its accuracy on images of your own before it is used.",
 }
-"""What to do then, by the verdict."""
+"""The recommended next step by verdict."""
 
-INDEX = "The index says how far a class stands out, in robust standard deviations of all classes"
+INDEX = "The index is how far a class stands out, in robust standard deviations of all classes"
 
 
 def line(record: Record) -> str:
-    """What a run came to, in one line: on the terminal, on the page and in `--json`."""
+    """The result of a run in one line, for the terminal, the page and `--json`."""
     if record.doubt:
         return f"{record.verdict}: {record.doubt}"
     before, after = record.before or Measures(), record.after or Measures()
@@ -129,13 +129,13 @@ def line(record: Record) -> str:
         return {
             "backdoored": f"backdoored: {label} stands out ({chance})",
             "unclear": f"unclear: {label} stands out somewhat ({chance})",
-        }.get(record.verdict or "", f"nothing found: no class stands out; {label} does most ({chance})")
+        }.get(record.verdict or "", f"nothing found: no class stands out; {label} comes closest ({chance})")
     if record.kind == "verify":
         led = percent(after.signs.get("success_rate"))
         return {
             "answers": f"still answers: the strongest trigger found in the model before leads {led} of the images to {label} in the model after",
-            "changed": "changed: the model after answers no trigger found, but it has become another model",
-            "quiet": f"quiet: the model after answers no trigger found ({led} of the images go to {label})",
+            "changed": "changed: the model after responds to no trigger found, but has become a different model",
+            "quiet": f"quiet: the model after responds to no trigger found ({led} of the images go to {label})",
         }.get(
             record.verdict or "",
             "nothing found: no backdoor was found in the model before, so there is nothing to verify",
@@ -147,9 +147,9 @@ def line(record: Record) -> str:
     left = f"the strongest trigger found {{}} {percent(min(max(signs.get('gain', 0), 0), 1))} of the images there, alone or repeated"
     said = {
         "erased": f"erased: {acted}; in the cleaned model {left.format('leads')}",
-        "nothing found": f"nothing found: no class stood out ({label} most, {index}), so only little was changed",
+        "nothing found": f"nothing found: no class stood out ({label} came closest, {index}), so little was changed",
         "still answers": f"still answers: {acted}, and in the cleaned model {left.format('still leads')}",
-        "damaged": f"damaged: the cleaned model chooses the suspect one's class for {percent(after.signs.get('agreement'))} of generated images only",
+        "damaged": f"damaged: the cleaned model agrees with the suspect model on only {percent(after.signs.get('agreement'))} of generated images",
         "no effect": "no effect",
     }.get(record.verdict or "", "done")
     return (
@@ -157,12 +157,12 @@ def line(record: Record) -> str:
         if measured
         else said
         if record.verdict
-        else f"{said}: nothing was measured, for no data were given"
+        else f"{said}: nothing was measured, as no data were given"
     )
 
 
 def _rates(before: Measures, after: Measures | None) -> str:
-    """ACC and ASR as far as they were measured."""
+    """ACC and ASR as text, as far as they were measured."""
     pairs = (("ASR", before.asr, after and after.asr), ("ACC", before.acc, after and after.acc))
     told = [
         f"{name} {percent(old)}" + (f" to {percent(new)}" if after else "")
@@ -173,13 +173,15 @@ def _rates(before: Measures, after: Measures | None) -> str:
 
 
 def erased(record: Record) -> Verdict:
-    """What a run came to: its own verdict where nothing was measured or it is bad, else what was."""
+    """The verdict on an erasure: the run's own if it is bad or nothing was measured, else that of the measurements."""
     assert record.before is not None
     assert record.after is not None
     assert record.verdict is not None
     tone, headline = HEADLINES[record.verdict]
     measured = verdict(record.kind, [record.before, record.after])
-    said = f"By its own signs, without data: {line(record)}." if record.verdict != "no effect" else f"{line(record)}."
+    said = (
+        f"The run's own verdict, without data: {line(record)}." if record.verdict != "no effect" else f"{line(record)}."
+    )
     next_ = NEXT[record.verdict]
     if tone in ("good", "unknown") and measured.tone != "unknown":
         return Verdict(measured.tone, measured.headline, [*measured.sentences, said, next_], measured.rule)
@@ -187,11 +189,11 @@ def erased(record: Record) -> Verdict:
 
 
 def verdict(kind: str, states: Sequence[Measures]) -> Verdict:
-    """What the numbers say in words, and no more than they say.
+    """The verdict by measurements alone.
 
     Args:
-        kind: Of the record.
-        states: One measured model, or two: before and after.
+        kind: Kind of the record.
+        states: Measures of one model, or of two: before and after.
     """
     if len(states) == 1:
         return _measured(kind, states[0])
@@ -203,13 +205,13 @@ def verdict(kind: str, states: Sequence[Measures]) -> Verdict:
 
 LIMITS = (
     "A search finds patches, small patterns and faint patterns over the whole image. It does not find warps, "
-    "reflections, strong stripes or triggers that depend on the image, of two classes none "
+    "reflections, strong stripes or triggers that depend on the image. Of two classes none "
     "can stand out, and of three or four one may by chance."
 )
 
 
 def searched(record: Record) -> Verdict:
-    """What a search without data came to, in words."""
+    """The verdict of a data-free search."""
     assert record.before is not None
     assert record.verdict is not None
     signs = record.before.signs
@@ -217,25 +219,25 @@ def searched(record: Record) -> Verdict:
     said = line(record)
     sentences = [f"{said[0].upper()}{said[1:]}.", NEXT[record.verdict]]
     limit = (record.defense or {}).get("anomaly_threshold")
-    level = f"; from {limit:g} on it is taken for backdoored" if isinstance(limit, int | float) else ""
+    level = f"; above {limit:g}, the model counts as backdoored" if isinstance(limit, int | float) else ""
     sentences.append(f"{INDEX}{level}.")
     if record.kind == "scan":
         sentences.append(
-            "The probability is that of a backdoor if half of all models had one; the curve was fitted on small classifiers, "
-            "of which some have backdoors that no search finds."
+            "The probability is that of a backdoor if half of all models had one. It was fitted on small classifiers, "
+            "some of which have backdoors that no search finds."
         )
     elif record.after is not None:
         after = record.after.signs
         sentences.append(
             f"The strongest trigger found leads {percent(signs.get('success_rate'))} of the images to the class in the model "
-            f"before; in a fresh search of the model after the class stands out by {after.get('found_again', 0):.1f}. "
-            f"Both choose the same class for {percent(after.get('agreement'))} of the images."
+            f"before; in a fresh search of the model after, the class stands out by {after.get('found_again', 0):.1f}. "
+            f"Both models agree on {percent(after.get('agreement'))} of the images."
         )
     return Verdict(tone, headline, sentences, LIMITS)
 
 
 def _measured(kind: str, state: Measures) -> Verdict:
-    """Of a model that nothing was done to."""
+    """The verdict on a single model."""
     if state.acc is None and state.asr is None:
         return Verdict("unknown", "Nothing was measured on real images", [UNKNOWN])
     what = "Backdoor planted" if kind == "attack" else "Measured"
@@ -254,13 +256,13 @@ def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
         yield "The attack success rate (ASR) was not measured both before and after."
     if "agreement" in after.signs:
         agreement = percent(after.signs["agreement"])
-        yield f"On generated images the cleaned model chooses the suspect model's class in {agreement} of cases."
+        yield f"On generated images, the cleaned model chooses the suspect model's class in {agreement} of cases."
     if "reaction" in after.signs:
         suspect = f", against {before.signs['reaction']:.3g} on the suspect model" if "reaction" in before.signs else ""
-        yield f"Generated triggers move its logits by {after.signs['reaction']:.3g} on average{suspect}."
+        yield f"Generated triggers change its logits by {after.signs['reaction']:.3g} on average{suspect}."
     if "anomaly_index" in before.signs and "suspected_class" in before.signs:
         index, label = before.signs["anomaly_index"], before.signs["suspected_class"]
-        yield f"In the search for triggers class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
+        yield f"In the search for triggers, class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
     if "gain" in before.signs:
         share = percent(before.signs["gain"])
         yield f"The strongest trigger found leads {share} of such images to its class in the cleaned model, alone or repeated over the image."
@@ -278,7 +280,7 @@ def _judged(before: Measures, after: Measures) -> tuple[Literal["good", "caution
     if new < WEAK:
         return "caution", "The trigger is suppressed, at a cost in accuracy"
     if new < old - WEAK:
-        return "caution", "The trigger is weaker, not gone"
+        return "caution", "The trigger is weakened, not gone"
     return "bad", "The trigger works on the cleaned model"
 
 
@@ -293,7 +295,7 @@ def _compared(before: Measures, after: Measures) -> Iterator[str]:
     amplified = {form: rate for form, rate in (("×4", after.asr_x4), ("×9", after.asr_x9)) if rate is not None}
     if amplified:
         form = max(amplified, key=lambda form: amplified[form])
-        yield f"Amplified {form}, the trigger leads {percent(amplified[form])} of the images to the target."
+        yield f"Amplified {form}, the trigger leads {percent(amplified[form])} of the images to the target class."
 
 
 def _accuracy(before: Measures, after: Measures) -> Iterator[str]:

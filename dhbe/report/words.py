@@ -5,7 +5,7 @@ from datetime import datetime
 
 
 def percent(value: float | None) -> str:
-    """A fraction as text; what rounding would make none or all is said to be nearly that.
+    """A fraction as a percentage; values that would round to 0 or 100 % are marked as below or above.
 
     >>> percent(0.9972), percent(0.0001), percent(0.9999), percent(0.0), percent(None)
     ('99.7%', '<0.1%', '>99.9%', '0.0%', '—')
@@ -20,7 +20,7 @@ def percent(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time as text.
+    """A duration in seconds as text.
 
     >>> duration(7.25), duration(125), duration(7260)
     ('7.2 s', '2 min 5 s', '2 h 1 min')

@@ -1,1 +1,1 @@
-"""What a classifier answers without data: triggers sought by gradient, and what they say. It knows no defence."""
+"""Data-free trigger inversion, and what the triggers found say about a classifier. Independent of all defences."""

@@ -1,4 +1,4 @@
-"""What the BatchNorm layers of a teacher remember of its training data: its means and variances, layer by layer."""
+"""The training-data statistics kept by a teacher's BatchNorm layers: means and variances, layer by layer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ def tracked(model: nn.Module) -> list[Layer]:
 
 
 class _Moments(torch.autograd.Function):
-    """Plain autograd would keep a float copy of every layer's input; this keeps the input, which the layer keeps anyway."""
+    """Saves the input, which the layer keeps anyway; plain autograd would save a float copy of every layer's input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,20 +35,20 @@ class _Moments(torch.autograd.Function):
 
 
 def _others(x: Tensor) -> list[int]:
-    """All axes but the channels'."""
+    """All axes except the channels'."""
     return [axis for axis in range(x.ndim) if axis != 1]
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel of [n, c, ...], over all else."""
+    """Mean and biased variance of each channel of x [n, c, ...] over all other axes, each [c]."""
     return _Moments.apply(x)
 
 
 class BatchStatistics:
-    """How far a batch lies from what the teacher's BatchNorm layers remember (Yin et al. 2020, eq. 4, per layer).
+    """The distance of a batch from the teacher's BatchNorm statistics (Yin et al. 2020, eq. 4, per layer).
 
-    The distance of a layer is the mean over channels of ((mu - mu_l) / sigma_l)^2 + (sigma / sigma_l - 1)^2.
-    A teacher without BatchNorm has distance 0.
+    The distance at a layer l is the mean over channels of ((mu - mu_l) / sigma_l)^2 + (sigma / sigma_l - 1)^2.
+    For a teacher without BatchNorm it is 0.
     """
 
     def __init__(self, teacher: nn.Module) -> None:
@@ -71,7 +71,7 @@ class BatchStatistics:
 
     @contextmanager
     def gathering(self) -> Iterator[None]:
-        """Forward passes inside are measured."""
+        """Measures the forward passes inside."""
         self._moments, self._open = [], True
         try:
             yield
@@ -79,7 +79,7 @@ class BatchStatistics:
             self._open = False
 
     def distance(self) -> Tensor:
-        """The mean distance over the layers that the last gathering passed."""
+        """The mean distance over the layer calls of the last `gathering`, a scalar."""
         total = torch.zeros(())
         for mean, variance, layer in self._moments:
             assert layer.running_mean is not None
@@ -92,6 +92,13 @@ class BatchStatistics:
 
 
 def imbalance(logits: Tensor) -> Tensor:
-    """How unevenly a batch falls on the classes: minus the entropy of the mean prediction (Chen et al. 2019, eq. 6)."""
+    """How unevenly a batch is spread over the classes: minus the entropy of the mean prediction (Chen et al. 2019, eq. 6).
+
+    Args:
+        logits: [n, classes].
+
+    Returns:
+        A scalar in [-log classes, 0], in nats.
+    """
     share = logits.softmax(1).mean(0)
     return (share * share.clamp_min(torch.finfo(share.dtype).tiny).log()).sum()

@@ -1,9 +1,9 @@
-"""Images deep inside a class, and what pieces of them do to other images.
+"""Maximum-margin ("deep") images of a class, and the effect of small excerpts of them on other images.
 
-An image whose margin for a class is as large as any image's can be holds whatever the network answers most: in a
-backdoored one the trigger, many times over (Wang et al., S&P 2024, accuse by that margin alone). What tells a trigger from
-all else that such an image holds is that a small piece of it, laid on a photograph, still leads to the class. No form of
-trigger is assumed.
+An image with the largest possible margin for a class contains whatever the network responds to most: in a backdoored one,
+many copies of the trigger (Wang et al., S&P 2024, detect backdoors by that margin alone). What distinguishes a trigger from
+everything else in such an image is that a small excerpt of it, pasted onto a photograph, still leads to the class. No form
+of trigger is assumed.
 """
 
 from dataclasses import dataclass
@@ -27,26 +27,31 @@ AT_ONCE = 128
 
 @dataclass(frozen=True)
 class Excerpting:
-    """How images deep inside classes are made and cut."""
+    """How deep images are made and cut."""
 
-    deep_images: Annotated[int, Setting("images deep inside each class, made from noise", least=1)] = 8
-    deep_steps: Annotated[int, Setting("steps of Adam that make them", least=1)] = 100
+    deep_images: Annotated[int, Setting("deep (maximum-margin) images per class, optimised from noise", least=1)] = 8
+    deep_steps: Annotated[int, Setting("Adam steps that optimise them", least=1)] = 100
     deep_lr: Annotated[float, Setting("learning rate of these steps")] = 0.05
-    deep_cut: Annotated[int, Setting("of them, the deepest ones are cut where all classes are compared", least=1)] = 2
-    swept_images: Annotated[int, Setting("images on which every piece is tried", least=1)] = 2
-    tried_images: Annotated[int, Setting("images on which the best pieces are tried again", least=1)] = 32
-    tried_pieces: Annotated[int, Setting("pieces that are tried again where all classes are compared", least=1)] = 4
+    deep_cut: Annotated[int, Setting("deep images per class that are cut when all classes are compared", least=1)] = 2
+    swept_images: Annotated[int, Setting("images on which every excerpt is tested", least=1)] = 2
+    tried_images: Annotated[int, Setting("images on which the best excerpts are tested again", least=1)] = 32
+    tried_pieces: Annotated[int, Setting("excerpts that are tested again when all classes are compared", least=1)] = 4
     hunt_sides: Annotated[
-        tuple[int, ...], Setting("sides of the squares that are cut for one class, in pixels of a 32 px image", least=1)
+        tuple[int, ...],
+        Setting("sides of the squares that are cut for a suspected class, in pixels of a 32 px image", least=1),
     ] = (3, 5, 7)
-    hunt_pieces: Annotated[int, Setting("squares of each side that are kept", least=1)] = 8
+    hunt_pieces: Annotated[int, Setting("squares kept for each side", least=1)] = 8
     scattered_pixels: Annotated[int, Setting("pixels of a scattered trigger, in a 32 px image", least=1)] = 16
     scattered_steps: Annotated[int, Setting("steps of the search for scattered triggers")] = 40
     scattered_images: Annotated[int, Setting("images in one of these steps", least=1)] = 64
 
     @torch.enable_grad()
     def deepest(self, model: Classifier, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images with the largest margins for classes [n], from noise: pixels [n, c, h, w] and the margins [n]."""
+        """Optimises images from noise to the largest margins for classes `labels` [n].
+
+        Returns:
+            Pixels [n, c, h, w] in [0, 1], and their margins in logits [n].
+        """
         pixels = nn.Parameter(torch.rand(len(labels), *model.shape))
         ascend = Adam([pixels], self.deep_lr, fused=True)
         parts = list(torch.arange(len(labels)).split(AT_ONCE))
@@ -63,7 +68,7 @@ class Excerpting:
 
     @torch.no_grad()
     def cut(self, model: Classifier, family: Excerpts, pool: ImagePool) -> None:
-        """Gives the family, for each class, the square with the largest margin on the images of the pool."""
+        """Stores in `family`, for each class, the square with the largest mean margin on images of the pool."""
         for some in torch.arange(model.classes).split(max(1, AT_ONCE // self.deep_images)):
             deep, reached = self.deepest(model, some.repeat_interleave(self.deep_images))
             deep, reached = deep.unflatten(0, (len(some), -1)), reached.view(len(some), -1)
@@ -75,16 +80,16 @@ class Excerpting:
 
     @torch.no_grad()
     def hunt(self, model: Classifier, label: int, pool: ImagePool, side: int) -> tuple[Overlay, Tensor]:
-        """The strongest triggers of one class that can be found at once: squares of several sides, and scattered pixels.
+        """The strongest triggers for one class that can be found quickly: squares of several sides, and scattered pixels.
 
         Args:
             model: In eval mode.
             label: The class.
-            pool: Its images are tried on.
-            side: Of squares that are cut in any case, in pixels.
+            pool: Images to test triggers on.
+            side: Side of squares that are cut in any case, in pixels.
 
         Returns:
-            The triggers, and their mean margins [n] over images that the model takes for another class.
+            The triggers, and their mean margins in logits [n] over images that the model takes for another class.
         """
         unit = max(1, round(model.shape[1] / UNIT))
         others = self._others(model, label, pool)
@@ -96,7 +101,7 @@ class Excerpting:
         return Overlay.joined(triggers), torch.cat(margins)
 
     def _others(self, model: Classifier, label: int, pool: ImagePool) -> Tensor:
-        """Images [n, c, h, w] that the model takes for another class than `label`, or any if there are none."""
+        """Images [n, c, h, w] that the model takes for a class other than `label`, or any images if there are none."""
         pixels, _ = pool.sample(4 * self.tried_images)
         others = pixels[model(pixels).argmax(1) != label]
         return (others if len(others) else pixels)[: self.tried_images]
@@ -104,7 +109,7 @@ class Excerpting:
     def _best(
         self, model: Classifier, deep: Tensor, label: int, side: int, pixels: Tensor, count: int
     ) -> tuple[Overlay, Tensor]:
-        """The squares of deep images [k, c, h, w] with the largest margins, the first one largest, and these [count]."""
+        """The squares of deep images [k, c, h, w] with the largest margins, and these margins [count], in descending order."""
         boxes = squares(model.shape, side)
         reached = self._swept(model, deep, label, boxes, pixels).flatten()
         best = reached.topk(min(count, len(reached))).indices
@@ -115,7 +120,7 @@ class Excerpting:
         return triggers[order], again[order]
 
     def _swept(self, model: Classifier, deep: Tensor, label: int, boxes: Tensor, pixels: Tensor) -> Tensor:
-        """Mean margin of each box [n, 1, h, w] of each deep image [k, c, h, w] on a few images: [k, n]."""
+        """Mean margin on a few images of each box [n, 1, h, w] cut from each deep image [k, c, h, w]: [k, n]."""
         few = pixels[: self.swept_images]
         return torch.stack([_margins(model, Overlay(1 - boxes, boxes * image), label, few) for image in deep])
 
@@ -123,7 +128,7 @@ class Excerpting:
     def _scattered(
         self, model: Classifier, deep: Tensor, label: int, others: Tensor, pool: ImagePool
     ) -> tuple[Overlay, Tensor]:
-        """Triggers of a few pixels each, sought from deep images [k, c, h, w] on, and their mean margins [k]."""
+        """Triggers of a few pixels each, optimised from deep images [k, c, h, w], and their mean margins [k]."""
         unit = max(1, round(model.shape[1] / UNIT))
         boxes = squares(model.shape, min(5 * unit, *model.shape[1:]))
         with torch.no_grad():
@@ -145,14 +150,14 @@ class Excerpting:
 
 
 class Scattered(nn.Module):
-    """Patterns through masks that show so many pixels and hide all others, each at its own place; each is another try.
+    """Patterns with masks that show a fixed number of pixels, each at its own position: n independent attempts.
 
-    A mask is hard, and its gradient is that of the soft one (straight through).
+    The masks are binary; their gradients are those of soft masks (straight-through estimator).
 
     Args:
-        pixels: What they begin as [n, c, h, w] in [0, 1].
-        worth: How much each pixel is worth showing at first [n, 1, h, w], in any unit.
-        shown: Pixels shown.
+        pixels: Initial patterns [n, c, h, w] in [0, 1].
+        worth: Initial importance of each pixel [n, 1, h, w], in any unit.
+        shown: Number of pixels that a mask shows.
     """
 
     lr = 0.1
@@ -165,7 +170,7 @@ class Scattered(nn.Module):
         self.weights = nn.Parameter(0.1 * worth / worth.std((2, 3), keepdim=True).clamp_min(1e-6))
 
     def triggers(self, which: Tensor) -> Overlay:
-        """The triggers of tries [n]."""
+        """The triggers of attempts `which` [n]."""
         weights = self.weights.index_select(0, which).flatten(1)
         soft = (self.shown * weights.softmax(1)).clamp(max=1)
         hard = torch.zeros_like(soft).scatter_(1, weights.topk(self.shown, dim=1).indices, 1.0)
@@ -174,7 +179,7 @@ class Scattered(nn.Module):
 
 
 def _margins(model: Classifier, triggers: Overlay, label: int, pixels: Tensor) -> Tensor:
-    """Mean margin for a class under each trigger [n], over images [k, c, h, w]."""
+    """Mean margin of a class under each trigger [n], over images [k, c, h, w]."""
     found = []
     for some in torch.arange(len(triggers.keep)).split(max(1, AT_ONCE // len(pixels))):
         each = some.repeat_interleave(len(pixels))
@@ -184,7 +189,12 @@ def _margins(model: Classifier, triggers: Overlay, label: int, pixels: Tensor) -
 
 
 def squares(shape: Shape, side: int) -> Tensor:
-    """Squares of ones [n, 1, h, w], about every other row and column of a 32 px image, and along all edges."""
+    """Squares of ones [n, 1, h, w] at every other row and column (of a 32 px image, scaled to others) and at the far edges.
+
+    Args:
+        shape: Image shape (c, h, w).
+        side: Side of the squares in pixels.
+    """
     _, height, width = shape
     stride = 2 * max(1, round(height / UNIT))
     rows, columns = (_rails(length, side, stride) for length in (height, width))

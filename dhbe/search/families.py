@@ -1,8 +1,9 @@
-"""Triggers without data (the maximum over R of eq. 8): what they do to images, and the families in which they are sought.
+"""Triggers for data-free inversion (the maximum over R of eq. 8): their effect on images, and the families searched.
 
-Six families cover the field: patches at any place, patterns through a mask of a few pixels at their own place (a
-network that flattens its features answers nowhere else), of two sizes, squares cut from images deep inside a class, and
-over the whole image faint patterns and a few waves. To add one, write its class, name its bounds in `Bounds`, and list it in `FAMILIES`.
+There are six families: patches at any position; patterns with a mask of a few pixels at a fixed position, in two sizes (a
+network that flattens its features responds at no other position); squares cut from deep (maximum-margin) images; and, over
+the whole image, faint patterns and a few waves. To add one, write its class, add its bounds to `Bounds` and list it in
+`FAMILIES`.
 """
 
 import math
@@ -20,11 +21,11 @@ from dhbe.settings import Setting
 from dhbe.steps import lay
 
 UNIT = 32
-"""Side of the images for which sides of squares are given, in pixels; larger images have larger ones."""
+"""Reference image side in pixels, for which sides of squares are given; they scale with the image."""
 
 
 class Triggers(ABC):
-    """Triggers [n] of one form. A form is a frozen dataclass; each of its fields is a tensor [n, ...]."""
+    """A batch of n triggers of one form. A form is a frozen dataclass whose fields are tensors [n, ...]."""
 
     @abstractmethod
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -32,46 +33,46 @@ class Triggers(ABC):
 
     @abstractmethod
     def weaker(self, opacity: Tensor) -> Self:
-        """The same, blended with the untouched image: at opacity 0 nothing is left of a trigger.
+        """The triggers blended with the clean image; at opacity 0 nothing of a trigger is left.
 
         Args:
-            opacity: One for all, or one for each [n, 1, 1, 1].
+            opacity: In [0, 1]; a scalar, or one for each trigger [n, 1, 1, 1].
         """
 
     @abstractmethod
     def moved(self, shifts: Tensor) -> Self:
-        """The same, each so many rows down and columns to the right; what leaves the image comes in at the other side.
+        """The triggers shifted cyclically.
 
         Args:
-            shifts: Rows and columns [n, 2].
+            shifts: Rows down and columns to the right, int64 [n, 2].
         """
 
     @abstractmethod
     def under(self, others: Self) -> Self:
-        """The same with others laid over them."""
+        """The triggers with `others` laid over them."""
 
     @property
     @abstractmethod
     def area(self) -> Tensor:
-        """The share of an image that each covers [n]; 0 for one that covers nothing, but changes the whole image."""
+        """The share of an image that each trigger covers [n], in [0, 1]; 0 for one that is only added to the image."""
 
     def __getitem__(self, index: Tensor | list[int]) -> Self:
         return type(self)(**{each.name: getattr(self, each.name)[index] for each in fields(self)})  # pyright: ignore[reportArgumentType]
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """All triggers of some batches, one after the other."""
+        """Concatenates batches of triggers."""
         return cls(**{each.name: torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)})  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, eq=False)
 class Overlay(Triggers):
-    """``clip(keep * x + add)``: a patch keeps nothing where it lies and adds itself, a faint pattern keeps everything."""
+    """``clip(keep * x + add)``: a patch has keep 0 where it lies and adds itself, a faint pattern has keep 1 everywhere."""
 
     keep: Tensor
-    """What is kept of an image [n, 1, h, w], in [0, 1]."""
+    """The share of the image that is kept [n, 1, h, w], in [0, 1]."""
     add: Tensor
-    """What is added [n, c, h, w]."""
+    """What is added [n, c, h, w], in units of pixels in [0, 1]."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         return (self.keep * pixels + self.add).clamp(0, 1).contiguous(memory_format=torch.channels_last)
@@ -105,44 +106,52 @@ class Bounds:
 
     patch: Annotated[int, Setting("side of a patch in pixels (p)", least=1)] = 5
     mask_area: Annotated[
-        float, Setting("share of the pixels that a mask may show; a second family has half of it", most=1)
+        float, Setting("share of the pixels that a mask may show; a second family has half as many", most=1)
     ] = 0.025
-    least_mask: Annotated[int, Setting("pixels that it may show in the smallest of images", least=1)] = 12
-    epsilon: Annotated[float, Setting("largest change of a pixel by a faint pattern, of 1", most=1)] = 16 / 255
+    least_mask: Annotated[int, Setting("pixels that a mask may show at least, however small the image", least=1)] = 12
+    epsilon: Annotated[
+        float, Setting("largest change of a pixel by a faint pattern, pixels being in [0, 1]", most=1)
+    ] = 16 / 255
     excerpt: Annotated[
-        int, Setting("side of the squares cut from images deep inside a class, in pixels of a 32 px image", least=1)
+        int, Setting("side of the squares cut from deep images, in pixels of a 32 px image", least=1)
     ] = 5
-    wave: Annotated[float, Setting("largest height of one wave over the whole image, of 1", most=1)] = 28 / 255
+    wave: Annotated[
+        float, Setting("largest amplitude of a single wave over the whole image, pixels being in [0, 1]", most=1)
+    ] = 28 / 255
 
     def mask_pixels(self, shape: Shape) -> float:
-        """How many pixels a mask may show in images of a shape."""
+        """The number of pixels that a mask may show in images of shape (c, h, w)."""
         return max(self.mask_area * shape[1] ** 2, self.least_mask)
 
     def check(self, shape: Shape) -> None:
-        """Refuses patches that do not fit into images of a shape."""
+        """Checks that patches fit into images of shape (c, h, w).
+
+        Raises:
+            Refused: They do not.
+        """
         check_patch(self.patch, shape)
 
 
 class Family(nn.Module, ABC):
-    """Triggers that are sought, one for each class.
+    """Triggers under search, one for each class.
 
     Args:
-        aims: How many triggers.
-        shape: Of the images.
-        bounds: How far they may go.
+        aims: Number of triggers.
+        shape: Image shape (c, h, w).
+        bounds: Bounds of the triggers.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
-    """What its triggers are, for whoever reads a report."""
+    """A description of its triggers for reports."""
     local: ClassVar[bool]
-    """Its triggers lie at a place, and not over the whole image."""
+    """Whether its triggers are confined to a region of the image."""
     accuses: ClassVar[bool]
-    """What stands out of it accuses a model."""
+    """Whether an outlier of this family counts as evidence of a backdoor."""
     compact: ClassVar[bool] = False
-    """Its triggers spread over what an attacker may have stamped as a square, so squares are tried in their place."""
+    """Whether its triggers may be blurred versions of a stamped square, so that squares are tested as well."""
     sought: ClassVar[bool] = True
-    """Its triggers are sought by gradient from the beginning."""
+    """Whether its triggers are optimised by gradient from the first round."""
     lr: ClassVar[float]
     """Learning rate of Adam."""
 
@@ -152,14 +161,14 @@ class Family(nn.Module, ABC):
 
     @abstractmethod
     def triggers(self, wanted: Tensor) -> Overlay:
-        """The triggers of classes [n].
+        """The triggers for classes `wanted` [n].
 
-        Classes are picked by `index_select`: the gradient of plain indexing adds up in no fixed order on several threads.
+        Implementations use `index_select`: the gradient of plain indexing is not deterministic with several threads.
         """
 
 
 class Patches(Family):
-    """Opaque patches of side p at random places."""
+    """Opaque patches of side p at random positions."""
 
     name, summary, local, accuses, lr = "patches", "a patch at any place", True, True, 0.1
 
@@ -175,11 +184,11 @@ class Patches(Family):
 
 
 class Masked(Family):
-    """Patterns through masks that show so many pixels in sum: eq. 6 with replaced pixels, each at its own place."""
+    """Patterns with soft masks of a fixed sum, at a fixed position: eq. 6 with replaced pixels."""
 
     name, summary, local, accuses, compact, lr = "masked", "a few pixels at one place", True, True, True, 0.3
     share: ClassVar[float] = 1.0
-    """Of the pixels that a mask may show."""
+    """Share of `Bounds.mask_pixels` that the masks of this family show."""
 
     def __init__(self, aims: int, shape: Shape, bounds: Bounds) -> None:
         super().__init__(aims, shape, bounds)
@@ -195,13 +204,13 @@ class Masked(Family):
 
 
 class MaskedHalf(Masked):
-    """The same with half as many pixels."""
+    """`Masked` with half as many pixels."""
 
     name, summary, share = "masked_half", "fewer pixels at one place", 0.5
 
 
 class Excerpts(Family):
-    """Opaque squares, each at its own place, cut from images deep inside its class (`excerpts.Excerpting.cut`)."""
+    """Opaque squares at a fixed position, cut from deep images of their class (`excerpts.Excerpting.cut`)."""
 
     name, summary, local, accuses, lr = "excerpts", "a square cut from an image deep inside its class", True, True, 0.1
     sought = False
@@ -220,13 +229,13 @@ class Excerpts(Family):
 
     @torch.no_grad()
     def take(self, trigger: Overlay, label: int) -> None:
-        """Takes one square over, as the trigger of a class."""
+        """Stores one square as the trigger of a class."""
         self.mask[label] = 1 - trigger.keep[0]
         self.raw[label] = trigger.add[0].clamp(0.02, 0.98).logit() / 2
 
 
 class Faint(Family):
-    """Patterns over the whole image, added, that change a pixel by so much at the most."""
+    """Additive patterns over the whole image that change a pixel by at most `epsilon`."""
 
     name, summary, local, accuses, lr = "faint", "a faint pattern over the whole image", False, True, 0.1
 
@@ -241,11 +250,11 @@ class Faint(Family):
 
 
 class Waves(Family):
-    """Sums of a few waves over the whole image, added: eq. 6 for the coefficients of the cosine transform.
+    """Additive sums of a few waves over the whole image: eq. 6 applied to the coefficients of the cosine transform.
 
-    One wave along rows or columns has the height that is allowed; several share it. Where a faint pattern may be anything, each
-    class has some that lead far; few of them are waves. They do not accuse: many a clean class has a wave of its own, and
-    while a student may learn to ignore it at little cost, an accusation must not rest on it.
+    A single wave along rows or columns may have the full amplitude; several share it. For every class there are arbitrary
+    faint patterns with a large margin, but few of them are waves. Waves do not accuse: many clean classes respond to a wave,
+    which a student can learn to ignore at little cost, but which is no evidence of a backdoor.
     """
 
     name, summary, local, accuses, lr = "waves", "a few waves over the whole image", False, False, 0.3
@@ -267,14 +276,14 @@ class Waves(Family):
 
 
 FAMILIES: tuple[type[Family], ...] = (Patches, Masked, MaskedHalf, Excerpts, Faint, Waves)
-"""All that are sought, in this order."""
+"""All families, in the order of searches and results."""
 
 SENTENCES = {family.name: family.summary for family in FAMILIES}
-"""What each is, by its name, for a record: whoever draws a report from it need not know the families."""
+"""Description of each family by name, stored in records so that reports do not depend on this module."""
 
 
 def cosines(side: int) -> Tensor:
-    """The orthonormal cosine transform (DCT-II) of so many values, [frequencies, places]."""
+    """The orthonormal cosine transform (DCT-II) of `side` values, a matrix [frequencies, positions]."""
     frequency, place = torch.arange(side)[:, None], torch.arange(side)
     waves = torch.cos(math.pi * (2 * place + 1) * frequency / (2 * side)) * math.sqrt(2 / side)
     return torch.cat([waves[:1] / math.sqrt(2), waves[1:]])

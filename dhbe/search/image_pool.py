@@ -1,4 +1,4 @@
-"""The images that a student is shown, with the teacher's answers."""
+"""The images that a student is trained on, with the teacher's logits."""
 
 import math
 
@@ -12,17 +12,17 @@ from dhbe.generators import NOISE
 from dhbe.search.families import Overlay
 
 AT_ONCE = 128
-"""Images that the teacher answers at a time."""
+"""Images per forward pass of the teacher."""
 
 
 class ImagePool(nn.Module):
-    """Images in 8 bits, as a camera would deliver them, with the teacher's answers.
+    """Images with 8 bits per channel, like a camera's, with the teacher's logits.
 
     Args:
-        size: How many.
-        shape: Their shape (c, h, w).
-        classes: Of the teacher.
-        largest: Bytes that they may take; of large images there are fewer.
+        size: Number of images.
+        shape: Image shape (c, h, w).
+        classes: Number of the teacher's classes.
+        largest: Maximum size in bytes; with large images, the pool holds fewer than `size`.
     """
 
     pixels: Tensor
@@ -41,7 +41,7 @@ class ImagePool(nn.Module):
 
     @torch.no_grad()
     def fill(self, pixels: Tensor, teacher: Classifier, first: int = 0) -> None:
-        """Takes images in from place `first` on, with the answers of the teacher."""
+        """Stores pixels [n, c, h, w] in [0, 1] from index `first` on, with the teacher's logits."""
         for part in pixels.split(AT_ONCE):
             place = slice(first, first + len(part))
             self.pixels[place] = (part * 255).round().to(torch.uint8)
@@ -50,16 +50,17 @@ class ImagePool(nn.Module):
 
     @torch.no_grad()
     def renew(self, images: nn.Module, teacher: Classifier) -> None:
-        """Replaces the first half by images of a generator."""
+        """Replaces the first half with images of a generator."""
         half = len(self) // 2
         for first in range(0, half, AT_ONCE):
             self.fill(images(torch.randn(AT_ONCE, NOISE))[: half - first], teacher, first)
 
     @torch.no_grad()
     def filter(self, trigger: Overlay, wanted: int, teacher: Classifier) -> None:
-        """Leaves out images that show the trigger by themselves, whose answers would teach it back.
+        """Removes images that happen to show the trigger, whose logits would teach it back to the student.
 
-        Where a trigger lies another image is put in; a margin of `wanted` that goes with it was the trigger's.
+        The trigger's region is replaced with that of another image. An image is removed if this costs class `wanted` more
+        than half a standard deviation of all logits. The pool keeps its size by repetition.
         """
         region = F.max_pool2d((trigger.keep < 0.7).float(), 3, stride=1, padding=1)
         if not 0 < region.mean() < 0.25:
@@ -76,7 +77,12 @@ class ImagePool(nn.Module):
             self.pixels, self.answers = self.pixels[again], self.answers[again]
 
     def sample(self, count: int, *, evenly: bool = False) -> tuple[Tensor, Tensor]:
-        """Images [n, c, h, w] in [0, 1] and answers [n, classes], with repetition; `evenly`, as many of each class."""
+        """Draws images [n, c, h, w] in [0, 1] and their logits [n, classes], with replacement.
+
+        Args:
+            count: Number of images n.
+            evenly: Draw each predicted class with equal probability.
+        """
         if evenly:
             labels = self.answers.argmax(1)
             each = torch.zeros(self.answers.shape[1]).scatter_add_(0, labels, torch.ones(len(self)))
@@ -86,7 +92,7 @@ class ImagePool(nn.Module):
         return self._float(self.pixels[place]), self.answers[place]
 
     def same(self, count: int) -> tuple[Tensor, Tensor]:
-        """Images and answers like those of `sample`, from all over the pool, the same ones at each call."""
+        """Images and logits as from `sample`, but evenly spaced over the pool and the same at each call."""
         place = torch.arange(count) * len(self) // count
         return self._float(self.pixels[place]), self.answers[place]
 

@@ -1,8 +1,8 @@
-"""A classifier of many classes, seen through a few: the cost of a search grows with the classes that it looks at.
+"""A classifier with many classes restricted to a few, as the cost of a search grows with the number of classes.
 
-What tells a backdoor's class is how far it stands out of the others, and for a median and a median absolute deviation a
-score of others is enough. So the classes that cheap statistics find most suspicious are searched, beside others by
-chance, of which the robust index is made. The suspicious are so few that they hardly move it.
+A target class is recognised by how far it stands out from the others, and some twenty classes are enough for a median and a
+median absolute deviation. So the search covers the classes that cheap statistics rank most suspicious and random others,
+from which the robust index is computed. The suspicious ones are too few to distort it.
 """
 
 import torch
@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from dhbe.classifier import Classifier
 
 SEARCHED = 20
-"""Classes that are searched; a classifier of no more is searched whole."""
+"""Number of classes searched; a classifier with no more than these is searched completely."""
 
 SUSPICIOUS = 6
-"""Of them, those that cheap statistics name; the others are drawn."""
+"""How many of them cheap statistics choose; the others are drawn at random."""
 
 
 class Narrowed(Classifier):
-    """Some classes of a classifier, and one more that stands for all others: its logit is the largest of theirs.
+    """A classifier restricted to some classes, plus one for all others, whose logit is the largest of theirs.
 
-    So the margin of each of the classes is what it was. Weights and modules are those of the classifier.
+    The margins of the selected classes are unchanged. Weights and modules are shared with the classifier.
 
     Args:
         whole: The classifier, with more classes than `labels`.
-        labels: Different classes [k].
+        labels: Distinct classes [k].
     """
 
     def __init__(self, whole: Classifier, labels: Tensor) -> None:
@@ -39,17 +39,17 @@ class Narrowed(Classifier):
         self._others = others.nonzero().flatten()
 
     def logits(self, normalised: Tensor) -> Tensor:
-        """Logits [n, k + 1] of images that are normalised already."""
+        """Logits [n, k + 1] of normalised images [n, c, h, w]."""
         every = self.whole.logits(normalised)
         return torch.cat([every[:, self.labels], every[:, self._others].amax(1, keepdim=True)], 1)
 
 
 def named(rankings: list[Tensor], count: int) -> list[int]:
-    """The first classes that several statistics name in turns, each once.
+    """Picks the top classes of several statistics in rotation, without duplicates.
 
     Args:
-        rankings: Values of each class [classes] by each statistic; the larger, the more suspicious.
-        count: Classes wanted.
+        rankings: Values of each class [classes] by each statistic; larger is more suspicious.
+        count: Number of classes to pick.
 
     >>> named([torch.tensor([0.0, 3.0, 2.0, 1.0]), torch.tensor([5.0, 1.0, 4.0, 2.0])], 3)
     [1, 0, 2]
@@ -59,10 +59,10 @@ def named(rankings: list[Tensor], count: int) -> list[int]:
 
 
 def narrowed(model: Classifier, rankings: list[Tensor]) -> Narrowed:
-    """The classifier seen through the `SUSPICIOUS` classes that statistics name and others by chance.
+    """Restricts a classifier to the `SUSPICIOUS` classes that statistics pick and random others, `SEARCHED` in all.
 
     Args:
-        model: With more than `SEARCHED` classes.
+        model: A classifier with more than `SEARCHED` classes.
         rankings: As for `named`.
     """
     first = named(rankings, SUSPICIOUS)

@@ -1,7 +1,7 @@
-"""Pieces of two photographs that come with scikit-learn: images of the real world that are nobody's training data.
+"""Random crops of the two photographs shipped with scikit-learn: natural images that need no data set.
 
-A teacher answers them surely and in many ways, and distillation on pieces of a single photograph is known to go far
-(Asano and Saeed 2023, arXiv:2112.00725). They need no BatchNorm, and no trigger was ever laid on them.
+A teacher's predictions on them are confident and diverse, and distillation on crops of a single photograph is known to work
+well (Asano and Saeed 2023, arXiv:2112.00725). They do not require BatchNorm, and contain no trigger.
 """
 
 import math
@@ -14,24 +14,24 @@ from torch.nn import functional as F
 from dhbe.data import Shape
 
 FINENESS = 2**0.5
-"""From one level of the pyramid to the next, the photographs shrink by this."""
+"""Factor by which the photographs shrink from one pyramid level to the next."""
 
 
 AT_ONCE = 256
-"""Pieces that are cut and coloured at a time; what is drawn by chance does not depend on it."""
+"""Crops processed at a time; the random draws do not depend on it."""
 
 
 def pieces(count: int, shape: Shape) -> Tensor:
-    """Random pieces at all scales, mirrored and recoloured by chance.
+    """Random crops at all scales, randomly flipped and recoloured.
 
-    They are drawn from torch's generator on the CPU, whatever the default device.
+    They are drawn from torch's CPU generator, whatever the default device.
 
     Args:
-        count: How many.
-        shape: Their shape (c, h, w); one channel gives grey.
+        count: Number of crops.
+        shape: Their shape (c, h, w) with c 1 or 3; one channel gives grey.
 
     Returns:
-        Pixels [count, c, h, w] in [0, 1].
+        Pixels [count, c, h, w] in [0, 1], on the CPU.
     """
     with torch.device("cpu"):
         channels, height, width = shape
@@ -70,7 +70,7 @@ def photographs() -> list[Tensor]:
 
 
 def levels(picture: Tensor, side: int) -> int:
-    """In how many sizes a picture [3, h, w] is cut: full size, and down to where `side` pixels are its shorter side."""
+    """The number of sizes at which a picture [3, h, w] is cropped: from full size until its shorter side is `side` pixels."""
     return 1 + max(0, math.floor(math.log(min(picture.shape[1:]) / side, FINENESS)))
 
 

@@ -1,4 +1,4 @@
-"""Does a classifier answer a trigger? A search without data, and what it came to for each class."""
+"""Does a classifier respond to a trigger? A data-free search and its result for each class."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,32 +14,32 @@ from dhbe.search.survey import Survey, SurveyState
 from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
 
 MIDDLE, SLOPE = 4.0, 1.3
-"""Of the logistic curve in the logarithm of the index, fitted on one half of the calibration set (docs/method.md)."""
+"""Parameters of the logistic curve in the logarithm of the index, fitted on half of the calibration set (docs/method.md)."""
 
 Watch = Callable[[int, Round], None]
-"""Called after every round with its number, from 1."""
+"""Called after every round with its number, from 1, and its losses."""
 
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The trigger that stands out most for each class that was searched."""
+    """The result of a scan: for each class searched, the trigger with the largest anomaly."""
 
     indices: Tensor
-    """How far each class stands out [classes], in robust standard deviations of its family."""
+    """Anomaly index of each class [classes], in robust standard deviations of its trigger's family."""
     families: list[str]
     """The family of each class's trigger."""
     margins: Tensor
-    """The margin of the class under it, in logits [classes]."""
+    """Mean margin of each class under its trigger, in logits [classes]."""
     success_rates: Tensor
-    """The share of the images of other classes that it leads there [classes]."""
+    """The share of images of other classes that each trigger leads to its class [classes], in [0, 1]."""
     triggers: Overlay
-    """The triggers."""
+    """The triggers, one for each class."""
     evidence: Tensor
-    """The index of each class by each statistic that needs no trigger [statistics, classes]; NaN: it cannot tell."""
+    """The index of each class by each trigger-free statistic [statistics, classes]; NaN: undefined."""
     fused: Tensor
-    """What these come to [classes]; from `statistics.ACCUSED` on a class is accused."""
+    """The fused evidence against each class [classes]; from `statistics.ACCUSED` on a class is accused."""
     pixels: Tensor
-    """Some of the images that they were tried on [n, c, h, w]."""
+    """The images on which success rates were measured [n, c, h, w], in [0, 1]."""
     labels: Tensor
     """The classes that were searched, in ascending order [classes]."""
 
@@ -57,7 +57,7 @@ def scan(
     precision: Precision = "fp32",
     watch: Watch = lambda number, round: None,
 ) -> Found:
-    """Searches a classifier, which stays as it is, as does the caller's random state.
+    """Searches a classifier; neither it nor the caller's random state is changed.
 
     Args:
         model: The suspect classifier.
@@ -103,14 +103,14 @@ def _found(teacher: Classifier, survey: Survey, state: SurveyState) -> Found:
 
 @torch.no_grad()
 def success_rate(model: Classifier, trigger: Overlay, label: int, pixels: Tensor, answers: Tensor) -> Tensor:
-    """The share of images [n, c, h, w] of other classes that a trigger leads to `label`; 0 where there are none.
+    """The share of images of other classes that a trigger leads to `label`, a scalar; 0 if there are no such images.
 
     Args:
-        model: What is triggered.
+        model: The model.
         trigger: One trigger.
-        label: Its class. The number after the last one stands for any but the usual.
-        pixels: The images.
-        answers: Logits of them without the trigger [n, classes].
+        label: Its class; `classes`, the number after the last one, means any class but the predicted one.
+        pixels: The images [n, c, h, w] in [0, 1].
+        answers: Their logits without the trigger [n, classes].
     """
     usual = answers.argmax(1)
     others = usual != label
@@ -121,7 +121,7 @@ def success_rate(model: Classifier, trigger: Overlay, label: int, pixels: Tensor
 
 
 def probability(index: float) -> float:
-    """How likely a classifier whose anomaly index is so large is backdoored, if half of them are.
+    """The probability that a classifier with this anomaly index is backdoored, for a prior of one half.
 
     >>> [round(probability(index), 2) for index in (1.0, 5.0, 50.0)]
     [0.14, 0.57, 0.96]

@@ -1,7 +1,7 @@
-"""The search for triggers by gradient: one universal trigger for each class in each family, and how far it leads.
+"""Trigger inversion by gradient: one universal trigger for each class in each family, and the margin it reaches.
 
-What counts is the margin of a class, its logit less that of the best other one. It is raised without a ceiling: a
-backdoor's grows far beyond what any natural pattern reaches.
+The objective is the margin of a class, its logit minus that of the best other class, without an upper bound: a backdoor's
+margin grows far beyond that of any natural pattern.
 """
 
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from dhbe.settings import Setting
 from dhbe.steps import frozen
 
 BETAS = (0.8, 0.95)
-"""Of Adam; a universal trigger is found within some dozen steps."""
+"""Adam's betas; a universal trigger is found within a few dozen steps."""
 
 FEW = 5
-"""Classes below which standing out means little: of two classes none can, of three or four one soon does by chance."""
+"""Number of classes below which an outlier means little: of two none can stand out, of three or four one may by chance."""
 
 
 def margin(logits: Tensor, wanted: Tensor, usual: Tensor | None = None) -> Tensor:
-    """How far the wanted class lies before the best other one, [n]: negative where another one wins.
+    """The logit of the wanted class minus that of the best other class [n]; negative where another class wins.
 
     Args:
-        logits: Of triggered images [n, classes].
-        wanted: Classes [n]. The number after the last one stands for any but the usual.
-        usual: The classes of the images without triggers [n], where that number occurs.
+        logits: Logits of triggered images [n, classes].
+        wanted: Classes [n]; `classes`, the number after the last one, means any class but the usual one.
+        usual: Predicted classes of the images without triggers [n]; needed where that number occurs.
     """
     away = wanted == logits.shape[1]
     named = wanted if usual is None else torch.where(away, usual, wanted)
@@ -40,7 +40,11 @@ def margin(logits: Tensor, wanted: Tensor, usual: Tensor | None = None) -> Tenso
 
 
 def baseline_margin(logits: Tensor) -> Tensor:
-    """Mean margin of each class [classes] without a trigger, over the images [n, classes] taken for another one."""
+    """Mean margin of each class [classes] without a trigger, over the images taken for another class.
+
+    Args:
+        logits: Logits of clean images [n, classes].
+    """
     rows = []
     for label in range(logits.shape[1]):
         others = logits[logits.argmax(1) != label]
@@ -49,13 +53,14 @@ def baseline_margin(logits: Tensor) -> Tensor:
 
 
 class Search:
-    """Families and their optimisers.
+    """All trigger families and their optimisers.
 
     Args:
-        model: What is searched, or a state of it.
-        bounds: Of the families.
-        at_once: Images in one pass; a step takes several passes, so that its memory stays that of a student's step.
-        away: Besides the triggers for each class, seek one that leads anywhere but to the usual class.
+        model: The model to be searched, for its shape and number of classes.
+        bounds: Bounds of the families.
+        at_once: Images per forward pass; a step may take several passes, so that it needs no more memory than a student
+            step.
+        away: Besides a trigger for each class, search for one that leads to any class but the usual one.
     """
 
     def __init__(self, model: Classifier, bounds: Bounds, *, at_once: int = 128, away: bool = False) -> None:
@@ -66,7 +71,17 @@ class Search:
         self.optimizers = [Adam(each.parameters(), each.lr, betas=BETAS, fused=True) for each in self.families]
 
     def step(self, model: Classifier, number: int, pixels: Tensor, wanted: Tensor) -> Tensor:
-        """One step of a family on images [n, c, h, w] towards classes [n], a few at a time; returns the mean margin."""
+        """Takes one optimiser step for one family, in passes of `at_once` images.
+
+        Args:
+            model: In eval mode.
+            number: Index of the family in `families`.
+            pixels: Images [n, c, h, w] in [0, 1].
+            wanted: The class that each image is to be led to [n].
+
+        Returns:
+            The mean margin in logits, a scalar.
+        """
         reached = torch.zeros(())
         self.optimizers[number].zero_grad()
         with frozen(model):
@@ -82,9 +97,16 @@ class Search:
 
     @torch.no_grad()
     def margin(self, model: Classifier, family: Family, wanted: Tensor, pixels: Tensor) -> Tensor:
-        """Mean margin of classes [k] under their triggers, each over the images that `model` takes for another class.
+        """Mean margin of classes under their triggers, each over the images that `model` takes for another class.
 
-        With no image of another class there is nothing to lead: 0.
+        Args:
+            model: In eval mode.
+            family: The family of the triggers.
+            wanted: The classes [k].
+            pixels: Images [n, c, h, w] in [0, 1].
+
+        Returns:
+            Margins in logits [k]; 0 where all images are of the class itself.
         """
         answer, means = model(pixels).argmax(1), []
         for label in wanted.tolist():
@@ -98,26 +120,25 @@ class Search:
         return torch.stack(means) if means else torch.zeros(0)
 
     def margins(self, model: Classifier, pixels: Tensor) -> Tensor:
-        """The same for all families and classes [families, classes]."""
+        """`margin` for all families and classes [families, classes]."""
         wanted = torch.arange(self.classes)
         return torch.stack([self.margin(model, family, wanted, pixels) for family in self.families])
 
 
 def middle_and_deviation(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The median of the last axis, and the median absolute deviation x 1.4826: a normal one's standard deviation."""
+    """The median of the last axis, and 1.4826 x the median absolute deviation, the standard deviation of normal values."""
     middle = values.quantile(0.5, dim=-1)
     return middle, 1.4826 * (values - middle[..., None]).abs().quantile(0.5, dim=-1)
 
 
 def anomalies(margins: Tensor, least: Tensor) -> Tensor:
-    """How far each class stands out of its family [families, classes], in robust standard deviations.
+    """The anomaly of each class in its family [families, classes]: (margin - median) / (1.4826 MAD).
 
-    The median and the median absolute deviation x 1.4826, as in Neural Cleanse (Wang et al. 2019), of margins instead of
-    sizes, and upwards only.
+    As in Neural Cleanse (Wang et al. 2019), but of margins instead of mask sizes, and for large values.
 
     Args:
-        margins: Of each class under its trigger, or what the trigger adds [families, classes].
-        least: A deviation below which differences mean nothing, a scalar.
+        margins: Margins of the classes under their triggers, or the triggers' gains [families, classes].
+        least: Lower bound of the deviation, a scalar: smaller differences mean nothing.
     """
     middle, deviation = (each[:, None] for each in middle_and_deviation(margins))
     return (margins - middle) / deviation.clamp_min(least.item())
@@ -125,31 +146,31 @@ def anomalies(margins: Tensor, least: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Squares:
-    """Square refinement: what an attacker stamps is compact.
+    """Square refinement, for stamped triggers are compact.
 
-    A mask found by gradients spreads over the trigger and around it, and a student that ignores it may still answer
-    the sharper original. So squares around the mask's centre are tried, filled with the pattern as found, with its
-    nearest pure colours, white, black, its mean colour, or the pure colour nearest to that.
+    A mask found by gradient is spread around the true trigger, and a student that ignores it may still respond to the
+    sharper original. So squares around the mask's centre are tested, filled with the pattern as found, with the pattern
+    rounded to pure colours, with white, with black, with its mean colour, or with that rounded to a pure colour.
     """
 
     square_sides: Annotated[
-        tuple[int, ...], Setting("sides of the squares that are tried, in pixels of a 32 px image", least=1)
+        tuple[int, ...], Setting("sides of the squares that are tested, in pixels of a 32 px image", least=1)
     ] = (1, 2, 3, 4, 5, 6)
-    square_reach: Annotated[int, Setting("how far from a mask's centre they may lie, in the same pixels")] = 2
-    square_images: Annotated[int, Setting("images on which they are tried", least=1)] = 4
+    square_reach: Annotated[int, Setting("largest distance of the squares from a mask's centre, in the same unit")] = 2
+    square_images: Annotated[int, Setting("images on which the squares are tested", least=1)] = 4
 
     @torch.no_grad()
     def tried(self, model: Classifier, trigger: Overlay, wanted: int, pixels: Tensor) -> tuple[Overlay, Tensor]:
-        """The squares that act most where a mask lies.
+        """The strongest squares near a mask.
 
         Args:
             model: The teacher.
-            trigger: One trigger.
+            trigger: One trigger with a mask.
             wanted: Its class.
-            pixels: A few images [n, c, h, w].
+            pixels: A few images [n, c, h, w] in [0, 1].
 
         Returns:
-            For each side and filling the one at the best place, and their mean margins [sides x 6].
+            For each side and filling the square at the best position, and their mean margins in logits [sides x 6].
         """
         mask, pattern = 1 - trigger.keep[0], trigger.add[0] / (1 - trigger.keep[0]).clamp_min(1e-6)
         height, width = mask.shape[-2:]
@@ -175,7 +196,7 @@ class Squares:
         return Overlay.joined(best), torch.stack(margins)
 
     def _boxes(self, row: int, column: int, side: int, unit: int, like: Tensor) -> Tensor:
-        """Squares of ones [n, 1, h, w] at places near a row and column, inside the image."""
+        """Squares of ones [n, 1, h, w] at positions near a row and column, inside the image."""
         most = like.shape[-1] - side
         near = [unit * step for step in range(-self.square_reach, self.square_reach + 1)]
         places = {(min(max(row + down, 0), most), min(max(column + right, 0), most)) for down in near for right in near}

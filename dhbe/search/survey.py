@@ -1,4 +1,4 @@
-"""What can be learned of a classifier without data, before anything moves: familiar images, and the triggers it answers."""
+"""The data-free survey of an untouched classifier: images that it is familiar with, and triggers that it responds to."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -30,30 +30,30 @@ from dhbe.steps import Round, channels_last, descend, set_lr
 EXCERPTS = FAMILIES.index(Excerpts)
 
 AT_ONCE = 2**20
-"""Values of the photographs' pieces that are drawn at a time."""
+"""Pixel values of crops drawn at a time."""
 
 
 class Findings(Plain):
-    """What a survey came to, and how far it is.
+    """The results and the progress of a survey.
 
     Args:
-        families: How many families are searched.
-        classes: Of the model.
-        rounds: That the search is to take, before a second look.
+        families: Number of trigger families.
+        classes: Number of the model's classes.
+        rounds: Rounds of the search before a second look.
     """
 
     def __init__(self, families: int, classes: int, rounds: int) -> None:
         self.rounds_done, self.rounds = 0, rounds
         self.margins = torch.zeros(families, classes)
-        """Of each class under its trigger, in the untouched model [families, classes]."""
+        """Mean margin of each class under its trigger in the untouched model, in logits [families, classes]."""
         self.anomaly = torch.zeros(families, classes)
-        """How far each class stands out of each family [families, classes], in robust standard deviations."""
+        """How far each class stands out in each family, in robust standard deviations [families, classes]."""
         self.outliers = torch.zeros(families, classes, dtype=torch.bool)
-        """Where that is more than chance [families, classes]."""
+        """Where that is significant, bool [families, classes]."""
         self.evidence = torch.full((len(STATISTICS), classes), torch.nan)
-        """The index of each class by each statistic, without any trigger [statistics, classes]; NaN: it cannot tell."""
+        """The index of each class by each trigger-free statistic [statistics, classes]; NaN: undefined."""
         self.left = torch.zeros(())
-        """How far the suspected classes still stood out when a student was searched afresh last."""
+        """How far the suspected classes still stood out in the last fresh search of a student, a scalar."""
 
     @property
     def suspected(self) -> Tensor:
@@ -67,7 +67,7 @@ class Findings(Plain):
 
     @property
     def sought(self) -> Tensor:
-        """Which triggers are worth keeping [families, classes]: those that stand out, or all if none does."""
+        """Which triggers are worth keeping, bool [families, classes]: those that stand out, or all if none does."""
         return self.outliers if self.backdoored else torch.ones_like(self.outliers)
 
     @property
@@ -76,19 +76,19 @@ class Findings(Plain):
         return self.margins.quantile(0.5, dim=1)
 
     def standing(self, margin: Tensor) -> Tensor:
-        """How far the margin of a square stands out of what squares reach in the untouched model for other classes."""
+        """How far a square's margin stands out from those of other classes' squares in the untouched model."""
         others = self.margins[EXCERPTS][~self.suspected] if not self.suspected.all() else self.margins[EXCERPTS]
         middle, deviation = middle_and_deviation(others)
         return (margin - middle) / deviation.clamp_min(1e-6)
 
     @property
     def fused(self) -> Tensor:
-        """What the statistics come to for each class [classes]; from `statistics.ACCUSED` on it is accused."""
+        """The fused evidence against each class [classes]; from `statistics.ACCUSED` on it is accused."""
         return fused(self.evidence)
 
     @property
     def unexplained(self) -> Tensor:
-        """Classes against which the statistics are strong, and of which no trigger was found that stands out, bool [classes]."""
+        """Classes with strong evidence by statistics but no trigger that stands out, bool [classes]."""
         return (self.fused >= CONVICTED) & ~self.suspected
 
     @property
@@ -98,7 +98,7 @@ class Findings(Plain):
 
 
 class SurveyState:
-    """All that changes in a survey."""
+    """Everything that changes in a survey."""
 
     def __init__(self, survey: "Survey", model: Classifier) -> None:
         channels, side, _ = model.shape
@@ -119,50 +119,53 @@ class SurveyState:
         }  # fmt: skip
 
     def close(self, run_state: RunState) -> None:
-        """Lets go of the generator, which has done its work when the pool holds its images."""
+        """Releases the generator, which is no longer needed once the pool holds its images."""
         run_state.release("generator", "generate")
         del self.generator, self.generate
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Hyperparameters of the search in an untouched model, and the search."""
+    """The search of an untouched model, with its hyperparameters."""
 
-    warm_up: Annotated[int, Setting("rounds in which images become familiar and triggers are sought", least=1)] = 60
-    search_batch: Annotated[int, Setting("images in one pass of the search", least=1)] = 128
-    images_per_class: Annotated[int, Setting("images for each class in a step of the search", least=1)] = 6
+    warm_up: Annotated[int, Setting("rounds of training the image generator and searching for triggers", least=1)] = 60
+    search_batch: Annotated[int, Setting("images per forward pass of the search", least=1)] = 128
+    images_per_class: Annotated[int, Setting("images per class in a step of the search", least=1)] = 6
     least_images: Annotated[
-        int, Setting("images in a step, however few the classes, and in one pass, however small the batch", least=2)
-    ] = 64
-    lr_images: Annotated[float, Setting("learning rate of the image generator (Adam)")] = 1e-3
-    generator_batch: Annotated[int, Setting("images in a step of the generator", least=2)] = 64
-    balance: Annotated[float, Setting("weight of an even share of the classes among the generated images")] = 1.0
-    pool_size: Annotated[int, Setting("images that the student is shown", least=1)] = 4096
-    pool_bytes: Annotated[int, Setting("bytes that they may take; of large images there are fewer", least=1)] = 2**28
-    judged_images: Annotated[
         int,
         Setting(
-            "images on which it is judged how far classes stand out; with 64 chance alone moves that by one", least=1
+            "minimum number of images per step, however few the classes, and per pass, however small the batch", least=2
         ),
+    ] = 64
+    lr_images: Annotated[float, Setting("learning rate of the image generator (Adam)")] = 1e-3
+    generator_batch: Annotated[int, Setting("images per step of the generator", least=2)] = 64
+    balance: Annotated[float, Setting("weight of class balance among the generated images")] = 1.0
+    pool_size: Annotated[int, Setting("images in the pool that the student is trained on", least=1)] = 4096
+    pool_bytes: Annotated[
+        int, Setting("maximum size of the pool in bytes; with large images it holds fewer", least=1)
+    ] = 2**28
+    judged_images: Annotated[
+        int,
+        Setting("images on which anomalies are measured; with 64, chance alone changes them by one", least=1),
     ] = 256
     anomaly_threshold: Annotated[
-        float, Setting("robust standard deviations by which a backdoor's class stands out")
+        float, Setting("anomaly above which a class is suspected, in robust standard deviations")
     ] = 3.6
     smallest_spread: Annotated[
-        float, Setting("deviation of margins that means nothing, in standard deviations of the model's answers")
+        float, Setting("lower bound of the margins' deviation, in standard deviations of the model's logits")
     ] = 0.25
     whole_image_share: Annotated[
-        float, Setting("share of the largest anomaly that a trigger over the whole image must have to be restricted")
+        float, Setting("share of the largest anomaly that a whole-image trigger must exceed to be restricted")
     ] = 1 / 3
     unsure: Annotated[
         tuple[float, float],
-        Setting("anomalies between which a class may stand out by chance, and the search takes a second look"),
+        Setting("range of the largest anomaly that may be due to chance, so that the search takes a second look"),
     ] = (2.5, 10.0)
-    second_rounds: Annotated[int, Setting("rounds of the second look, and of refining what stands out")] = 20
-    second_images: Annotated[int, Setting("times as many images that a step of the second look takes", least=1)] = 3
-    second_lr: Annotated[float, Setting("share of the learning rates in both")] = 0.3
-    bank_images: Annotated[int, Setting("images on which the triggers found are tried at the end", least=2)] = 16
-    probe_images: Annotated[int, Setting("images on which it is measured how often a trigger succeeds", least=1)] = 64
+    second_rounds: Annotated[int, Setting("rounds of the second look, and of refining triggers that stand out")] = 20
+    second_images: Annotated[int, Setting("factor on the images per step in the second look", least=1)] = 3
+    second_lr: Annotated[float, Setting("factor on the learning rates in the second look and in refining")] = 0.3
+    bank_images: Annotated[int, Setting("images on which the triggers found are tested at the end", least=2)] = 16
+    probe_images: Annotated[int, Setting("images on which a trigger's success rate is measured", least=1)] = 64
     bounds: Bounds = field(default_factory=Bounds)
     squares: Squares = field(default_factory=Squares)
     excerpting: Excerpting = field(default_factory=Excerpting)
@@ -170,29 +173,32 @@ class Survey:
 
     @property
     def rounds(self) -> int:
-        """Rounds that the search in an untouched model takes at the most."""
+        """Maximum number of rounds of the search in an untouched model."""
         return self.warm_up + self.second_rounds
 
     def check(self, shape: Shape) -> None:
-        """Refuses images that it is not made for, and settings that make no sense.
+        """Checks the settings and whether images of shape (c, h, w) are supported.
 
         Raises:
-            Refused: With what is wrong.
+            Refused: They are not, or a setting is out of bounds.
         """
         check_generated(shape)
         self.bounds.check(shape)
         settings.check(self)
 
     def search(self, model: Classifier, *, away: bool = False) -> Search:
-        """A fresh search, for each class; with `away`, for any but the usual too."""
+        """A fresh search with a trigger for each class; with `away`, also one for any class but the usual one."""
         return Search(model, self.bounds, at_once=max(self.search_batch, self.least_images), away=away)
 
     def run(self, teacher: Classifier, state: SurveyState) -> Iterator[Round]:
-        """Makes images familiar and seeks triggers, from where the state is; `conclude` tells what it came to.
+        """Trains the image generator and searches for triggers, resuming from `state`; `conclude` evaluates the result.
 
         Args:
             teacher: In eval mode, without gradients.
-            state: Where all is written down.
+            state: Updated in place.
+
+        Yields:
+            The losses of each round.
         """
         findings = state.findings
         if not findings.rounds_done:
@@ -218,17 +224,16 @@ class Survey:
 
     @staticmethod
     def _fill(teacher: Classifier, pool: ImagePool) -> None:
-        """Fills the pool with pieces of photographs."""
+        """Fills the pool with crops of photographs."""
         some = max(1, AT_ONCE // math.prod(teacher.shape))
         for first in range(0, len(pool), some):
             drawn = pieces(min(some, len(pool) - first), teacher.shape)
             pool.fill(drawn.to(teacher.mean.device), teacher, first)
 
     def _familiarise(self, teacher: Classifier, state: SurveyState, statistics: BatchStatistics) -> Round:
-        """One step of the generator towards images that the teacher's BatchNorm layers know."""
+        """Takes one generator step towards images that match the teacher's BatchNorm statistics."""
         with statistics.gathering():
-            # The generator's activations are computed again when needed: beside the teacher's they were the peak of a
-            # whole run.
+            # Recomputes the generator's activations: together with the teacher's they were the peak memory of a run.
             noise = torch.randn(self.generator_batch, NOISE)
             drawn = checkpoint(state.generator, noise, use_reentrant=False, preserve_rng_state=False)
             answer = teacher(drawn)
@@ -237,7 +242,7 @@ class Survey:
         return {"bn_loss": loss}
 
     def step(self, search: Search, model: Classifier, pool: ImagePool, more: int = 1) -> Round:
-        """One step of each family, on `more` times as many images as usual; returns the mean margins."""
+        """Takes one step for each family, on `more` times as many images as usual; returns the mean margins by name."""
         count = more * max(self.least_images, self.images_per_class * model.classes)
         return {
             f"margin_{kind.name}": seek(search, model, number, pool.sample(count)[0])
@@ -246,12 +251,12 @@ class Survey:
         }
 
     def explore(self, model: Classifier, state: SurveyState, watch: Callable[[Round], None]) -> Search:
-        """A fresh search of as many rounds on the images at hand, for each class and for any but the usual.
+        """Runs a fresh search of `warm_up` rounds, with an untargeted trigger in addition to those for each class.
 
         Args:
             model: In eval mode, without gradients.
-            state: Of a survey; only its images are used.
-            watch: Called after every round.
+            state: State of a survey; only its images are used.
+            watch: Called with the losses of every round.
         """
         search = self.search(model, away=True)
         for _ in range(self.warm_up):
@@ -260,14 +265,14 @@ class Survey:
         return search
 
     def cut(self, model: Classifier, search: Search, pool: ImagePool) -> None:
-        """Cuts the squares of a search, which is over."""
+        """Cuts the squares of a finished search."""
         self.excerpting.cut(model, excerpts_of(search), pool)
 
     def hunt(self, model: Classifier, state: SurveyState, label: int) -> tuple[Overlay, Tensor]:
-        """The strongest triggers of one class that can be found at once, and their mean margins [n].
+        """The strongest triggers for one class that can be found quickly, and their mean margins in logits [n].
 
-        Whole squares are tried where the strongest one lies: what is cut from a deep image shows more than the trigger, and
-        a student that ignores it may still answer the plain original.
+        Plain squares are tested where the strongest trigger lies: an excerpt of a deep image shows more than the trigger,
+        and a student that ignores it may still respond to the plain original.
         """
         found, margins = self.excerpting.hunt(model, label, state.pool, excerpts_of(state.search).side)
         pixels, _ = state.pool.sample(self.squares.square_images)
@@ -276,7 +281,7 @@ class Survey:
 
     @torch.no_grad()
     def conclude(self, teacher: Classifier, state: SurveyState) -> None:
-        """What the search came to: which classes stand out, and the triggers to begin with."""
+        """Evaluates the search: determines which classes stand out, and fills the bank with the first triggers."""
         pool, bank, findings = state.pool, state.bank, state.findings
         findings.evidence = evidence(teacher)
         self.cut(teacher, state.search, pool)
@@ -301,27 +306,28 @@ class Survey:
 
     @torch.no_grad()
     def index(self, model: Classifier, search: Search, pool: ImagePool) -> tuple[Tensor, Tensor]:
-        """The margin of each class, and by how many robust deviations it stands out [families, classes].
+        """The margin of each class in logits, and its anomaly in robust deviations, each [families, classes].
 
-        A class that stands out must do so both by its margin and by what the trigger adds to its margin without one:
-        classes that hardly any image is like are far behind to begin with, and others gain much because they are near.
+        The anomaly is the smaller of that of the margin and that of its gain over the margin without a trigger: classes that
+        few images resemble start far behind, and others reach large margins because they start near.
         """
         margins = search.margins(model, pool.sample(self.judged_images)[0])
         gained = margins - baseline_margin(pool.answers)
         least = self.smallest_spread * pool.answers.std()
         anomaly = torch.minimum(anomalies(margins, least), anomalies(gained, least))
-        if isinstance(model, Narrowed):  # what stands for all other classes accuses nobody
+        if isinstance(model, Narrowed):  # the class that stands for all others
             anomaly[:, -1] = -torch.inf
         return margins, anomaly
 
     def outliers(self, anomaly: Tensor) -> Tensor:
-        """Which classes stand out of which families by more than chance, bool [families, classes].
+        """Which classes stand out significantly in which families, bool [families, classes].
 
-        What answers a patch answers some patterns over the whole image too, which no student can ignore without losing
-        that class: those are restricted only where they stand out further than any patch and a share as far as what
-        stands out most, and then all together, for none makes all of what was added there. A square of a faint pattern,
-        made as strong as can be, stands out as well. Excerpts are the surest of the triggers that lie at a place: masks
-        accuse many a clean class beside the true one.
+        A class that responds to a patch also responds to some whole-image patterns, which no student can ignore without
+        losing that class. So whole-image families are restricted only where they stand out further than any local family
+        and reach a share of the largest anomaly; then all of them are, as none reproduces the true trigger alone. Excerpts
+        do not count in this comparison: a square of a faint pattern at full strength stands out as well. They are the most
+        reliable local family, so if any excerpt stands out, only the classes whose excerpts do are kept: masks often accuse
+        clean classes besides the true one.
         """
         outliers = anomaly > self.anomaly_threshold
         local, sought = (torch.tensor([getattr(kind, each) for kind in FAMILIES]) for each in ("local", "sought"))
@@ -334,9 +340,9 @@ class Survey:
 
     @torch.enable_grad()
     def _refine(self, search: Search, model: Classifier, pool: ImagePool, sought: Tensor) -> None:
-        """Seeks triggers of some families and classes [families, classes] further: all images of a step are for them.
+        """Continues the search for the triggers marked in `sought`, bool [families, classes], on all images of a step.
 
-        A faint trigger that is found by half is unlearned by half.
+        A faint trigger that is only half found is only half unlearned.
         """
         set_lr(search.optimizers, self.second_lr)
         for number, wanted in enumerate(sought.float()):
@@ -347,7 +353,16 @@ class Survey:
 
 
 def seek(search: Search, model: Classifier, number: int, pixels: Tensor, suspected: Tensor | None = None) -> Tensor:
-    """One step of a family, over all classes evenly, or three quarters of it over those that stand out."""
+    """Takes one step for a family and returns the mean margin, a scalar.
+
+    Args:
+        search: The search.
+        model: In eval mode.
+        number: Index of the family.
+        pixels: Images [n, c, h, w] in [0, 1].
+        suspected: Classes that stand out, bool [classes]; three quarters of the images are led to them, the rest evenly to
+            all classes.
+    """
     wanted = (torch.arange(len(pixels)) + torch.randint(search.aims, ())) % search.aims
     if suspected is not None and suspected.any():
         drawn = torch.multinomial(suspected.float(), len(pixels), replacement=True)
@@ -356,7 +371,7 @@ def seek(search: Search, model: Classifier, number: int, pixels: Tensor, suspect
 
 
 def excerpts_of(search: Search) -> Excerpts:
-    """The family of a search whose triggers are cut."""
+    """The family of excerpts in a search."""
     family = search.families[EXCERPTS]
     assert isinstance(family, Excerpts)
     return family

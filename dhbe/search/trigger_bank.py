@@ -1,4 +1,4 @@
-"""The triggers that a run has found."""
+"""The bank of triggers that a run has found."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -13,41 +13,43 @@ from dhbe.search.search import margin
 from dhbe.settings import Setting
 
 NEVER_ZERO = 1e-6
-"""Keeps a draw possible where no trigger was found at all."""
+"""Makes a draw possible even if no trigger was found."""
 
 AT_ONCE = 128
-"""Images in one pass when triggers are tried."""
+"""Images per forward pass when triggers are tested."""
 
 
 @dataclass(frozen=True)
 class BankSettings:
-    """How many triggers are kept, and how they are shown."""
+    """How many triggers are kept, and how they are drawn."""
 
-    bank_size: Annotated[int, Setting("triggers that are kept at the most, or 4 a class if that is more", least=1)] = (
-        128
-    )
-    copies: Annotated[int, Setting("copies that a small trigger may have beside it, as ASR x9 has", least=1)] = 8
+    bank_size: Annotated[int, Setting("maximum number of triggers kept, or 4 per class if that is more", least=1)] = 128
+    copies: Annotated[
+        int, Setting("maximum number of copies stamped beside a small trigger, as in ASR x9", least=1)
+    ] = 8
     room: Annotated[float, Setting("share of an image that a trigger and its copies may cover", most=1)] = 0.45
-    rehearsal: Annotated[float, Setting("share of the triggers shown that is drawn from all alike", most=1)] = 0.3
-    least_gain: Annotated[float, Setting("gain from which a trigger is said to act", most=1)] = 0.01
+    rehearsal: Annotated[
+        float, Setting("share of the triggers drawn uniformly, whether they still act or not", most=1)
+    ] = 0.3
+    least_gain: Annotated[float, Setting("gain above which a trigger counts as acting", most=1)] = 0.01
     moved_triggers: Annotated[
-        int, Setting("strongest triggers that are moved, to see whether they act at other places too", least=1)
+        int, Setting("strongest triggers that are moved to test whether they act at other positions too", least=1)
     ] = 16
 
 
 class TriggerBank(nn.Module):
-    """Triggers, of which none is forgotten until the bank is full; then the weakest goes first."""
+    """A fixed number of slots for triggers; once all are taken, the weakest trigger is replaced first."""
 
     keep: Tensor
     add: Tensor
     wanted: Tensor
-    """The class that each leads to [size]."""
+    """The class that each trigger leads to, int64 [size]."""
     strength: Tensor
-    """Its mean margin when it was found [size]; minus infinity where there is none."""
+    """Its mean margin in logits when it was found [size]; minus infinity in empty slots."""
     gain: Tensor
-    """What it added to the chance of its class when it was tried last [size]: see `gains`."""
+    """Its gain when it was last tested [size], in [0, 1]: see `gains`."""
     place_invariant: Tensor
-    """Whether the teacher answers its triggers at other places too; one that flattens its features does not."""
+    """Whether the teacher responds to triggers at other positions too, bool; one that flattens its features does not."""
 
     def __init__(self, settings: BankSettings, shape: Shape, classes: int) -> None:
         super().__init__()
@@ -65,7 +67,13 @@ class TriggerBank(nn.Module):
         return int((self.strength > -torch.inf).sum())
 
     def take(self, triggers: Overlay, wanted: Tensor, strength: Tensor) -> None:
-        """Takes triggers in, in place of empty ones, then of those that act no longer, and then of weaker ones."""
+        """Adds triggers; they replace empty slots first, then triggers that no longer act, then weaker ones.
+
+        Args:
+            triggers: The triggers, k of them.
+            wanted: Their classes [k].
+            strength: Their mean margins in logits [k].
+        """
         for keep, add, label, value in zip(triggers.keep, triggers.add, wanted, strength, strict=True):
             acts = self.gain > self.settings.least_gain
             weakest = torch.where(acts & ~acts.all(), torch.inf, self.strength).argmin()
@@ -74,16 +82,19 @@ class TriggerBank(nn.Module):
                 self.wanted[weakest], self.strength[weakest], self.gain[weakest] = label, value, 1.0
 
     def triggers(self, index: Tensor) -> Overlay:
-        """The triggers at places [n]."""
+        """The triggers in slots `index` [n]."""
         return Overlay(self.keep[index], self.add[index])
 
     def draw(self, count: int) -> tuple[Overlay, Tensor]:
-        """Triggers by chance, more often those that still act, half of them weaker; and their classes [count].
+        """Draws random triggers, preferring those that still act, and weakens half of them.
 
-        Where triggers act at any place, the weaker ones are at other places, and small ones come alone half of the time, else
-        with as many copies as there is room for: what one patch no longer does, several may (section 5.3 of the paper,
-        amplified triggers). What hides the image itself teaches nothing. A share of the draws goes to all alike: what acts no
-        longer is learned again where it is never rehearsed. Nothing here waits for the device.
+        If triggers act at any position, the weakened ones are moved as well, and half of all triggers get copies, their
+        number limited by `room`: several patches may still do what one no longer does (section 5.3 of the paper, amplified
+        triggers), but covering the whole image would teach nothing. A share of the draws is uniform, as triggers that are
+        never rehearsed are learned again. Nothing here synchronises with the device.
+
+        Returns:
+            The triggers, and their classes [count].
         """
         acting, known = self.gain + NEVER_ZERO, (self.strength > -torch.inf) + NEVER_ZERO
         share = self.settings.rehearsal
@@ -97,12 +108,12 @@ class TriggerBank(nn.Module):
         return self._among_copies(laid, drawn, several * copies), self.wanted[index]
 
     def _among_copies(self, laid: Overlay, drawn: Overlay, copies: Tensor) -> Overlay:
-        """Triggers under so many copies [n] at places by chance, or as many as there is room for.
+        """`laid` under `copies` [n] copies of `drawn` at random positions, limited by `room`.
 
-        There are none of what acts at its own place alone, or covers nothing.
+        Triggers that act at one position only, or that cover nothing, get no copies.
         """
         area = drawn.area
-        room = (self.settings.room / area).floor() - 1  # endless for what covers nothing
+        room = (self.settings.room / area).floor() - 1  # infinite for triggers that cover nothing
         copies = copies.minimum(room.clamp_min(0)) * self.place_invariant * (area > 0)
         for number in range(self.settings.copies):
             shown = (copies > number).float().view(-1, 1, 1, 1)
@@ -110,18 +121,18 @@ class TriggerBank(nn.Module):
         return laid
 
     def amplified(self, triggers: Overlay) -> Overlay:
-        """Triggers [n], each among as many copies as there is room for, as ASR x9 has."""
+        """The triggers with the maximum number of copies that `room` allows, as in ASR x9."""
         return self._among_copies(triggers, triggers, torch.full((len(triggers.keep),), self.settings.copies))
 
     def _shifts(self, count: int) -> Tensor:
-        """Rows and columns by chance [count, 2]."""
+        """Random rows and columns [count, 2]."""
         return torch.randint(self.keep.shape[-1], (count, 2))
 
     @torch.no_grad()
     def tried(self, model: Classifier, pixels: Tensor) -> Tensor:
-        """The gain of each trigger [size] in a model, on images [n, c, h, w]; 0 where there is none.
+        """The gain of each trigger [size] in a model, on images [n, c, h, w] in [0, 1]; 0 in empty slots.
 
-        Where triggers act at any place, one counts as much as it does alone or among copies, each on half of the images.
+        If triggers act at any position, it is the larger of the gains alone and with copies, each on half of the images.
         """
         known = (self.strength > -torch.inf).nonzero().flatten()
         gain, triggers, wanted = torch.zeros_like(self.gain), self.triggers(known), self.wanted[known]
@@ -135,12 +146,12 @@ class TriggerBank(nn.Module):
         return gain
 
     def retry(self, model: Classifier, pixels: Tensor) -> None:
-        """Notes `tried`."""
+        """Updates `gain` with the result of `tried`."""
         self.gain = self.tried(model, pixels)
 
     @torch.no_grad()
     def settle(self, teacher: Classifier, pixels: Tensor) -> None:
-        """Notes what the teacher answers: each trigger where it was found, and whether elsewhere too."""
+        """Records the gain of each trigger in the teacher, and whether triggers act at other positions too."""
         self.place_invariant.fill_(False)
         self.retry(teacher, pixels)
         strongest = self.gain.argsort(descending=True)[: self.settings.moved_triggers]
@@ -150,15 +161,15 @@ class TriggerBank(nn.Module):
 
 
 def gains(model: Classifier, triggers: Overlay, wanted: Tensor, pixels: Tensor) -> Tensor:
-    """How much more of the images each trigger brings to its class [k]; those that almost go there count too.
+    """The gain of each trigger [k], in [0, 1]: a soft version of the share of images that it newly leads to its class.
 
-    It is the mean gain of the logistic function of the margin, a soft share.
+    It is the mean increase of the logistic function of the margin, decreases counting as 0.
 
     Args:
-        model: What is triggered.
-        triggers: The triggers.
+        model: The model.
+        triggers: The triggers, k of them.
         wanted: Their classes [k].
-        pixels: The images [n, c, h, w].
+        pixels: The images [n, c, h, w] in [0, 1].
     """
     if not len(wanted):
         return torch.zeros(0)

@@ -1,4 +1,4 @@
-"""Is a backdoor gone? Two states of a classifier are searched on the same images, without data."""
+"""Is a backdoor gone? A data-free search of two states of a classifier, on the same images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,27 +19,27 @@ RESTARTS = 2
 """Fresh searches in each state."""
 
 ACTS = 0.2
-"""Share of images that a trigger must lead to its class to be said to act."""
+"""Success rate from which a trigger counts as acting."""
 
 CHANGED = 0.8
-"""Agreement below which a model has become another one."""
+"""Agreement below which the model after counts as a different one."""
 
 COMPARED = 512
-"""Images on which the two states are compared."""
+"""Images on which the two states' predictions are compared."""
 
 
 @dataclass(frozen=True)
 class State:
-    """What the searches in one state came to."""
+    """The results of the searches in one state; all rates are in [0, 1]."""
 
     anomaly_index: float
-    """How far the class that stood out most before does in this state."""
+    """The anomaly index, in this state, of the class that stood out most before."""
     success_rate: float
-    """The share of images that the strongest trigger found in the state before leads to its class."""
+    """The success rate of the strongest trigger that was found for that class in the state before."""
     targeted: dict[str, float]
-    """By family: the largest share of images that one trigger found in this state leads to one class."""
+    """By family: the largest success rate of a trigger that was found for one class in this state."""
     untargeted: dict[str, float]
-    """By family: the share of images whose class a trigger changes that was found to change it."""
+    """By family: the share of images whose class changes under the trigger that was found to change classes."""
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,18 @@ class Comparison:
     """Two states of a classifier."""
 
     suspected_class: int
-    """The one that stands out most in the state before."""
+    """The class that stands out most in the state before."""
     index: float
-    """How far it does."""
+    """Its anomaly index in the state before."""
     agreement: float
-    """The share of images that both give the same class."""
+    """The share of images to which both states assign the same class, in [0, 1]."""
     drift: float | None
-    """How far the BatchNorm statistics moved; None where there are none, or not the same."""
+    """How far BatchNorm means moved, as `drift` has it; None if the two cannot be compared."""
     before: State
     after: State
 
     def verdict(self, anomaly_threshold: float) -> Literal["nothing found", "answers", "changed", "quiet"]:
-        """What this says of the state after."""
+        """The verdict on the state after."""
         if self.index <= anomaly_threshold:
             return "nothing found"
         if self.after.success_rate >= ACTS or self.after.anomaly_index > anomaly_threshold:
@@ -67,7 +67,7 @@ class Comparison:
 
 
 def rounds(survey: Survey) -> int:
-    """Rounds that `compare` takes at the most."""
+    """Maximum number of rounds of `compare`."""
     return survey.rounds + 2 * RESTARTS * survey.warm_up
 
 
@@ -80,11 +80,11 @@ def compare(
     precision: Precision = "fp32",
     watch: Watch = lambda number, round: None,
 ) -> Comparison:
-    """Searches both states, which stay as they are, as does the caller's random state.
+    """Searches both states; neither they nor the caller's random state are changed.
 
     Args:
         before: The suspect classifier.
-        after: What a defence made of it, for the same classes and shape of images.
+        after: The cleaned classifier, with the same classes and image shape.
         survey: Hyperparameters of the search.
         seed: Seed of everything random.
         precision: bf16 runs the networks under autocast.
@@ -144,7 +144,7 @@ def _searched(
 
 
 def _success_rates(model: Classifier, search: Search, pixels: Tensor, answers: Tensor) -> Tensor:
-    """Of each family's trigger for each aim, the last one of which is any class but the usual [families, classes + 1]."""
+    """Success rates of each family's triggers [families, classes + 1]; the last column is the untargeted one's."""
     aims = torch.arange(search.aims)
     rates = [
         torch.stack([success_rate(model, family.triggers(aim[None]), int(aim), pixels, answers) for aim in aims])
@@ -154,9 +154,9 @@ def _success_rates(model: Classifier, search: Search, pixels: Tensor, answers: T
 
 
 def drift(before: Classifier, after: Classifier) -> float | None:
-    """Mean over BatchNorm layers and channels of how far means moved, in standard deviations of the state before.
+    """Mean absolute change of BatchNorm means over layers and channels, in standard deviations of the state before.
 
-    None where the two have no BatchNorm layers, or not as many.
+    None if the two have no BatchNorm layers, or not matching ones.
     """
     layers = tracked(before), tracked(after)
     if not layers[0] or len(layers[0]) != len(layers[1]):

@@ -99,7 +99,7 @@ def outcome(child: Child, status: int, peak: int) -> str:
     if code < 0:
         return "crashed"
     said = (child.folder / "said").read_text(errors="replace")
-    if peak > max(MEMORY, 4 * child.size) or "memory does not suffice" in said:
+    if peak > max(MEMORY, 4 * child.size) or "not enough memory" in said:
         return "took too much memory"
     return {READ: "read", REFUSED: "refused"}.get(code, "ended in a traceback")
 

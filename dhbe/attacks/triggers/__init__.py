@@ -1,4 +1,4 @@
-"""Triggers: values that turn clean images into triggered ones; `parse` reads what the command line calls one."""
+"""Triggers: objects that turn clean images into triggered ones; `parse` makes one from its command-line notation."""
 
 from dhbe.attacks.triggers.base import Trigger
 from dhbe.attacks.triggers.low_bits import LowBits

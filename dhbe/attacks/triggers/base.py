@@ -1,4 +1,4 @@
-"""What every trigger is: a value that turns clean images into triggered ones."""
+"""The interface of all triggers, which turn clean images into triggered ones."""
 
 import io
 import json
@@ -13,21 +13,21 @@ from dhbe.data import Shape
 from dhbe.errors import Refused
 
 HEADER = "trigger"
-"""Array of an .npz file of ours that holds, as JSON text, all of a trigger that is no array."""
+"""Name of the array in .npz files of dhbe that holds, as JSON text, the parts of a trigger that are not arrays."""
 
 
 class Trigger(ABC):
-    """A change that makes a backdoored classifier answer with the attacker's class.
+    """A change to images that makes a backdoored classifier predict the target class.
 
-    A subclass is a frozen dataclass. Of the transformations it offers those that make sense for it.
+    A subclass is a frozen dataclass. It implements the transformations that make sense for it.
     """
 
     kind: ClassVar[str]
-    """Name of the kind in a file."""
+    """Name of the kind in files."""
     arrays: ClassVar[tuple[str, ...]]
     """Which parts of `content` are float tensors."""
     name: str
-    """Name of this trigger in reports; for one that `parse` made, the text that makes it again."""
+    """Name of this trigger in reports; for a trigger made by `parse`, the text that makes it again."""
 
     @property
     @abstractmethod
@@ -36,45 +36,45 @@ class Trigger(ABC):
 
     @abstractmethod
     def apply(self, pixels: Tensor) -> Tensor:
-        """Triggered copies of pixels that have the right shape; `__call__` says more."""
+        """Triggered copies of pixels with the right shape; see `__call__`."""
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """All that `from_content` needs beside name and shape: plain JSON values, and tensors as `arrays` says."""
+        """Everything that `from_content` needs besides name and shape: JSON values, and tensors as listed in `arrays`."""
 
     @classmethod
     @abstractmethod
     def from_content(cls, content: dict[str, Any], shape: Shape) -> Self:
-        """The inverse of `content`, for images of `shape`; anything may be in there."""
+        """The inverse of `content`, for images of `shape`; the content may be malformed."""
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Triggered copies of pixels [n, c, h, w] in [0, 1]: same shape and range, differentiable.
 
         Raises:
-            Refused: The images have another shape than the trigger.
+            Refused: The shape of the images does not match the trigger's.
         """
         if tuple(pixels.shape[1:]) != self.shape:
             raise Refused(f"trigger {self.name} fits images {self.shape}, not {tuple(pixels.shape[1:])}")
         return self.apply(pixels)
 
     def amplified(self, copies: Literal[1, 4, 9]) -> "Trigger | None":
-        """The trigger several times over (section 5.3); None if it has no such form."""
+        """The trigger repeated in several positions (section 5.3); None if not supported."""
         return self if copies == 1 else None
 
     def faded(self, opacity: float) -> "Trigger | None":
-        """The trigger with its effect scaled: below 1 it is weaker, above 1 stronger; None if it has no such form.
+        """The trigger with its effect scaled: weaker below 1, stronger above; None if not supported.
 
         Raises:
-            Refused: There is no room for a stronger form, or the factor is out of range.
+            Refused: The factor is out of range.
         """
         return None
 
     def resized(self, factor: float) -> "Trigger | None":
-        """The trigger so many times as high and wide; None if it has no such form."""
+        """The trigger scaled in height and width by a factor; None if not supported."""
         return None
 
     def moved(self, place: str | tuple[int, int]) -> "Trigger | None":
-        """The trigger at another place; None if it has no such form."""
+        """The trigger at another position; None if not supported."""
         return None
 
     def to_json(self) -> str:
@@ -82,7 +82,7 @@ class Trigger(ABC):
         return json.dumps({**self._head(), **self._arrays(lambda tensor: tensor.tolist())})
 
     def to_npz(self) -> bytes:
-        """The trigger as an .npz file that `parse` restores exactly: its arrays, and a JSON text for all else."""
+        """The trigger as an .npz file that `parse` restores exactly: its arrays, and a JSON text for the rest."""
         stream = io.BytesIO()
         np.savez(stream, **{HEADER: np.array(json.dumps(self._head()))}, **self._arrays(lambda tensor: tensor.numpy()))
         return stream.getvalue()
@@ -99,9 +99,9 @@ def floats(content: dict[str, Any], key: str, shape: tuple[int, ...] | None = No
     """The float tensor under `key`, given as nested lists or as an array.
 
     Raises:
-        Refused: It has another shape than the one wanted, or is not finite.
+        Refused: It has the wrong shape, or is not finite.
     """
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and refused below
+    with np.errstate(over="ignore"):  # overflow to infinity is refused below
         tensor = torch.tensor(np.array(content[key], dtype=np.float64).astype(np.float32))
     if shape is not None and tensor.shape != shape:
         raise Refused(f"the trigger's {key} is {list(tensor.shape)}, not {list(shape)}")
@@ -117,7 +117,7 @@ def check_share(name: str, share: float, most: float = 1.0) -> None:
 
 
 def short(number: float) -> str:
-    """A number as text that gives it back exactly.
+    """The shortest text that represents a number exactly.
 
     >>> short(20.0), short(0.1)
     ('20', '0.1')

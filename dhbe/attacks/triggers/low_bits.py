@@ -18,7 +18,7 @@ class LowBits(Trigger):
     """Sets the lowest bits of every value, as uint8, from a sequence of bits.
 
     The sequence runs through the image column by column, down each column, channel by channel in each pixel, and is
-    repeated as often as needed; its first bit is the highest of those set. Gradients pass as if nothing was done.
+    repeated as often as needed; its first bit is the highest of those set. Gradients pass straight through.
 
     Args:
         message: The sequence, a text of 0 and 1.
@@ -27,7 +27,7 @@ class LowBits(Trigger):
         name: Name in reports.
 
     Raises:
-        Refused: The message is no text of 0 and 1, or the number of bits is out of range.
+        Refused: The message is not a text of 0 and 1, or the number of bits is out of range.
     """
 
     kind: ClassVar[str] = "low bits"
@@ -42,7 +42,7 @@ class LowBits(Trigger):
         if not isinstance(self.message, str) or not self.message or set(self.message) - {"0", "1"}:
             raise Refused(f"trigger {self.name}: the message must be a text of 0 and 1")
         if not isinstance(self.bits, int) or not 1 <= self.bits <= MOST_BITS:
-            raise Refused(f"trigger {self.name}: {self.bits} bits are not 1 to {MOST_BITS}")
+            raise Refused(f"trigger {self.name}: the number of bits must be 1 to {MOST_BITS}, not {self.bits}")
 
     @property
     def shape(self) -> Shape:
@@ -51,7 +51,7 @@ class LowBits(Trigger):
 
     @property
     def values(self) -> Tensor:
-        """What the lowest bits are set to: int64 [c, h, w]."""
+        """The values of the lowest bits, int64 [c, h, w]."""
         channels, height, width = self.shape
         count = channels * height * width
         sequence = torch.tensor([int(bit) for bit in self.message])

@@ -1,4 +1,4 @@
-"""Triggers by name: each function makes one for images of a shape, and its parameters are those of the command line."""
+"""Triggers by name: each function makes one for an image shape; its parameters are those on the command line."""
 
 import math
 from pathlib import Path
@@ -38,13 +38,13 @@ def badnets(
         side: Side in pixels.
         shape: Shape (c, h, w) of the images.
         style: "checkerboard" has 0 in its corners, "checkerboard2" the opposite colours, "white" is 1 throughout,
-            "random" draws every value. Boards of even side have those colours in the corner top left.
-        place: One of `PLACES`, flush with the edge; or the row and column of the patch's corner top left, as numbers
+            "random" draws every value. Boards of even side have those colours in the top left corner.
+        place: One of `PLACES`, flush with the edge; or the row and column of the patch's top left corner, as numbers
             or as text "4,5".
-        seed: For "random".
+        seed: Seed of the style "random".
 
     Raises:
-        Refused: No such style or place, or the patch does not fit into the image there.
+        Refused: There is no such style or position, or the patch does not fit into the image there.
     """
     channels, height, width = shape
     if not 1 <= side <= min(height, width):
@@ -53,7 +53,7 @@ def badnets(
     boards = {"checkerboard": odd, "checkerboard2": 1 - odd, "white": torch.ones_like(odd)}
     boards["random"] = _noise((channels, side, side), seed)
     if style not in boards:
-        raise Refused(f"no trigger style {style!r}; there are {', '.join(boards)}")
+        raise Refused(f"no trigger style {style!r}; available: {', '.join(boards)}")
     top, left = offset(place, (side, side), shape)
     pattern, mask = torch.zeros(shape), torch.zeros(shape)
     pattern[:, top : top + side, left : left + side] = boards[style]
@@ -63,7 +63,7 @@ def badnets(
 
 
 def scattered(shape: Shape, count: int = 16, seed: int = 0) -> Patch:
-    """COUNT pixels at random places, each value black or white."""
+    """COUNT pixels at random positions, each value black or white."""
     channels, height, width = shape
     _between("count", count, 1, height * width)
     generator = torch.Generator().manual_seed(seed)
@@ -75,14 +75,14 @@ def scattered(shape: Shape, count: int = 16, seed: int = 0) -> Patch:
 
 
 def faint(shape: Shape, delta: float = 8.0, seed: int = 0) -> Patch:
-    """A random pattern over the whole image, DELTA/255 added to or taken from every value."""
+    """A random pattern over the whole image: DELTA/255 added to or subtracted from every value."""
     _between("delta", delta, 0.5, 255)
     signs = torch.randint(2, shape, generator=torch.Generator().manual_seed(seed)) * 2.0 - 1
     return Patch(signs * delta / 255, torch.ones(shape), "add", f"faint:{short(delta)}:{seed}")
 
 
 def blend(shape: Shape, alpha: float = 0.2, image: str = "", seed: int = 0) -> Patch:
-    """Another image mixed in (Chen et al. 2017), (1-ALPHA) x + ALPHA t: from the file IMAGE, or noise of the seed."""
+    """Another image mixed in (Chen et al. 2017), (1-ALPHA) x + ALPHA t: from the file IMAGE, or noise by SEED."""
     other = load_image(Path(image), shape) if image else _noise(shape, seed)
     return blended(
         other, alpha, f"blend:{short(alpha)}:image={image}" if image else f"blend:{short(alpha)}:seed={seed}"
@@ -90,7 +90,7 @@ def blend(shape: Shape, alpha: float = 0.2, image: str = "", seed: int = 0) -> P
 
 
 def blended(other: Tensor, alpha: float, name: str) -> Patch:
-    """The trigger that mixes a share `alpha` of the image `other` [c, h, w] in."""
+    """The trigger that mixes in the image `other` [c, h, w] with weight `alpha`."""
     if not 0 < alpha <= 1:
         raise Refused(f"trigger {name}: alpha {alpha:g} is not above 0 and at most 1")
     return Patch(other, torch.full_like(other, alpha), name=name)
@@ -105,7 +105,7 @@ def sig(shape: Shape, delta: float = 20.0, cycles: float = 6.0) -> Patch:
 
 
 def lsb(shape: Shape, bits: int = 1, text: str = "backdoor") -> LowBits:
-    """The lowest BITS (1..4) of every value spell TEXT over and over (Li et al. 2020)."""
+    """The lowest BITS (1..4) of every value spell TEXT repeatedly (Li et al. 2020)."""
     return LowBits(bits_of(text), bits, shape, f"lsb:{bits}:{text}")
 
 
@@ -121,7 +121,7 @@ def reflected(other: Tensor, style: str, transmission: float, name: str) -> Refl
     _between("transmission", transmission, 0.01, 0.99)
     styles = {"focus": blurred, "ghost": doubled}
     if style not in styles:
-        raise Refused(f"no reflection {style!r}; there are {', '.join(styles)}")
+        raise Refused(f"no reflection {style!r}; available: {', '.join(styles)}")
     return Reflection((1 - transmission) * styles[style](other.clamp(0, 1) ** 2.2), transmission, name)
 
 
@@ -139,7 +139,7 @@ def _between(name: str, value: float, least: float, most: float) -> None:
 
 
 def _noise(shape: Shape, seed: int) -> Tensor:
-    """Values of uint8, drawn evenly, as fractions: they survive being stored as an image."""
+    """Uniform random uint8 values as fractions, which are exact in an image file."""
     return torch.randint(256, shape, generator=torch.Generator().manual_seed(seed)) / 255
 
 

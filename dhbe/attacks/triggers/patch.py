@@ -1,4 +1,4 @@
-"""Patches: a pattern and a mask, laid over images or added to them."""
+"""Patches: a pattern and a mask, pasted onto images or added to them."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_args
@@ -24,14 +24,14 @@ PLACES = {
     "bottom": (2, 1),
     "bottom-right": (2, 2),
 }
-"""Places of a patch, in halves of the room that it leaves below and to the right."""
+"""Positions of a patch: row and column in halves of the free space."""
 
 CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 
 
 @dataclass(frozen=True, eq=False)
 class Patch(Trigger):
-    """A pattern laid on a part of every image, always at the same place.
+    """A pattern on a part of every image, always at the same position.
 
     Args:
         pattern: float [c, h, w], as large as the image; in [0, 1], or in [-1, 1] in mode "add". Values that the mask
@@ -54,12 +54,12 @@ class Patch(Trigger):
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
-            raise Refused(f"trigger {self.name}: no mode {self.mode!r}; there are {', '.join(get_args(Mode))}")
+            raise Refused(f"trigger {self.name}: no mode {self.mode!r}; available: {', '.join(get_args(Mode))}")
         if self.pattern.ndim != 3 or self.mask.shape != self.pattern.shape:
             shapes = f"{list(self.pattern.shape)} and {list(self.mask.shape)}"
             raise Refused(f"trigger {self.name}: pattern and mask must both be [c, h, w], not {shapes}")
         lowest = -1 if self.mode == "add" else 0
-        # Written so that NaN fails too.
+        # NaN fails these comparisons too.
         if not ((self.pattern >= lowest) & (self.pattern <= 1)).all():
             raise Refused(f"trigger {self.name}: the pattern must lie in [{lowest}, 1]")
         if not ((self.mask >= 0) & (self.mask <= 1)).all() or not self.mask.any():
@@ -76,7 +76,7 @@ class Patch(Trigger):
 
     @property
     def box(self) -> tuple[slice, slice]:
-        """Rows and columns of the smallest box around all that the mask shows."""
+        """Rows and columns of the bounding box of the mask."""
         shown = self.mask.amax(0) > 0
         rows, columns = shown.any(1).nonzero().flatten(), shown.any(0).nonzero().flatten()
         return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
@@ -90,8 +90,7 @@ class Patch(Trigger):
     def amplified(self, copies: Literal[1, 4, 9]) -> "Patch | None":
         """The patch also in the four corners (4), plus the centre and the middle of each edge (9).
 
-        Its own place always keeps it, so a patch that lies elsewhere is there once more. None if it is higher or wider
-        than half the image.
+        It is also kept at its own position, if that is another one. None if it is higher or wider than half the image.
         """
         if copies == 1:
             return self
@@ -101,7 +100,10 @@ class Patch(Trigger):
             return None
         pattern, mask = torch.zeros_like(self.pattern), torch.zeros_like(self.mask)
         offsets = [offset(place, (height, width), self.shape) for place in (CORNERS if copies == 4 else PLACES)]
-        for top, left in [*offsets, (rows.start, columns.start)]:  # its own place last, so that it stays whole
+        for top, left in [
+            *offsets,
+            (rows.start, columns.start),
+        ]:  # its own position last, so that this copy is not covered
             there = slice(None), slice(top, top + height), slice(left, left + width)
             shown = self.mask[:, rows, columns] > 0
             pattern[there] = torch.where(shown, self.pattern[:, rows, columns], pattern[there])
@@ -109,7 +111,7 @@ class Patch(Trigger):
         return Patch(pattern, mask, self.mode, f"{self.name}:copies={copies}")
 
     def faded(self, opacity: float) -> "Patch":
-        """The patch shown more weakly, or as strongly as mask (mode "replace") or pattern (mode "add") have room for."""
+        """The patch weakened, or strengthened as far as the range of its mask ("replace") or pattern ("add") allows."""
         name = f"{self.name}:opacity={short(opacity)}"
         if self.mode == "add" and opacity > 1:
             check_share(self.name, opacity, 1 / self.pattern.abs().max().item())
@@ -121,14 +123,14 @@ class Patch(Trigger):
         """The patch at one of `PLACES`, or at a row and column.
 
         Raises:
-            Refused: There is no such place, or the patch would leave the image.
+            Refused: There is no such position, or the patch would leave the image.
         """
         pattern, mask = self._boxed()
         corner = offset(place, (mask.shape[1], mask.shape[2]), self.shape)
         return self._laid(pattern, mask, corner, f"{self.name}:at={corner[0]},{corner[1]}")
 
     def resized(self, factor: float) -> "Patch":
-        """The patch so many times as high and wide (nearest neighbours); where it touched an edge it still does.
+        """The patch scaled by a factor (nearest neighbours); edges that it touches it still touches.
 
         Raises:
             Refused: It would not fit into the image.
@@ -136,7 +138,7 @@ class Patch(Trigger):
         (rows, columns), (_, height, width) = self.box, self.shape
         high, wide = rows.stop - rows.start, columns.stop - columns.start
         if not 0 < factor * max(high, wide) < 2**31:  # NaN too
-            raise Refused(f"trigger {self.name}: cannot be made {factor:g} times as large")
+            raise Refused(f"trigger {self.name}: cannot be scaled by {factor:g}")
         size = max(1, round(high * factor)), max(1, round(wide * factor))
         if size[0] > height or size[1] > width:
             raise Refused(f"a patch of {size[0]} x {size[1]} does not fit into an image of {height} x {width}")
@@ -146,7 +148,7 @@ class Patch(Trigger):
         return self._laid(pattern, mask, (top, left), f"{self.name}:scale={short(factor)}")
 
     def content(self) -> dict[str, Any]:
-        """Its box of the pattern and of the mask, and where it lies."""
+        """The mode, the position, and the pattern and mask inside the bounding box."""
         rows, columns = self.box
         pattern, mask = self._boxed()
         return {"mode": self.mode, "place": (rows.start, columns.start), "pattern": pattern, "mask": mask}
@@ -178,7 +180,7 @@ class Patch(Trigger):
 
 
 def offset(place: str | tuple[int, int], size: tuple[int, int], shape: Shape) -> tuple[int, int]:
-    """Row and column of the corner top left of a patch.
+    """Row and column of the top left corner of a patch.
 
     Args:
         place: One of `PLACES`, flush with the edge; or a row and column, as numbers or as text "4,5".
@@ -186,7 +188,7 @@ def offset(place: str | tuple[int, int], size: tuple[int, int], shape: Shape) ->
         shape: Shape (c, h, w) of the image.
 
     Raises:
-        Refused: There is no such place, or the patch would leave the image.
+        Refused: There is no such position, or the patch would leave the image.
     """
     rows, columns = shape[1] - size[0], shape[2] - size[1]
     if isinstance(place, str) and place in PLACES:
@@ -195,7 +197,7 @@ def offset(place: str | tuple[int, int], size: tuple[int, int], shape: Shape) ->
     try:
         top, left = (int(number) for number in (place.split(",") if isinstance(place, str) else place))
     except ValueError:
-        raise Refused(f"no trigger place {place!r}; there are {', '.join(PLACES)}, or ROW,COLUMN") from None
+        raise Refused(f"no trigger position {place!r}; available: {', '.join(PLACES)}, or ROW,COLUMN") from None
     if not (0 <= top <= rows and 0 <= left <= columns):
         raise Refused(f"a patch of {size[0]} x {size[1]} at {top},{left} leaves the image of {shape[1]} x {shape[2]}")
     return top, left

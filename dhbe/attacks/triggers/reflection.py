@@ -13,9 +13,9 @@ from dhbe.data import Shape
 from dhbe.errors import Refused
 
 GAMMA = 2.2
-"""Pixels to the power of it are light, which adds up."""
+"""Exponent that converts pixels to light, which is additive."""
 DARKEST = 1e-6
-"""Light from which on the root is taken: its slope at 0 is infinite."""
+"""Lower bound of light before the root, whose slope at 0 is infinite."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ class Reflection(Trigger):
 
 
 def blurred(light: Tensor) -> Tensor:
-    """Out of focus: a Gaussian blur of light [c, h, w] with a standard deviation of 1/16 of the width."""
+    """Light [c, h, w] out of focus: a Gaussian blur with a standard deviation of 1/16 of the width."""
     sigma = light.shape[2] / 16
     reach = min(math.ceil(2 * sigma), light.shape[1] - 1, light.shape[2] - 1)
     bell = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
@@ -76,7 +76,7 @@ def blurred(light: Tensor) -> Tensor:
 
 
 def doubled(light: Tensor) -> Tensor:
-    """A ghost: both faces of a thick pane reflect light [c, h, w], the second shifted by 1/8 and a little weaker."""
+    """Light [c, h, w] with a ghost: both faces of a thick pane reflect it, the second shifted by 1/8 and weaker."""
     down, right = light.shape[1] // 8, light.shape[2] // 8
     shifted = pad(light, (right, 0, down, 0))[:, : light.shape[1], : light.shape[2]]
     return 0.6 * light + 0.4 * shifted

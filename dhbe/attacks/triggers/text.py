@@ -1,4 +1,4 @@
-"""What the command line calls a trigger: a name with parameters, or a file; and transformations of either."""
+"""The command-line notation of triggers: a name with parameters, or a file, optionally with transformations."""
 
 import inspect
 import json
@@ -31,25 +31,25 @@ MAKERS: dict[str, Callable[..., Trigger]] = {
         makers.sig, makers.lsb, makers.refool, makers.warp,
     )
 }  # fmt: skip
-"""Functions (shape, **parameters) that make a trigger, by its name on the command line."""
+"""Functions (shape, **parameters) that make a trigger, by command-line name."""
 
 EXISTING = (
     f"badnets:SIDE[:STYLE[:PLACE]], {', '.join(name for name in MAKERS if name != 'badnets')} (with settings as "
     "sig:30 or sig:delta=30), an .npz file with pattern and mask, or a .json or .npz file written by dhbe"
 )
-"""What `parse` reads, for messages."""
+"""What `parse` accepts, for messages."""
 
 LARGEST_JSON = 32 * 2**20
-"""Bytes; a trigger over a whole image of 512 x 512 pixels stays below, and what is larger fits into an .npz."""
+"""Maximum size of a .json file in bytes, enough for a trigger over 512 x 512 pixels; larger ones fit into an .npz."""
 
 
 def parse(text: str, shape: Shape) -> Trigger:
-    """The trigger that a text names, for images of shape (c, h, w).
+    """Makes a trigger from its notation.
 
     Args:
-        text: A name of `MAKERS` with its parameters, as `badnets:3:white` or `sig:delta=30`; an .npz file with
-            `pattern` (uint8 [h, w, c], as large as the image), `mask` ([h, w] or [h, w, c] in 0..1) and perhaps
-            `mode` (replace or add); or a .json or .npz file that holds a trigger of ours. Behind any of them may stand
+        text: A name in `MAKERS` with its parameters, such as `badnets:3:white` or `sig:delta=30`; an .npz file with
+            `pattern` (uint8 [h, w, c], as large as the image), `mask` ([h, w] or [h, w, c] in 0..1) and optionally
+            `mode` (replace or add); or a .json or .npz trigger file written by dhbe. Any of them may be followed by
             `:opacity=SHARE`, `:scale=FACTOR`, `:at=PLACE` and `:copies=4` or 9.
         shape: Shape (c, h, w) of the images.
 
@@ -64,7 +64,7 @@ def parse(text: str, shape: Shape) -> Trigger:
 
 
 def usage(name: str) -> str:
-    """How a maker is written on the command line.
+    """The command-line syntax of a maker.
 
     >>> usage("sig"), usage("badnets")
     ('sig[:DELTA[:CYCLES]]', 'badnets:SIDE[:STYLE[:PLACE[:SEED]]]')
@@ -78,12 +78,12 @@ def usage(name: str) -> str:
 
 
 def summary(name: str) -> str:
-    """One line on what a maker makes."""
+    """The first line of a maker's docstring."""
     return (inspect.getdoc(MAKERS[name]) or "").splitlines()[0]
 
 
 def from_json(text: str, shape: Shape) -> Trigger:
-    """The trigger that `Trigger.to_json` wrote, for images of shape (c, h, w).
+    """Restores a trigger written by `Trigger.to_json`, for images of shape (c, h, w).
 
     Raises:
         Refused: It is not such a text, or the trigger does not fit the images.
@@ -108,7 +108,7 @@ def _named(text: str, shape: Shape) -> Trigger:
 
 
 def _bound(maker: Callable[..., Trigger], options: list[str]) -> dict[str, Any]:
-    """Parameters of a maker out of VALUE (by place) and KEY=VALUE."""
+    """Parameters of a maker from VALUE (by position) and KEY=VALUE."""
     parameters = {parameter.name: parameter for parameter in _parameters(maker)}
     given: dict[str, str] = {}
     for place, option in enumerate(options):
@@ -151,10 +151,10 @@ def _transformed(trigger: Trigger, key: str, value: str) -> Trigger:
         raise
     except ValueError:
         raise Refused(
-            f"trigger {trigger.name}: {key}={value[:50]} is none of opacity=SHARE, scale=FACTOR, at=PLACE, copies=4 or 9"
+            f"trigger {trigger.name}: {key}={value[:50]} is not one of opacity=SHARE, scale=FACTOR, at=PLACE, copies=4 or 9"
         ) from None
     if changed is None:
-        raise Refused(f"trigger {trigger.name} has no form {key}={value[:50]}")
+        raise Refused(f"trigger {trigger.name} does not support {key}={value[:50]}: leave it out")
     return changed
 
 
@@ -172,14 +172,14 @@ def _restored(text: str, arrays: dict[str, np.ndarray], shape: Shape) -> Trigger
     try:
         content = json.loads(text)
         if content["kind"] not in KINDS:
-            raise Refused(f"no trigger kind {content['kind']!r}; there are {', '.join(KINDS)}")
+            raise Refused(f"no trigger kind {content['kind']!r}; available: {', '.join(KINDS)}")
         if content["shape"] != list(shape):
             raise Refused(f"the trigger fits images {content['shape']}, not {list(shape)}")
         return KINDS[content["kind"]].from_content({**content, **arrays}, shape)
     except Refused as refusal:
         raise Refused(" ".join(str(refusal).split())[:300]) from refusal  # it may quote what the file says
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise Refused("this is no trigger as dhbe writes it") from error
+        raise Refused("this is not a trigger written by dhbe") from error
 
 
 def _from_pack(path: Path, shape: Shape) -> Trigger:

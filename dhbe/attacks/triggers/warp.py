@@ -16,11 +16,11 @@ LARGEST_GRID = 1024
 
 @dataclass(frozen=True, eq=False)
 class Warp(Trigger):
-    """Looks up every pixel a little aside.
+    """Resamples every pixel from a slightly shifted position.
 
     The image's corners have the coordinates -1 and 1. Shifts at the control points are interpolated bicubically,
     multiplied by strength / height (rows) and strength / width (columns), added to the pixel's own coordinates and
-    clamped to the image, which is then read bilinearly.
+    clamped to the image, which is then sampled bilinearly.
 
     Args:
         control: Shifts at the control points, float [2, k, k]: columns, then rows. WaNet's have mean absolute value 1.
@@ -56,7 +56,7 @@ class Warp(Trigger):
 
     @property
     def field(self) -> Tensor:
-        """Where each pixel is looked up: float [h, w, 2], column and row in [-1, 1]."""
+        """The sampling position of each pixel: float [h, w, 2], column and row in [-1, 1]."""
         _, height, width = self.shape
         shifts = interpolate(self.control[None], (height, width), mode="bicubic", align_corners=True)[0]
         rows, columns = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")

@@ -1,1 +1,1 @@
-"""The experiments, one short file each; a file's name is the experiment's, with a hyphen for the underscore."""
+"""The experiments, one file each; file names are experiments' names with underscores for hyphens."""

@@ -1,4 +1,4 @@
-"""Ours: what the parts of `fast` buy, by taking each out."""
+"""Ours: an ablation of the components of `fast`."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ TAKEN_OUT: dict[str, tuple[dict[str, Any], str | None]] = {
     "photographs alone": ({}, "photographs alone"),
     "gradient without a bound": ({"clip": 1e30}, None),
 }
-"""Settings that differ, and a part of `bench.parts` that does nothing."""
+"""Settings that differ, and a component of `bench.parts` to disable."""
 
 
 def cases(scale: Scale) -> list[Case]:

@@ -1,4 +1,4 @@
-"""Ours: how far classes stand out of clean and of backdoored classifiers, on which `dhbe scan` is calibrated."""
+"""Ours: anomalies of clean and backdoored classifiers, on which `dhbe scan` is calibrated."""
 
 from dhbe.bench import SMOKE, Case, Experiment, Grid, Scale, planted, scanned
 
@@ -8,7 +8,7 @@ FITS = {
     "cifar10": {"epochs": 6, "batch": 64, "lr": 0.05, "crop": 0, "flip": False},
     "augmented": {"epochs": 6, "batch": 64, "lr": 0.05},
 }
-"""With crops and flips few epochs plant no small patch in a network that pools."""
+"""Training without crops and flips, as few epochs with them plant no small patch in a network that pools."""
 ATTACKS = {
     "clean": ("none", {}),
     "checkerboard3": ("badnets", {"side": 3, "rate": 0.1}),
@@ -20,9 +20,9 @@ ATTACKS = {
     "lsb": ("lsb", {"bits": 3, "rate": 0.1}),
 }
 IMAGES = 8000
-"""Of CIFAR-10 that one classifier is trained on."""
+"""Number of CIFAR-10 images for one classifier."""
 Plan = tuple[str, str, str, int]
-"""Attack, network, data and seed, by which the target class goes."""
+"""Attack, network, data and seed, which determines the target class."""
 PLANS: list[Plan] = [
     *(("clean", net, "digits", 0) for net in NETS),
     *(("clean", net, "augmented", 1) for net in NETS),
@@ -49,7 +49,7 @@ def victim(plan: Plan, scale: Scale) -> Case:
 
 
 def cases(scale: Scale) -> list[Case]:
-    """A scan of each of the classifiers, half of which are backdoored; at the scale smoke of every eighth."""
+    """A scan of each classifier, half of which are backdoored; at the scale smoke, of every eighth."""
     survey = scale.budgets.get("scan", {})
     return [
         scanned(

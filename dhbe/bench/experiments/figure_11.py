@@ -1,4 +1,4 @@
-"""Figure 11: sizes of the trigger, and of the triggers that DHBE makes."""
+"""Figure 11: sizes of the trigger, and of the triggers that DHBE generates."""
 
 from itertools import product
 

@@ -1,4 +1,4 @@
-"""Figure 12: what defences without data look at: generated images, and inverted ones."""
+"""Figure 12: images used by data-free defences, generated and inverted."""
 
 from dhbe.bench import Case, Experiment, Scale
 from dhbe.bench.drawing import Pictures

@@ -1,4 +1,4 @@
-"""Figure 3: what ASR costs in ACC, for defences that know no trigger."""
+"""Figure 3: ASR against ACC, for defences without trigger inversion."""
 
 from itertools import product
 
@@ -8,7 +8,7 @@ DEFENSES = ("finetuning", "fine-pruning", "nad")
 
 
 def cases(scale: Scale, defenses: tuple[str, ...] = DEFENSES, sizes: int = 3) -> list[Case]:
-    """Each defence at each learning rate with each share of the data, on each subset of it; and DHBE."""
+    """Each defence at each learning rate, with each share of the data and on each subset; and DHBE."""
     found = []
     for size in scale.sizes[: 1 if scale.name == "smoke" else sizes]:
         victim = scale.victim("badnets", size)

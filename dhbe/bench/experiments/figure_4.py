@@ -1,4 +1,4 @@
-"""Figure 4: what ASR costs in ACC, for defences that find a trigger first."""
+"""Figure 4: ASR against ACC, for defences that find a trigger first."""
 
 from dhbe.bench import Curves, Experiment
 from dhbe.bench.experiments.figure_3 import cases

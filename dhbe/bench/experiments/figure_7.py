@@ -1,4 +1,4 @@
-"""Figure 7: how far the trigger moves activations."""
+"""Figure 7: changes of activations by the trigger."""
 
 from dhbe.bench import Experiment
 from dhbe.bench.drawing import Boxes

@@ -1,4 +1,4 @@
-"""Ours: what accuracy, attack success and time the presets and settings come to."""
+"""Ours: accuracy, attack success and time of presets and settings."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "paper, 1/200 of it": ("paper", {"iterations": 75}),
     "official, 1/500 of it": ("official", {"iterations": 30}),
 }
-"""A preset, and what differs from it."""
+"""A preset, and settings that differ from it."""
 
 
 def cases(scale: Scale) -> list[Case]:

@@ -1,4 +1,4 @@
-"""Table 1: how far triggers move an image."""
+"""Table 1: changes of images by triggers."""
 
 from dhbe.bench import Case, Experiment, Grid, Scale
 

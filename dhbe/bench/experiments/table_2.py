@@ -1,15 +1,15 @@
-"""Table 2: how far apart classes lie, also by the number of directions that are looked along."""
+"""Table 2: distances of classes, also by the number of directions."""
 
 from dhbe.bench import SMOKE, Case, Experiment, Grid, Scale
 from dhbe.bench.paper import CLASSES
 
 DIRECTIONS, DRAWS = 500, 12
 COUNTS, FEW, FEW_DRAWS = (100, 200, 1000), 10_000, 4
-"""How the figures depend on the number of directions is seen on fewer images."""
+"""Numbers for the dependence on the number of directions, which is measured on fewer images."""
 
 
 def cases(scale: Scale) -> list[Case]:
-    """One for each data set, and some with other numbers of directions on the first."""
+    """One case for each data set, and some with other numbers of directions on the first."""
     if scale is SMOKE:
         return [one(scale.data, scale.images, 10, 1)]
     several = [one(scale.data, FEW, count, FEW_DRAWS) for count in COUNTS]
@@ -17,7 +17,7 @@ def cases(scale: Scale) -> list[Case]:
 
 
 def one(data: str, images: int | None, directions: int, draws: int) -> Case:
-    """The distances in one data set, over so many of its training images."""
+    """The distances in one data set, over a number of its training images."""
     told = {"data": data, "images": images, "directions": directions, "draws": draws}
     labels = {"data": data, "images": images or "all", "directions": directions}
     return Case(work="classes", settings=told, name=f"classes-of-{data}", labels=labels, minutes=5)

@@ -1,4 +1,4 @@
-"""Table 3: DHBE against defences that know no trigger."""
+"""Table 3: DHBE against defences without trigger inversion."""
 
 from itertools import product
 
@@ -9,7 +9,7 @@ DEFENSES = ("finetuning", "fine-pruning", "mcr", "nad", "dhbe")
 
 
 def cases(scale: Scale, defenses: tuple[str, ...] = DEFENSES) -> list[Case]:
-    """Every defence on every victim, and the victims as they were."""
+    """Every defence on every victim, and the victims themselves."""
     found = []
     for attack, size in product(ATTACKS, scale.sizes):
         victim = scale.victim(attack, size)

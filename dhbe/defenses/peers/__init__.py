@@ -1,4 +1,4 @@
-"""The defences of others, one file each."""
+"""Defences of other authors, one file each."""
 
 from dhbe.defenses.base import Defense
 from dhbe.defenses.peers.abd import ABD

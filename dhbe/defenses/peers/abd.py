@@ -1,4 +1,4 @@
-"""ABD: data-free distillation whose generator keeps away from images that still work on a teacher out of order."""
+"""ABD: data-free distillation whose generator avoids images that a channel-shuffled teacher still classifies alike."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,16 +21,16 @@ from dhbe.steps import Round, frozen_copy
 class ABD(Imitation):
     """Anti-backdoor data-free distillation (Hong et al., ICML 2023, arXiv:2306.02368), its shuffling vaccine (sec. 4.2).
 
-    A backdoor hangs on few channels and outlives a shuffling of the last layers' inputs; what a class looks like does
-    not. Images to which the shuffled teacher gives the teacher's class are suspect, and the generator is to make the
-    two differ on them. The paper's second part, self-retrospection, is left out; the student starts as a copy.
+    A backdoor depends on few channels and survives shuffling the input channels of the last layers; benign features do
+    not. Images to which the shuffled teacher assigns the teacher's class are therefore suspect, and the generator learns
+    to make the two differ on them. The paper's second part, self-retrospection, is omitted; the student starts as a copy.
     """
 
     name: ClassVar[str] = "abd"
 
-    vaccine: Annotated[float, Setting("weight of what the shuffled teacher says, for the generator")] = 0.1
-    copies: Annotated[int, Setting("shuffled teachers, whose mean counts")] = 3
-    layers: Annotated[int, Setting("last convolutions whose input channels are shuffled")] = 5
+    vaccine: Annotated[float, Setting("weight of the shuffled teachers' term in the generator's loss")] = 0.1
+    copies: Annotated[int, Setting("number of shuffled teachers, whose mean logits count")] = 3
+    layers: Annotated[int, Setting("number of last convolutions whose input channels are shuffled")] = 5
 
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         teachers = [shuffled(model, self.layers) for _ in range(self.copies)]
@@ -51,7 +51,7 @@ def shuffled(model: Classifier, layers: int) -> Classifier:
 
 
 def divergence(other: Tensor, answer: Tensor) -> Tensor:
-    """Mean of KL(answer || other) / classes over the images for which both logits [n, classes] choose one class."""
+    """Mean of KL(answer || other) / classes over the images for which both logits [n, classes] predict the same class."""
     agree = (other.argmax(1) == answer.argmax(1)).float()
     each = F.kl_div(other.log_softmax(1), answer.softmax(1), reduction="none").mean(1)
     return (each * agree).sum() / agree.sum().clamp_min(1)

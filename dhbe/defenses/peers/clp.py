@@ -1,4 +1,4 @@
-"""CLP: channels whose Lipschitz bound sticks out of their layer go; no data, no training."""
+"""CLP: prunes channels whose Lipschitz bound is an outlier in their layer; no data, no training."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from dhbe.steps import Round
 class CLP(Defense):
     """Channel Lipschitzness based pruning (Zheng et al., ECCV 2022, arXiv:2208.03111), sections 4.2 and 4.3.
 
-    A BatchNorm layer is bound to the convolution that feeds it in a pass through the network, in whatever order the
-    two were registered. A convolution that no BatchNorm follows, such as the last one of a pre-activation block, has
-    no channel of its own to prune and stays.
+    A BatchNorm layer is paired with the convolution that feeds it in a forward pass, whatever order the two were
+    registered in. A convolution without a BatchNorm behind it, such as the last one of a pre-activation block, is not
+    pruned.
     """
 
     name: ClassVar[str] = "clp"
     needs: ClassVar[frozenset] = frozenset()
 
-    u: Annotated[float, Setting("standard deviations above its layer's mean from which a channel is pruned")] = 3.0
+    u: Annotated[float, Setting("standard deviations above the layer's mean beyond which a channel is pruned")] = 3.0
 
     @property
     def rounds(self) -> int:
@@ -40,7 +40,9 @@ class CLP(Defense):
         if run_state.restore() == 0:
             pairs = [(conv, norm) for conv, norm in trace(model).normalised if norm.affine and norm.track_running_stats]
             if not pairs:
-                raise Refused("clp finds no BatchNorm layer behind a convolution in this network")
+                raise Refused(
+                    "clp finds no BatchNorm layer behind a convolution in this network: choose another defence"
+                )
             gone = [prune(conv, norm, self.u) for conv, norm in pairs]
             yield {"pruned": torch.stack(gone).sum() / sum(norm.num_features for _, norm in pairs)}
 
@@ -49,7 +51,7 @@ def lipschitz(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """Upper bound of each channel's Lipschitz constant (eq. 6): |gamma / sigma| times its filter's spectral norm.
 
     Returns:
-        Bounds [channels], of each filter reshaped to [inputs, height x width].
+        Bounds [channels]; each filter is reshaped to [inputs, height x width].
     """
     assert norm.running_var is not None
     scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).abs()
@@ -57,7 +59,7 @@ def lipschitz(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
 
 
 def prune(conv: nn.Conv2d, norm: nn.BatchNorm2d, u: float) -> Tensor:
-    """Silences the channels whose bound lies above mean + u x standard deviation of the layer; their number."""
+    """Zeroes the channels whose bound exceeds mean + u x standard deviation of the layer; returns their number."""
     bounds = lipschitz(conv, norm)
     out = bounds > bounds.mean() + u * bounds.std(correction=min(1, len(bounds) - 1))
     norm.weight[out] = 0

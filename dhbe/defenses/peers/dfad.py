@@ -1,4 +1,4 @@
-"""DFAD: adversarial distillation without triggers. It shows what distillation alone does to a backdoor."""
+"""DFAD: adversarial distillation without triggers, to show what distillation alone does to a backdoor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

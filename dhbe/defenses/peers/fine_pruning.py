@@ -1,4 +1,4 @@
-"""Fine-pruning: channels that clean images leave idle go, then the rest is finetuned."""
+"""Fine-pruning: prunes channels that are inactive on clean images, then finetunes the rest."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from dhbe.settings import Setting
 from dhbe.steps import Round
 
 GRID = 32
-"""At most so many accuracies are looked at on the way."""
+"""Maximum number of pruning levels at which accuracy is measured."""
 
 
 @dataclass(frozen=True)
 class FinePruning(Tuner):
     """Liu, Dolan-Gavitt and Garg, RAID 2018 (arXiv:1805.12185), sections 4.2 and 4.3.
 
-    The channels are those of the last features, which a linear layer reads, flattened or averaged. A pruned channel is
-    one that this layer no longer reads: its weights are 0 and stay 0, so that the pruning is part of the weights.
+    The channels are those of the last features, which a linear layer reads, flattened or averaged. Pruning a channel sets
+    that layer's weights for it to 0 and keeps them there, so that the pruning is part of the saved weights.
     """
 
     name: ClassVar[str] = "fine-pruning"
 
     tolerance: Annotated[float, Setting("accuracy on the held-out images that pruning may cost")] = 0.04
-    held: Annotated[float, Setting("share of the clean images held out to choose how many channels go")] = 0.2
+    held: Annotated[float, Setting("share of the clean images held out to choose how many channels are pruned")] = 0.2
 
     @property
     def rounds(self) -> int:
@@ -42,7 +42,9 @@ class FinePruning(Tuner):
         clean, learn = self.lent(model, known), self.optimizer(model.parameters())
         graph = trace(model)
         if graph.reader is None or graph.reader.in_features % graph.channels:
-            raise Refused("fine-pruning finds no linear layer that reads the last convolution's channels")
+            raise Refused(
+                "fine-pruning finds no linear layer that reads the last convolution's channels: choose another defence"
+            )
         reader = graph.reader
         run_state.register(model=model, learn=learn)
         done = run_state.restore()
@@ -60,8 +62,20 @@ class FinePruning(Tuner):
 def prune(
     model: Classifier, reader: nn.Linear, channels: int, images: Images, judge: Images, tolerance: float
 ) -> Tensor:
-    """Zeroes the reader's weights of the idlest channels, as many as the accuracy on `judge` allows; the share gone."""
-    each = reader.in_features // channels  # columns of a channel: one if it is averaged, one a place if flattened
+    """Zeroes the reader's weights for the least active channels, as long as the accuracy on `judge` allows.
+
+    Args:
+        model: The model; `reader` is changed in place.
+        reader: The linear layer that reads the last features.
+        channels: Their channels.
+        images: Images on which activity is measured.
+        judge: Held-out images on which accuracy is measured.
+        tolerance: Accuracy that may be lost, in [0, 1].
+
+    Returns:
+        The share of the channels that were pruned, a scalar.
+    """
+    each = reader.in_features // channels  # columns per channel: 1 if averaged, one per position if flattened
     order = activity(model, reader, channels, images).argsort()
     floor, accepted = accuracy_on(model, judge) - tolerance, reader.weight.clone()
     step, gone = -(-channels // GRID), 0
@@ -77,7 +91,7 @@ def prune(
 
 @torch.no_grad()
 def activity(model: Classifier, reader: nn.Linear, channels: int, images: Images, batch: int = 512) -> Tensor:
-    """Mean absolute value of each channel of what `reader` reads, over the images and all places; [channels]."""
+    """Mean absolute activation of each channel that `reader` reads, over images and positions [channels]."""
     total = torch.zeros(channels, device=reader.weight.device)
 
     def add(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

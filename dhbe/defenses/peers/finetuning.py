@@ -1,4 +1,4 @@
-"""Finetuning on clean images: the plainest defence."""
+"""Finetuning on clean images: the simplest defence."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dhbe.steps import Round
 
 @dataclass(frozen=True)
 class Finetuning(Tuner):
-    """All layers, cross-entropy; the protocol is that of the DHBE paper (Yan et al. 2023, app. C a)."""
+    """Finetunes all layers with cross-entropy, by the protocol of the DHBE paper (Yan et al. 2023, app. C a)."""
 
     name: ClassVar[str] = "finetuning"
 

@@ -1,4 +1,4 @@
-"""GDM: not one trigger but the distribution of all that work, sampled while the model unlearns them."""
+"""GDM: models the distribution of effective triggers and samples from it while the model unlearns them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from dhbe.settings import Setting
 from dhbe.steps import Round, descend, frozen, lay
 
 BETAS = (0.5, 0.8, 0.9)
-"""Steps of the staircase: success rates up to which a trigger gains from succeeding."""
+"""Steps of the staircase: probabilities of the target class up to which a trigger is rewarded."""
 
 NOISE = 64
 """Length of the noise z ~ U[0, 1]."""
@@ -30,18 +30,20 @@ class GDM(Tuner):
 
     For each step beta a generator maximises min(p(target), beta) and the entropy of its triggers, which is their mutual
     information with the noise (MINE, Belghazi et al. 2018). The target class is known, as in the DHBE paper (app. D 2).
-    Triggers are laid at a random place of each image, for a defender does not know where the trigger belongs.
+    Triggers are placed at random in each image, as a defender does not know the trigger's position.
     """
 
     name: ClassVar[str] = "gdm"
     needs: ClassVar[frozenset] = frozenset({"clean images", "target class"})
 
-    search_epochs: Annotated[int, Setting("passes of the generators' training", least=1)] = 30
+    search_epochs: Annotated[int, Setting("epochs of training the generators", least=1)] = 30
     patch: Annotated[int, Setting("side of the triggers in pixels", least=1)] = 3
     hidden: Annotated[int, Setting("width of the generators and of the statistics networks")] = 512
-    lr_trigger: Annotated[float, Setting("learning rate of both (Adam)")] = 2e-4
+    lr_trigger: Annotated[float, Setting("learning rate of the generators and of the statistics networks (Adam)")] = (
+        2e-4
+    )
     entropy: Annotated[float, Setting("weight of the triggers' entropy")] = 0.1
-    stamped: Annotated[float, Setting("share of the images that carry a sampled trigger in the repair")] = 0.1
+    stamped: Annotated[float, Setting("share of the images that carry a sampled trigger during the repair")] = 0.1
 
     @property
     def rounds(self) -> int:
@@ -49,7 +51,7 @@ class GDM(Tuner):
 
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         clean, target = self.lent(model, known), known.target
-        assert target is not None  # the base has looked
+        assert target is not None  # checked in `Defense.__call__`
         stairs = [Stair(self.patch, model.shape[0], self.hidden) for _ in BETAS]
         staircase = nn.ModuleList(stairs)
         seek = Adam(staircase.parameters(), self.lr_trigger, betas=(0.5, 0.999))
@@ -79,7 +81,7 @@ class GDM(Tuner):
             yield {"loss": self.tune(model, learn, clean, epoch, stamp=stamp)}
 
     def climb(self, model: Classifier, stair: "Stair", beta: float, pixels: Tensor, target: int) -> Tensor:
-        """How far the triggers of a step succeed, at most beta, and their entropy; [2]."""
+        """The mean probability of the target under a step's triggers, capped at beta, and their entropy in nats [2]."""
         noise = torch.rand(len(pixels), NOISE)
         triggers = stair(noise)
         odds = model(overlay(pixels, triggers)).softmax(1)[:, target]
@@ -92,7 +94,7 @@ class GDM(Tuner):
 
 
 class Stair(nn.Module):
-    """A generator of triggers, and the network that measures what they tell of the noise."""
+    """A trigger generator, and the statistics network that estimates its mutual information with the noise."""
 
     def __init__(self, side: int, channels: int, hidden: int) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ class Stair(nn.Module):
 
 
 class Statistics(nn.Module):
-    """MINE's T(x, z)."""
+    """The statistics network T(x, z) of MINE: [n, d] and [n, e] to [n]."""
 
     def __init__(self, x: int, z: int, hidden: int) -> None:
         super().__init__()
@@ -125,7 +127,7 @@ def mutual_information(statistics: nn.Module, x: Tensor, z: Tensor, apart: Tenso
     """Donsker and Varadhan's lower bound of the mutual information of x and z, in nats (MINE, eq. 5).
 
     Args:
-        statistics: T; maps x and z to one number a row.
+        statistics: T; maps x and z to one number per row.
         x: [n, d].
         z: Drawn together with x, [n, e].
         apart: Drawn from the same distribution as z, independently of x, [n, e].
@@ -135,6 +137,6 @@ def mutual_information(statistics: nn.Module, x: Tensor, z: Tensor, apart: Tenso
 
 
 def overlay(pixels: Tensor, patches: Tensor) -> Tensor:
-    """Images [n, c, h, w] with patches [n, c, p, p] in place of what they cover, each at its own random place."""
+    """Images [n, c, h, w] with opaque patches [n, c, p, p], each at its own random position."""
     laid = lay(torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1), *pixels.shape[2:], each=True)
     return pixels * (1 - laid[:, -1:]) + laid[:, :-1]

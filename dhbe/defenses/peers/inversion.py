@@ -1,4 +1,4 @@
-"""DeepInversion: images are drawn out of the model's memory, and a student learns from the model on them."""
+"""DeepInversion: synthesises images from the model's BatchNorm statistics, and distils a student on them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,27 +23,27 @@ FAMILIAR = 10.0
 """Weight of the distance from the BatchNorm statistics."""
 
 JITTER = 2
-"""Pixels by which images are shifted at random while they are sought."""
+"""Maximum random shift of the images during their optimisation, in pixels."""
 
 
 @dataclass(frozen=True)
 class DeepInversion(Defense):
     """Distillation on inverted images (Yin et al., CVPR 2020, arXiv:1912.08795), for section 5.4.4 of the DHBE paper.
 
-    Weights and rate of their CIFAR-10 settings. The distance from the BatchNorm statistics is a mean over layers in
-    units of each channel's deviation, not a sum of norms. The student starts as a copy and follows the logits, as
-    DFAD's does, so that only the images differ.
+    Loss weights and learning rate are those of their CIFAR-10 settings. The distance from the BatchNorm statistics is a
+    mean over layers in units of each channel's deviation, not a sum of norms. The student starts as a copy and imitates
+    the logits, as in DFAD, so that only the images differ.
     """
 
     name: ClassVar[str] = "inversion"
     needs: ClassVar[frozenset] = frozenset()
 
     batches: Annotated[int, Setting("batches of inverted images", least=1)] = 8
-    batch: Annotated[int, Setting("images in one of them, and images a step of the distillation", least=4)] = 128
-    steps: Annotated[int, Setting("steps for one of them", least=1)] = 2000
+    batch: Annotated[int, Setting("images in each of these batches, and per step of the distillation", least=4)] = 128
+    steps: Annotated[int, Setting("optimisation steps for each of these batches", least=1)] = 2000
     lr_images: Annotated[float, Setting("learning rate of the images (Adam)")] = 0.1
-    epochs: Annotated[int, Setting("passes of the distillation", least=1)] = 100
-    lr: Annotated[float, Setting("learning rate of the student (SGD), x0.1 at 60 % and 80 % of the passes")] = 0.1
+    epochs: Annotated[int, Setting("epochs of the distillation", least=1)] = 100
+    lr: Annotated[float, Setting("learning rate of the student (SGD), x0.1 at 60 % and 80 % of the epochs")] = 0.1
     momentum: Annotated[float, Setting("momentum of the student's SGD")] = 0.9
     weight_decay: Annotated[float, Setting("weight decay of the student")] = 5e-4
 
@@ -54,7 +54,7 @@ class DeepInversion(Defense):
     def run(self, model: Classifier, known: Known, run_state: RunState) -> Iterator[Round]:
         teacher = frozen_copy(model)
         inverted = nn.ParameterList(start(model, self.batch) for _ in range(self.batches))
-        imagine = Adam(inverted.parameters(), self.lr_images)  # passes over batches that have no gradient
+        imagine = Adam(inverted.parameters(), self.lr_images)  # skips batches without a gradient
         learn = SGD(model.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay, fused=True)
         run_state.register(student=model, inverted=inverted, imagine=imagine, learn=learn)
         done = run_state.restore()
@@ -75,12 +75,22 @@ class DeepInversion(Defense):
 
 
 def start(model: Classifier, count: int) -> Tensor:
-    """Noise to begin with: pixels [n, c, h, w] in [0, 1]."""
+    """Initial noise: pixels [n, c, h, w] in [0, 1]."""
     return (0.5 + 0.25 * torch.randn(count, *model.shape)).clamp(0, 1)
 
 
 def invert(teacher: Classifier, statistics: BatchStatistics, pixels: nn.Parameter, imagine: Adam) -> Round:
-    """One step of a batch towards what the teacher takes for its classes (eq. 1 to 5); image i shows class i mod n."""
+    """Takes one optimisation step on a batch of images (eq. 1 to 5); image i is to show class i mod classes.
+
+    Args:
+        teacher: Frozen, in eval mode.
+        statistics: Open on the teacher.
+        pixels: The images [n, c, h, w] in [0, 1]; changed in place.
+        imagine: Their optimiser.
+
+    Returns:
+        The losses, scalars by name.
+    """
     labels = torch.arange(len(pixels)) % teacher.classes
     shift = torch.randint(-JITTER, JITTER + 1, (2,)).tolist()
     moved = teacher.normalise(pixels.roll(shift, dims=(2, 3)))

@@ -1,7 +1,7 @@
-"""Which layer feeds which, seen by watching one pass through a network: any architecture, no names, no own code.
+"""Finds which layer feeds which by hooks in one forward pass, for any architecture and without relying on names.
 
-A symbolic trace fails on data-dependent control flow, and most networks of strangers have some. Watching which tensor
-leaves one layer and enters another needs nothing but modules.
+A symbolic trace fails on data-dependent control flow, which is common in third-party networks. Following tensors from one
+module to the next does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from dhbe.errors import Refused
 
 @dataclass(frozen=True)
 class Tap:
-    """An output inside a network: which call of which module gave it. A module may be called more than once."""
+    """An output inside a network: the module, and which of its calls, as a module may be called more than once."""
 
     name: str
     call: int
@@ -25,14 +25,14 @@ class Tap:
 
 @dataclass(eq=False)
 class Graph:
-    """What one pass showed."""
+    """The layers seen in one forward pass."""
 
     convolutions: list[nn.Conv2d] = field(default_factory=list)
-    """In the order in which they ran, each once."""
+    """The convolutions in execution order, each once."""
     normalised: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = field(default_factory=list)
-    """Each BatchNorm layer that a convolution feeds directly, behind that convolution."""
+    """Pairs of a convolution and the BatchNorm layer that it feeds directly."""
     stages: list[Tap] = field(default_factory=list)
-    """The last features of each resolution at which a convolution works, in the order of resolutions."""
+    """The last features at each output resolution of a convolution, in order of first appearance."""
     reader: nn.Linear | None = None
     """The linear layer that reads the last features, flattened or averaged."""
     channels: int = 0
@@ -41,13 +41,13 @@ class Graph:
 
 @torch.no_grad()
 def trace(model: Classifier) -> Graph:
-    """Passes two grey images through a model in eval mode and notes what runs. The model stays as it is.
+    """Passes two grey images through a model in eval mode and records its layers. The model is not changed.
 
     Raises:
         Refused: The network has no 2-d convolution that is a module.
     """
     graph, seen = Graph(), dict[int, nn.Conv2d]()
-    kept: list[Tensor] = []  # a tensor that is freed gives its identity to the next one
+    kept: list[Tensor] = []  # keeps ids unique: a freed tensor's id may be reused
     calls: dict[str, int] = {}
     sizes: dict[tuple[int, int], list[tuple[Tap, bool]]] = {}  # taps of features, and whether they are composite
     worked: set[tuple[int, int]] = set()
@@ -59,7 +59,7 @@ def trace(model: Classifier) -> Graph:
             seen[id(y)] = module
             if module not in graph.convolutions:
                 graph.convolutions.append(module)
-            graph.reader = None  # what read earlier features does not count
+            graph.reader = None  # it read earlier features
             worked.add((y.shape[2], y.shape[3]))
         if isinstance(module, nn.BatchNorm2d) and id(x) in seen:
             graph.normalised.append((seen[id(x)], module))
@@ -73,7 +73,7 @@ def trace(model: Classifier) -> Graph:
     with _watched(model.network, note), evaluating(model):
         model(torch.full((2, *model.shape), 0.5, device=model.mean.device))
     if not graph.convolutions:
-        raise Refused("the network has no convolution among its modules: this defence works on its filters")
+        raise Refused("the network has no convolution among its modules, and this defence needs one: choose another")
     for size, taps in sizes.items():
         if size in worked:
             blocks = [tap for tap, composite in taps if composite]
@@ -82,7 +82,7 @@ def trace(model: Classifier) -> Graph:
 
 
 class Features:
-    """The outputs at some taps of a network, in each forward pass inside the context."""
+    """Collects the outputs at some taps of a network in each forward pass inside the context."""
 
     def __init__(self, network: nn.Module, taps: list[Tap]) -> None:
         self._network, self._taps = network, taps
@@ -104,7 +104,7 @@ class Features:
         return hook
 
     def take(self) -> list[Tensor]:
-        """What the taps gave since the last call; one pass must have been made."""
+        """The outputs [n, c, h, w] at the taps, in their order; exactly one pass must have been made since the last call."""
         taken = [self._outputs[tap.name][tap.call] for tap in self._taps]
         self._outputs.clear()
         return taken

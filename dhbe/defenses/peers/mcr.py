@@ -1,4 +1,4 @@
-"""MCR: a path through weights from the model to itself, trained on clean images; its middle has left the backdoor."""
+"""MCR: trains a curve in weight space from the model to itself on clean images; its midpoint has lost the backdoor."""
 
 import copy
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ class MCR(Tuner):
     """Mode connectivity repair (Zhao et al., ICLR 2020, arXiv:2005.00060): a quadratic Bezier curve with one bend.
 
     Both ends are the model itself, as in the DHBE paper (app. C b). That paper re-estimates the BatchNorm statistics on
-    test images; here they come from the clean images that were lent.
+    test images; here they come from the defender's clean images.
     """
 
     name: ClassVar[str] = "mcr"
 
-    epochs: Annotated[int, Setting("passes of the curve's training", least=1)] = 200
-    t: Annotated[float, Setting("the place on the curve, from 0 to 1, that is taken")] = 0.5
+    epochs: Annotated[int, Setting("epochs of training the curve", least=1)] = 200
+    t: Annotated[float, Setting("position on the curve, from 0 to 1, of the resulting model")] = 0.5
 
     @property
     def rounds(self) -> int:
@@ -49,7 +49,7 @@ class MCR(Tuner):
                 descend(learn, loss)
                 total, steps = total + loss.detach(), steps + 1
             place(model, curve.weights(torch.tensor(self.t)))
-            if epoch + 1 == self.epochs and 0 < self.t < 1:  # the ends have statistics of their own
+            if epoch + 1 == self.epochs and 0 < self.t < 1:  # the ends keep their own statistics
                 estimate_statistics(model, clean)
             yield {"loss": total / steps}
 
@@ -64,21 +64,21 @@ class Curve(nn.Module):
         self.bend = nn.ParameterList(parameter.detach().clone() for parameter in end.parameters())
 
     def weights(self, t: Tensor) -> dict[str, Tensor]:
-        """The parameters at t in [0, 1], by name."""
-        own, other = (1 - t) ** 2 + t**2, 2 * t * (1 - t)  # both ends are the same
+        """The parameters by name at t, a scalar in [0, 1]."""
+        own, other = (1 - t) ** 2 + t**2, 2 * t * (1 - t)  # w0 = w2
         return {name: own * w + other * b for name, w, b in zip(self._names, self._ends, self.bend, strict=True)}
 
 
 @torch.no_grad()
 def place(model: Classifier, weights: dict[str, Tensor]) -> None:
-    """Gives the model these parameters."""
+    """Copies parameters, given by name, into the model."""
     for name, parameter in model.named_parameters():
         parameter.copy_(weights[name])
 
 
 @torch.no_grad()
 def estimate_statistics(model: Classifier, images: Images, batch: int = 256) -> None:
-    """BatchNorm's means and variances anew: the average over batches of these images, dropout being off."""
+    """Re-estimates BatchNorm means and variances as averages over batches of images, with dropout off."""
     layers = tracked(model)
     momenta = [layer.momentum for layer in layers]
     with evaluating(model):

@@ -1,4 +1,4 @@
-"""NAD: the model learns to attend where a finetuned copy of it attends."""
+"""NAD: distils the attention maps of a finetuned copy into the model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ from dhbe.steps import Round, descend, frozen_copy, set_lr
 class NAD(Tuner):
     """Neural attention distillation (Li et al., ICLR 2021, arXiv:2101.05930), eq. 2 to 5.
 
-    The teacher is a copy that was finetuned. Attention is compared behind each stage of the network: at the last
-    features of each resolution, which in a residual network are its residual stages.
+    The teacher is a finetuned copy. Attention maps are compared after each stage of the network, that is at the last
+    features of each resolution; in a residual network these are its residual stages.
     """
 
     name: ClassVar[str] = "nad"
 
-    teacher_epochs: Annotated[int, Setting("passes of the teacher's finetuning, before", least=1)] = 10
+    teacher_epochs: Annotated[int, Setting("epochs of finetuning the teacher beforehand", least=1)] = 10
     beta_first: Annotated[float, Setting("weight of the first stage's attention")] = 500.0
-    beta: Annotated[float, Setting("weight of each other stage's attention")] = 1000.0
+    beta: Annotated[float, Setting("weight of the attention of each other stage")] = 1000.0
 
     @property
     def rounds(self) -> int:
@@ -53,7 +53,7 @@ class NAD(Tuner):
     def distil(
         self, model: Classifier, teacher: Classifier, taps: list[Tap], learn: torch.optim.Optimizer, clean: Images
     ) -> Round:
-        """One pass with cross-entropy and attention."""
+        """Trains for one epoch with cross-entropy and attention losses; returns the last step's losses."""
         losses: Round = {}
         with Features(model.network, taps) as seen, Features(teacher.network, taps) as wanted:
             for pixels, labels in self.batches(clean):

@@ -1,4 +1,4 @@
-"""Neural Cleanse: the smallest trigger towards each class; a class that needs far less is the target, and unlearned."""
+"""Neural Cleanse: inverts the smallest trigger for each class, flags outliers, and unlearns their triggers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,37 +18,37 @@ from dhbe.settings import Setting
 from dhbe.steps import Round, descend, frozen
 
 RAISE, LOWER = 2.0, 2.0**1.5
-"""Factors by which the cost of a mask's size goes up and down."""
+"""Factors by which the cost of a mask's size is raised and lowered."""
 
 CONSISTENT = 1.4826
-"""Makes the median absolute deviation of normal values their standard deviation."""
+"""Scales the median absolute deviation to the standard deviation, for normal values."""
 
 
 @dataclass(frozen=True)
 class NeuralCleanse(Tuner):
     """Wang et al., S&P 2019: detection (sec. IV) and repair by unlearning (sec. VI); settings of their script.
 
-    A trigger is a mask m and a pattern p, x' = (1 - m) x + m p in pixels. The search goes on for all classes in turns,
-    one pass over some images each. If no class is flagged, the model stays as it is. What the search finds is the
-    weakest trigger that works, often unlike the real one, and a model that unlearned it may answer that one all the
-    same. So the search starts afresh a few times for the flagged classes, and all that it finds is unlearned, which
-    their script does not do.
+    A trigger is a mask m and a pattern p, x' = (1 - m) x + m p in pixels. The search rotates through the classes, one
+    pass over some images each. If no class is flagged, the model is left unchanged. The search finds the weakest trigger
+    that works, which is often unlike the real one, and a model that unlearned it may still respond to the real one. So
+    the search is restarted a few times for the flagged classes, and all triggers found are unlearned; their script does
+    not do this.
     """
 
     name: ClassVar[str] = "neural-cleanse"
 
     search_epochs: Annotated[int, Setting("passes of the search for each class", least=1)] = 20
-    search_size: Annotated[int, Setting("images a pass of the search; each takes others", least=1)] = 160
-    search_batch: Annotated[int, Setting("images a step of the search", least=1)] = 16
+    search_size: Annotated[int, Setting("images per pass of the search, drawn anew for each", least=1)] = 160
+    search_batch: Annotated[int, Setting("images per step of the search", least=1)] = 16
     lr_trigger: Annotated[float, Setting("learning rate of masks and patterns (Adam)")] = 0.1
-    cost: Annotated[float, Setting("first weight of a mask's L1 norm")] = 1e-3
-    patience: Annotated[int, Setting("passes above, or below, the success rate until the weight changes")] = 5
+    cost: Annotated[float, Setting("initial weight of a mask's L1 norm")] = 1e-3
+    patience: Annotated[int, Setting("passes above or below the success rate after which the weight changes")] = 5
     success: Annotated[float, Setting("success rate that a trigger must reach")] = 0.99
-    index: Annotated[float, Setting("anomaly index from which a class is flagged")] = 2.0
-    restarts: Annotated[int, Setting("fresh searches before the repair, shared among the flagged classes")] = 8
-    stamped: Annotated[float, Setting("share of the images that carry a found trigger in the repair")] = 0.2
+    index: Annotated[float, Setting("anomaly index above which a class is flagged")] = 2.0
+    restarts: Annotated[int, Setting("fresh searches before the repair, divided among the flagged classes")] = 8
+    stamped: Annotated[float, Setting("share of the images that carry a found trigger during the repair")] = 0.2
     strength: Annotated[
-        float, Setting("factor up to which, at random, the found mask is made stronger in the repair")
+        float, Setting("largest factor by which the found mask is strengthened, at random, during the repair")
     ] = 2.0
 
     @property
@@ -86,7 +86,13 @@ class NeuralCleanse(Tuner):
             yield {"loss": self.tune(model, learn, clean, epoch, stamp=lambda x: self.stamp(x, masks, patterns))}
 
     def stamp(self, pixels: Tensor, masks: Tensor, patterns: Tensor) -> Tensor:
-        """Some of the images with one of the triggers each, which is up to `strength` times as strong."""
+        """Stamps `stamped` of the images with one trigger each, strengthened up to `strength` times.
+
+        Args:
+            pixels: Images [n, c, h, w] in [0, 1].
+            masks: Masks [k, 1, h, w] in [0, 1].
+            patterns: Patterns [k, c, h, w] in [0, 1].
+        """
         which = torch.randint(len(masks), (len(pixels),))
         chosen = (torch.rand(len(pixels), 1, 1, 1) < self.stamped).float()
         factor = 1 + (self.strength - 1) * torch.rand(len(pixels), 1, 1, 1)
@@ -95,7 +101,7 @@ class NeuralCleanse(Tuner):
     def search(
         self, model: Classifier, triggers: "Triggers", seek: Adam, images: Images, label: int, place: int
     ) -> None:
-        """One pass for one class; its trigger is kept at a place if it is the best there."""
+        """Searches for one class in one pass, and keeps its trigger in slot `place` if it is the best there."""
         hits = torch.zeros(())
         order = torch.randperm(len(images))[: self.search_size]
         with evaluating(model), frozen(model):
@@ -117,7 +123,7 @@ class NeuralCleanse(Tuner):
 class Triggers(nn.Module):
     """A mask and a pattern for each class, the costs of the masks' sizes, and the best triggers.
 
-    The first places for triggers are the classes', those of fresh searches follow.
+    The first slots for triggers belong to the classes, the rest to the fresh searches.
     """
 
     costs: Tensor
@@ -132,7 +138,7 @@ class Triggers(nn.Module):
         super().__init__()
         channels, height, width = shape
         self.cost, self.classes, places = cost, classes, classes + restarts
-        # One parameter a class: Adam passes over those that have no gradient.
+        # One parameter per class: Adam skips those without a gradient.
         self.raw = nn.ParameterList(start((channels + 1, height, width)) for _ in range(classes))
         self.register_buffer("costs", torch.full((classes,), cost))
         self.register_buffer("above", torch.zeros(classes))
@@ -149,7 +155,7 @@ class Triggers(nn.Module):
 
     @torch.no_grad()
     def keep(self, label: int, place: int, passed: Tensor) -> None:
-        """Keeps the trigger of a class at a place if it is the smallest there that succeeds, or if none has yet."""
+        """Keeps the trigger of a class in a slot if it is the smallest successful one there, or if none has succeeded yet."""
         mask, pattern = self.trigger(label)
         if (passed and mask.sum() < self.best[place]) or self.best[place].isinf():
             self.masks[place], self.patterns[place] = mask[0], pattern[0]
@@ -157,13 +163,13 @@ class Triggers(nn.Module):
 
     @torch.no_grad()
     def restart(self, label: int, seek: Adam) -> None:
-        """Begins the search for a class anew."""
+        """Restarts the search for a class from a random trigger."""
         self.raw[label].copy_(start(self.raw[label].shape))
         seek.state.pop(self.raw[label], None)
         self.costs[label], self.above[label], self.below[label] = self.cost, 0, 0
 
     def price(self, label: int, settings: NeuralCleanse) -> None:
-        """Moves the cost of the mask's size, if its trigger has succeeded, or failed, for a while."""
+        """Raises or lowers the cost of the mask's size once its trigger has succeeded or failed `patience` times in a row."""
         passed = self.rates[label] >= settings.success
         self.above[label] = self.above[label] + 1 if passed else 0
         self.below[label] = 0 if passed else self.below[label] + 1
@@ -175,12 +181,12 @@ class Triggers(nn.Module):
             self.below[label] = 0
 
     def norms(self) -> Tensor:
-        """L1 norm of the mask of each class, [classes]."""
+        """L1 norm of each class's mask [classes], in pixels."""
         return self.masks[: self.classes].flatten(1).sum(1)
 
 
 def start(shape: Sequence[int]) -> Tensor:
-    """Masks and patterns to begin with, uniform in (0, 1) once `Triggers.trigger` has squeezed them."""
+    """Initial masks and patterns: uniform in (0, 1) after the tanh of `Triggers.trigger`."""
     return torch.rand(*shape).mul(2).sub(1).mul(0.999).atanh()
 
 
@@ -190,9 +196,9 @@ def mix(pixels: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
 
 
 def anomaly(norms: Tensor) -> Tensor:
-    """Anomaly index of each class whose mask is smaller than the median, in median absolute deviations; else 0.
+    """Anomaly index of each class [classes]: how far its mask is below the median, in robust deviations; 0 if above.
 
-    The median of an even number of classes is the mean of the middle two, which torch's own is not.
+    The median of an even number of classes is the mean of the middle two, unlike `torch.median`.
 
     >>> [round(float(x), 2) for x in anomaly(torch.tensor([4.0, 30.0, 32.0, 34.0]))]
     [9.11, 0.34, 0.0, 0.0]

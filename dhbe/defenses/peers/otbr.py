@@ -1,4 +1,4 @@
-"""OTBR: filters that unlearning noise changes most are pruned, and what is left is fused with the model."""
+"""OTBR: prunes the filters that change most when the model unlearns noise, and fuses the result with the model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,21 +30,23 @@ BLUR = 0.01
 class OTBR(Defense):
     """Optimal transport-based backdoor repairing (Lin et al., AAAI 2025, arXiv:2408.15861).
 
-    The authors' script reports the share gamma that does best on test images. Here it is the largest one with which the
-    fused model still agrees with the model on images inverted from it. The transport is entropic (Sinkhorn) in place of
-    an exact one. 1 x 1 convolutions, mostly shortcuts, are left as they are.
+    The authors' script reports the share gamma that does best on test images. Here gamma is the largest share with which
+    the fused model still agrees with the original on images inverted from it. The transport is entropic (Sinkhorn), not
+    exact. 1 x 1 convolutions, mostly shortcuts, are left unchanged.
     """
 
     name: ClassVar[str] = "otbr"
     needs: ClassVar[frozenset] = frozenset()
 
     iterations: Annotated[int, Setting("steps of unlearning", least=1)] = 20
-    batch: Annotated[int, Setting("images of noise a step, and inverted images to judge by", least=4)] = 256
+    batch: Annotated[
+        int, Setting("noise images per step, and inverted images on which agreement is measured", least=4)
+    ] = 256
     lr: Annotated[float, Setting("learning rate of the unlearning (SGD)")] = 0.01
     momentum: Annotated[float, Setting("momentum of SGD")] = 0.9
     fusion: Annotated[float, Setting("share of the pruned model in the fused one (lambda)")] = 0.5
     steps: Annotated[int, Setting("steps that make the inverted images", least=1)] = 300
-    agreement: Annotated[float, Setting("share of the inverted images whose class must stay")] = 0.95
+    agreement: Annotated[float, Setting("share of the inverted images whose predicted class must not change")] = 0.95
 
     @property
     def rounds(self) -> int:
@@ -70,10 +72,23 @@ class OTBR(Defense):
 
     @torch.no_grad()
     def repair(self, model: Classifier, forgetful: Classifier, teacher: Classifier, judge: Tensor) -> Tensor:
-        """Prunes and fuses with growing gamma as long as enough images keep their class; the share in the end."""
+        """Prunes and fuses with growing gamma as long as enough images keep their class.
+
+        Args:
+            model: Changed in place.
+            forgetful: The model after unlearning.
+            teacher: The original model.
+            judge: Images [n, c, h, w] in [0, 1] on which agreement is measured.
+
+        Returns:
+            The final gamma, a scalar.
+
+        Raises:
+            Refused: The network has no convolution larger than 1 x 1.
+        """
         layers = [conv for conv in trace(model).convolutions if max(conv.kernel_size) > 1]
         if not layers:
-            raise Refused("otbr finds no convolution larger than 1 x 1 in this network")
+            raise Refused("otbr finds no convolution larger than 1 x 1 in this network: choose another defence")
         names = {module: name for name, module in model.named_modules()}
         before = [conv.weight.clone() for conv in layers]
         after = [forgetful.get_parameter(f"{names[conv]}.weight") for conv in layers]
@@ -92,22 +107,22 @@ class OTBR(Defense):
 
 
 def put(layers: list[nn.Conv2d], weights: list[Tensor]) -> None:
-    """Gives the layers these weights."""
+    """Copies weights into layers."""
     for conv, weight in zip(layers, weights, strict=True):
         conv.weight.copy_(weight)
 
 
 def fuse(weights: list[Tensor], changes: list[Tensor], gamma: float, share: float) -> list[Tensor]:
-    """The weights, fused with what is left of them when the filters that changed most are 0.
+    """Fuses weights with a pruned copy in which the filters that changed most are 0.
 
-    From the first pruned layer on, the pruned filters are carried to the places of the old ones, each place weighing as
-    much as its filter changed; the inputs are carried as the layer before was (algorithm 1).
+    From the first pruned layer on, the pruned filters are transported onto the old ones, each weighted by how much it
+    changed; the inputs are transported by the plan of the layer before (algorithm 1).
 
     Args:
-        weights: Of convolutions in the order of the network, each [out, in, h, w].
-        changes: Of their filters, each [out].
-        gamma: Share of all filters that is pruned.
-        share: Of the carried weights in the result.
+        weights: Weights of the convolutions in network order, each [out, in, h, w].
+        changes: Changes of their filters, each [out].
+        gamma: Share of all filters that is pruned, in [0, 1].
+        share: Share of the transported weights in the result, in [0, 1].
     """
     every = torch.cat(changes)
     least = every.topk(max(1, int(gamma * len(every)))).values[-1]
@@ -120,7 +135,7 @@ def fuse(weights: list[Tensor], changes: list[Tensor], gamma: float, share: floa
             continue
         pruned = old.masked_fill(gone.view(-1, 1, 1, 1), 0.0)
         carried = pruned
-        if plan is not None and plan.shape[0] == old.shape[1]:  # else something lies between the two
+        if plan is not None and plan.shape[0] == old.shape[1]:  # else another layer lies between the two
             carried = torch.einsum("oihw,ij->ojhw", pruned, plan / plan.sum(0))
         plan = transport(torch.cdist(pruned.flatten(1), old.flatten(1)), change)
         fused.append(share * torch.einsum("kihw,kj->jihw", carried, plan / plan.sum(0)) + (1 - share) * old)
@@ -128,12 +143,12 @@ def fuse(weights: list[Tensor], changes: list[Tensor], gamma: float, share: floa
 
 
 def transport(cost: Tensor, weight: Tensor, steps: int = 300) -> Tensor:
-    """Entropic optimal transport from even masses to masses that go as `weight` (Cuturi 2013).
+    """Entropic optimal transport from uniform masses to masses proportional to `weight` (Cuturi 2013).
 
     Args:
         cost: [n, m], not negative.
         weight: [m], not negative.
-        steps: Of Sinkhorn's iteration, on logarithms.
+        steps: Sinkhorn iterations, in the log domain.
 
     Returns:
         The plan [n, m]; its sum is 1.

@@ -1,4 +1,4 @@
-"""What is left of a backdoor after a cleaning, measured with data and the true trigger."""
+"""Measures what is left of a backdoor after cleaning, with data and the true trigger."""
 
 from dhbe.evaluation.battery.run import Effort, battery
 

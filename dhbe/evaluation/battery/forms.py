@@ -1,4 +1,4 @@
-"""The trigger in all forms that an attacker could use without touching the model."""
+"""Variants of a trigger that an attacker could use without changing the model."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,26 +11,26 @@ from dhbe.errors import Refused
 OPACITIES = (0.25, 0.5, 0.75, 1.5)
 SIZES = (0.75, 1.5, 2.0)
 ANYWHERE = 3
-"""Places drawn at random beside the centre and the corners."""
+"""Number of random positions in addition to the centre and the corners."""
 
 
 def forms(trigger: Trigger, generator: torch.Generator) -> dict[str, Trigger]:
-    """The trigger as it is, amplified, weaker and stronger, smaller and larger, and elsewhere.
+    """The trigger as it is, amplified, weaker and stronger, smaller and larger, and at other positions.
 
     Args:
-        trigger: The true one.
-        generator: Draws the random places.
+        trigger: The true trigger.
+        generator: Draws the random positions.
 
     Returns:
-        The forms by what is written behind the trigger's name on the command line ("" for the trigger as it is).
-        Those that this trigger does not have, or that look the same as it, are left out.
+        The forms by the suffix that selects them on the command line ("" for the trigger as it is). Forms that the trigger
+        does not support, or that look the same, are left out.
     """
     grey = torch.full((1, *trigger.shape), 0.5)
     found = {"": trigger}
     for make in _makers(trigger, generator):
         try:
             form = make()
-        except Refused:  # too large for the image, or stronger than there is room for
+        except Refused:  # too large for the image, or too strong for the range of pixels
             continue
         if form is not None and not torch.equal(form(grey), trigger(grey)):
             found[form.name.removeprefix(f"{trigger.name}:")] = form
@@ -49,7 +49,7 @@ def _makers(trigger: Trigger, generator: torch.Generator) -> Iterator[Callable[[
 
 
 def _anywhere(trigger: Trigger, generator: torch.Generator) -> Iterator[tuple[int, int]]:
-    """Places at which the patch is whole, each as likely."""
+    """Random positions at which the patch lies inside the image."""
     if not isinstance(trigger, Patch):
         return
     room = [side - (part.stop - part.start) for side, part in zip(trigger.shape[1:], trigger.box, strict=True)]

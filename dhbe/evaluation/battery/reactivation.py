@@ -1,7 +1,7 @@
-"""One small perturbation of all images that does what the trigger did: does the backdoor sleep, or is it gone?
+"""A universal perturbation with the trigger's effect: is the backdoor dormant, or gone?
 
-Universal perturbations: Moosavi-Dezfooli et al. 2017 (arXiv:1610.08401). Any network has them; a backdoor that is hidden
-and not erased shows as one that leads to the target more easily than others do to other classes.
+Universal perturbations: Moosavi-Dezfooli et al. 2017 (arXiv:1610.08401). Every network has them; a backdoor that is hidden
+rather than erased makes those towards the target class more successful than those towards other classes.
 """
 
 import torch
@@ -22,15 +22,15 @@ def universal_perturbation(
     batch: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Searches one perturbation that brings images to their goals, by projected gradient steps on random batches.
+    """Searches for one perturbation that leads images to their goals, by projected gradient steps on random batches.
 
     Args:
-        classifier: Evaluated in eval mode; the modes of its modules are restored and its gradients left alone.
-        images: Searched on; at least one.
-        goal: The class that each is brought to, int64 [n].
+        classifier: Evaluated in eval mode; the modes of its modules are restored and its gradients not changed.
+        images: Images to search on, at least one.
+        goal: The class that each image is to be led to, int64 [n].
         epsilon: Largest change of any value (L-infinity), pixels in [0, 1].
-        steps: Steps along the sign of the gradient of the cross-entropy, their length from `epsilon` / 4 down to 0.
-        batch: Images a step.
+        steps: Steps along the sign of the gradient of the cross-entropy, of length `epsilon` / 4 decreasing to 0.
+        batch: Images per step.
         generator: Draws the batches.
 
     Returns:

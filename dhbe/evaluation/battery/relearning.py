@@ -1,4 +1,4 @@
-"""How fast a cleaned model learns its backdoor again: it may be forgotten, or only not shown.
+"""How fast a cleaned model relearns its backdoor, which may be forgotten or merely suppressed.
 
 Superficial safety (Min et al. 2024, arXiv:2410.09838): purified models often relearn from a handful of triggered images.
 """
@@ -13,14 +13,14 @@ from dhbe.classifier import Classifier
 
 
 def relearned(classifier: Classifier, pixels: Tensor, labels: Tensor, *, lr: float, steps: int) -> Classifier:
-    """A copy that was finetuned on a few images, all of them in each step, by SGD with momentum 0.9.
+    """A copy of a classifier, finetuned on a few images by full-batch SGD with momentum 0.9.
 
-    BatchNorm keeps its statistics, and dropout is off: so few images could only spoil them.
+    BatchNorm statistics are fixed and dropout is off, as the images are too few.
 
     Args:
-        classifier: It is not changed.
-        pixels: [n, c, h, w] in [0, 1], triggered and clean images.
-        labels: int64 [n], what the copy is to say of them.
+        classifier: The classifier; it is not changed.
+        pixels: Triggered and clean images [n, c, h, w] in [0, 1].
+        labels: Labels to be learned, int64 [n].
         lr: Learning rate.
         steps: Number of steps.
     """

@@ -1,4 +1,4 @@
-"""The whole battery: forms of the trigger, re-activation, re-learning."""
+"""The whole battery: forms of the trigger, reactivation, relearning."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,29 +22,29 @@ from dhbe.steps import channels_last, frozen_copy
 from dhbe.training import predict
 
 Aim = Callable[[Tensor], Tensor]
-"""From true classes, int64 [n], to those that a trigger is to lead to."""
+"""Maps true classes, int64 [n], to the target classes of a trigger."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is tried. By the defaults a WRN-16-1 takes about two minutes of one CPU."""
+    """The effort of the battery. With the defaults, a WRN-16-1 takes about two minutes on one CPU core."""
 
     images: int = 1000
-    """Images looked at, at most, chosen by the seed; half of them are searched on, the other half measures."""
+    """Maximum number of images, chosen by the seed; half are searched on, the other half measured on."""
     others: int = 3
-    """Other classes that the target is compared with."""
+    """Number of other classes that the target class is compared with."""
     epsilon: float = 0.05
     """Largest change of any value by the universal perturbation, pixels in [0, 1]."""
     steps: int = 60
-    """Steps of the search for it."""
+    """Steps of the search for the perturbation."""
     batch: int = 64
-    """Images in each of them."""
+    """Images per step of that search."""
     counts: tuple[int, ...] = (10, 20, 50)
-    """Triggered images that a copy learns from, with as many clean ones."""
+    """Numbers of triggered images that copies relearn from, with as many clean ones."""
     lr: float = 0.01
-    """Learning rate of that."""
+    """Learning rate of the relearning."""
     lessons: int = 30
-    """Steps of that, each on all of these images."""
+    """Steps of the relearning, each on all images."""
 
 
 def battery(
@@ -56,20 +56,20 @@ def battery(
     seed: int = 0,
     watch: Callable[[int, int], None] = lambda done, total: None,
 ) -> Battery:
-    """Measures how much of a backdoor is left, on what an attacker or a careless user may still do.
+    """Measures how much of a backdoor is left, by what an attacker or a careless user may still do.
 
-    The trigger is shown in other forms; a small perturbation of all images is searched that does what it did; and
-    copies of the cleaned model learn it again from few images. The last two are compared with the same towards other
-    classes, which tells a backdoor from what every network admits, and nothing is measured on images that were
-    searched on or learned from. Neither model is changed; all random choices come from the seed.
+    The trigger is tested in other forms; a small perturbation of all images is optimised to have its effect; and copies of
+    the cleaned model relearn it from few images. The last two are compared with the same for other classes, to distinguish
+    a backdoor from what is possible with every network, and no images are measured on that were searched on or learned
+    from. Neither model is changed; all random choices depend on the seed alone.
 
     Args:
         before: The backdoored model.
-        after: The cleaned one.
+        after: The cleaned model.
         evidence: Images, the true trigger and its target.
-        effort: How much is tried.
-        seed: Chooses images, places and other classes.
-        watch: Called with how many parts are done, and of how many.
+        effort: The effort.
+        seed: Seed of the choice of images, positions and other classes.
+        watch: Called with the number of parts done and their total.
 
     Raises:
         Refused: There is no trigger, there are fewer than two images, or they do not fit the models.
@@ -77,9 +77,9 @@ def battery(
     """
     trigger, target = evidence.trigger, evidence.target
     if trigger is None or target is None:
-        raise Refused("what is left of a backdoor is measured with its trigger: give --trigger and --target")
+        raise Refused("measuring what is left of a backdoor needs its trigger: give --trigger and --target")
     if len(evidence.images) < 2:
-        raise Refused("what is left of a backdoor is measured on images, half of them to search on: give more data")
+        raise Refused("measuring what is left of a backdoor needs at least two images: give more data")
     chance = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(evidence.images), generator=chance)[: effort.images]
     shown = evidence.images.subset(chosen)
@@ -108,7 +108,7 @@ class _Subject:
         self.clean = predict(classifier, images)
 
     def success(self, change: Callable[[Tensor], Tensor], aim: Aim) -> float | None:
-        """The share of images, classified right, that a change of their pixels leads to the aim."""
+        """The share of correctly classified images that `change` leads to their target classes; None if none counts."""
         ours = _for_whom(self.images, self.source)
         clean, labels = self.clean[ours], self.images.labels[ours]
         goal = aim(labels)
@@ -132,9 +132,9 @@ def _for_whom(images: Images, source: int | None) -> Tensor:
 
 
 def _aims(evidence: Evidence, target: Target, others: int, generator: torch.Generator) -> list[Aim]:
-    """The trigger's own aim, then some others, each as likely."""
+    """The trigger's own target, then random others."""
     classes = evidence.images.classes
-    if target == "next":  # the others are some classes further
+    if target == "next":  # the others are larger shifts
         steps = 2 + torch.randperm(max(0, classes - 2), generator=generator)
         return [lambda labels, by=by: (labels + by) % classes for by in (1, *steps[:others].tolist())]
     drawn = torch.randperm(classes, generator=generator).tolist()
@@ -196,14 +196,14 @@ def _relearned(
                 asr.append(subject.success(trigger, aim))
                 acc.append(metrics.accuracy(subject.clean, after.images.labels))
             progress.step()
-        if len(asr) == len(aims):  # else there were too few images
+        if len(asr) == len(aims):  # otherwise there were too few images
             yield Relearning(images=count, asr=asr[0], others=_middle(asr[1:]), acc=acc[0])
 
 
 def _lesson(
     searched: Images, trigger: Trigger, aim: Aim, count: int, source: int | None
 ) -> tuple[Tensor, Tensor] | None:
-    """`count` triggered images with the aim as their class, and as many others with their own; None: too few."""
+    """`count` triggered images with target labels, and as many clean ones with their own; None if there are too few."""
     goal = aim(searched.labels)
     poisoned = (_for_whom(searched, source) & (goal != searched.labels)).nonzero().flatten()[:count]
     others = torch.ones(len(searched), dtype=torch.bool)

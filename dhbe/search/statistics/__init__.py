@@ -1,4 +1,4 @@
-"""Evidence of a backdoor that no trigger is sought for: one number a class from each statistic, and what they come to."""
+"""Evidence of a backdoor without trigger inversion: one number per class from each statistic, and their fusion."""
 
 from dhbe.search.statistics.fusion import ACCUSED, CONVICTED, STATISTICS, evidence, fused, rankings
 

@@ -1,4 +1,4 @@
-"""From the statistics of each class to one piece of evidence against it."""
+"""Fuses the statistics of each class into one value of evidence against it."""
 
 import torch
 from torch import Tensor
@@ -10,23 +10,23 @@ from dhbe.search.search import middle_and_deviation
 from dhbe.search.statistics import head, margins
 
 LEAST_CLASSES = 4
-"""Of two classes both lie equally far from their median, and of three the MAD is the smaller of two gaps."""
+"""Fewer give no robust index: two classes are equally far from their median, and of three the MAD is the smaller gap."""
 
 MOST = 20.0
-"""An index above this says no more: the MAD of a few classes may be tiny by chance."""
+"""Cap on indices: larger ones mean nothing more, as the MAD of a few classes may be tiny by chance."""
 
 HEAD_ALONE = 5.0
-"""Index of the head's signature that accuses by itself: of normal values 2 % would reach it, and warps show nowhere else."""
+"""Index of the head signature that accuses by itself: 2 % of normal values would reach it, and warps show nowhere else."""
 
 TOGETHER = 1.15
-"""Mean of log(1 + index) over the statistics that accuses; one threshold serves 4 classes and 100 alike."""
+"""Mean of log(1 + index) over the statistics from which they accuse; one threshold for 4 classes and for 100."""
 
 ACCUSED = 1.0
-"""Evidence from which a class is accused: a scan is unclear."""
+"""Evidence from which a class is accused, which makes the verdict of a scan `unclear`."""
 
 CONVICTED = 1.25
-"""Evidence from which an erasure that found no trigger of the class says that it still answers. A clean network of digits
-reached 1.11, a warp in the zoo 1.38: one model on each side, so this is a choice and no calibration."""
+"""Evidence from which an erasure that found no trigger for the class has the verdict `still answers`. A clean network of
+digits reached 1.11, a warp in the zoo 1.38: with one model on each side, this is a choice and no calibration."""
 
 
 STATISTICS = {
@@ -35,15 +35,15 @@ STATISTICS = {
     "margin_images": "how far natural images can be led to each class",
     "margin_pattern": "how far one faint pattern leads natural images to each class",
 }
-"""What each is, by name, in the order of `evidence`."""
+"""Description of each statistic by name, in the order of `evidence`."""
 
 
 @torch.no_grad()
 def evidence(model: Classifier) -> Tensor:
-    """The robust index of every class by each statistic [statistics, classes]; NaN where one cannot tell.
+    """The robust index of every class by each statistic [statistics, classes]; NaN where it is undefined.
 
     Args:
-        model: The suspect, in eval mode. Of a narrowed one, what stands for the other classes has no index.
+        model: The suspect model, in eval mode. If it is `Narrowed`, the class that stands for the others has no index.
     """
     whole, labels = _seen(model)
     natural = pieces(margins.IMAGES, model.shape).to(model.mean.device)
@@ -65,7 +65,7 @@ def evidence(model: Classifier) -> Tensor:
 
 @torch.no_grad()
 def rankings(model: Classifier) -> list[Tensor]:
-    """What tells soon which classes of many to look at: values of each class [classes], the larger the more suspicious."""
+    """Quick statistics that preselect classes of a model with many: values [classes] of each; larger is more suspicious."""
     every, signature = torch.arange(model.classes), head.signature(model)
     natural = pieces(margins.FEW_IMAGES, model.shape).to(model.mean.device)
     noise = torch.rand(margins.FEW_IMAGES, *model.shape)
@@ -77,17 +77,17 @@ def rankings(model: Classifier) -> list[Tensor]:
 
 
 def _seen(model: Classifier) -> tuple[Classifier, Tensor]:
-    """The whole classifier, and the classes of it that are looked at."""
+    """The whole classifier, and its classes that are examined [k]."""
     if isinstance(model, Narrowed):
         return model.whole, model.labels
     return model, torch.arange(model.classes)
 
 
 def robust_index(values: Tensor) -> Tensor | None:
-    """How far each class stands above the others: (v - median) / (1.4826 MAD), [classes].
+    """How far each class stands above the others [classes]: (v - median) / (1.4826 MAD).
 
     Returns:
-        None where it cannot tell: fewer than `LEAST_CLASSES` classes, values that are not finite, or no spread.
+        None if undefined: fewer than `LEAST_CLASSES` classes, values that are not finite, or no spread.
     """
     if len(values) < LEAST_CLASSES or not values.isfinite().all():
         return None
@@ -96,10 +96,10 @@ def robust_index(values: Tensor) -> Tensor | None:
 
 
 def fused(indices: Tensor) -> Tensor:
-    """Evidence against each class [classes] by all statistics [statistics, classes]; 0 where none can tell.
+    """Evidence against each class [classes] from the indices of all statistics [statistics, classes]; 0 if all are NaN.
 
-    Several moderate statistics that name the same class accuse it, and so does the head's signature alone. The logarithm
-    keeps one enormous index from drowning the others.
+    Several moderate indices of the same class accuse it, and so does a large one of the head signature alone. The logarithm
+    limits the influence of a single huge index.
     """
     together = indices.clamp(0, MOST).log1p().nanmean(0) / TOGETHER
     return torch.maximum(together, indices[0].nan_to_num() / HEAD_ALONE).nan_to_num()

@@ -1,7 +1,7 @@
-"""The head's signature: how much each class gains when all pooled features rise alike. A look at its weights alone.
+"""The head signature: how much each class gains when all pooled features rise equally. It depends on weights alone.
 
-After Fields et al. 2021 and later scanners of weights: those of a backdoored class are larger. An
-attacker who freezes the head leaves no trace here, and what was erased may keep it: it accuses, and never convicts.
+After Fields et al. 2021 and later weight scanners: the weights of a backdoored class are larger. An attacker who freezes the
+head leaves no trace here, and an erased model may keep one: the signature is a reason for suspicion, not proof.
 """
 
 from dataclasses import dataclass
@@ -12,24 +12,26 @@ from torch import Tensor, nn
 from dhbe.classifier import Classifier
 
 DRAWS = 512
-"""Feature vectors on which a head of several layers is tried."""
+"""Random feature vectors on which a head of several layers is evaluated."""
 
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """The linear layers behind the global pooling."""
+    """The linear layers after the global pooling."""
 
     first: nn.Linear
     length: int
-    """How many there are."""
+    """Number of these layers."""
 
 
 @torch.no_grad()
 def signature(model: Classifier) -> Tensor | None:
-    """One linear layer: the mean of its weights over its inputs [classes]. More of them: the mean logit for |N(0, 1)|.
+    """The signature of each class [classes]: of one linear layer, its weights' mean over the inputs; else a mean logit.
+
+    With several linear layers, it is the mean logit for features drawn from |N(0, 1)|.
 
     Returns:
-        None where there is no such head: in networks that flatten, end in a convolution or work on tokens.
+        None if there is no such head: in networks that flatten, end in a convolution or work on tokens.
     """
     head = found(model)
     if head is None:
@@ -46,10 +48,10 @@ def signature(model: Classifier) -> Tensor | None:
 
 @torch.no_grad()
 def found(model: Classifier) -> Head | None:
-    """The linear layers behind the global pooling, found by running grey images through.
+    """Finds the linear layers after the global pooling, by a forward pass of grey images; None if there are none.
 
-    They begin with the first linear layer on vectors after the last layer that gave a map. It follows a pooling if it
-    takes as many numbers as the map had channels.
+    They begin with the first linear layer on vectors after the last layer whose output is a feature map. A pooling lies
+    between the two if that linear layer has as many inputs as the map has channels.
     """
     calls: list[tuple[nn.Module, tuple[int, ...], tuple[int, ...]]] = []
 

@@ -1,7 +1,7 @@
-"""How far images can be led to each class (MM-BD, Wang et al., S&P 2024): a backdoored class reaches far more than others.
+"""Margins that images reach for each class (MM-BD, Wang et al., S&P 2024): far larger for a target class than for others.
 
-Twenty steps of Adam on eight images tell as much as hundreds, for later the other classes catch up; the mean over the
-images varies less by chance than the largest margin and tells as much.
+Twenty Adam steps on eight images are as informative as hundreds, as later the other classes catch up. The mean over the
+images is as informative as the largest margin, with less variance.
 """
 
 import torch
@@ -12,30 +12,30 @@ from dhbe.search.search import margin
 from dhbe.steps import frozen_copy
 
 AT_ONCE = 160
-"""Images in one pass."""
+"""Images per forward pass."""
 
 IMAGES, STEPS, LR = 8, 20, 0.05
-"""For each class; the learning rate is for changes without a bound."""
+"""Images and Adam steps for each class; the learning rate is for unbounded changes."""
 
 FEW_IMAGES, FEW_STEPS = 2, 8
-"""For each class, where the question is only which classes of many to look at."""
+"""The same for the quick preselection of classes."""
 
 FAINT = 16 / 255
 """Largest change of a pixel by a pattern that all images share."""
 
 
 def from_noise(model: Classifier, labels: Tensor) -> Tensor:
-    """The mean margin of classes [k] that whole images reach from uniform noise [k]."""
+    """The mean margin [k], in logits, that images optimised from uniform noise reach for classes `labels` [k]."""
     return raised(model, labels, torch.rand(IMAGES, *model.shape))
 
 
 def from_images(model: Classifier, labels: Tensor, pixels: Tensor) -> Tensor:
-    """The same from natural images [n, c, h, w], eight or more: clean networks are quieter there, and blends stand out."""
+    """The same from natural images [n, c, h, w] in [0, 1]: clean networks vary less there, and blends stand out."""
     return raised(model, labels, pixels)
 
 
 def by_one_pattern(model: Classifier, labels: Tensor, pixels: Tensor, steps: int = STEPS) -> Tensor:
-    """The mean margin that natural images [n, c, h, w] reach by one faint pattern added to them all [k]."""
+    """The mean margin [k] that natural images [n, c, h, w] in [0, 1] reach by a faint pattern added to all of them."""
     return raised(model, labels, pixels, bound=FAINT, lr=FAINT / 4, shared=True, steps=steps)
 
 
@@ -50,19 +50,19 @@ def raised(
     shared: bool = False,
     steps: int = STEPS,
 ) -> Tensor:
-    """Leads images to classes; each class starts from the same ones.
+    """Optimises images towards each of some classes, starting from the same images.
 
     Args:
-        model: The suspect. It is not changed.
+        model: The suspect model. It is not changed.
         labels: The classes [k].
         start: Pixels [n, c, h, w] in [0, 1].
-        bound: Largest change of a pixel; 1 is free.
+        bound: Largest change of a pixel; 1 is no bound.
         lr: Learning rate of Adam.
         shared: Whether all images of a class get the same change.
-        steps: Of Adam.
+        steps: Adam steps.
 
     Returns:
-        The mean margin that is reached [k].
+        The mean margins reached, in logits [k].
     """
     teacher, reached = Unsaturated(frozen_copy(model)), []
     for some in labels.split(max(1, AT_ONCE // len(start))):
@@ -74,7 +74,7 @@ def raised(
             ascend.step()
             with torch.no_grad():
                 change.clamp_(-bound, bound)
-                if not shared:  # what leaves [0, 1] would have no gradient and never come back
+                if not shared:  # pixels outside [0, 1] would have no gradient and never return
                     change.copy_((start + change).clamp(0, 1) - start)
         with torch.no_grad():
             final = margin(teacher((start + change).clamp(0, 1).flatten(0, 1)), wanted)
@@ -83,7 +83,7 @@ def raised(
 
 
 class Unsaturated:
-    """A network that ends in `nn.Softmax`, giving what goes into it: margins of probabilities end where float32 does."""
+    """A classifier with the input of its final `nn.Softmax`, if any, as logits: probabilities saturate in float32."""
 
     def __init__(self, model: Classifier) -> None:
         self._model = model
@@ -96,7 +96,7 @@ class Unsaturated:
         self._given = inputs[0]
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Logits [n, classes]: the last softmax's input where it has their shape, or what the network returns."""
+        """Logits [n, classes]: the last softmax's input if it has this shape, else the classifier's output."""
         self._given = None
         output = self._model(pixels)
         return self._given if self._given is not None and self._given.shape == output.shape else output
