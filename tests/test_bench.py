@@ -117,6 +117,11 @@ def test_a_case_is_what_its_result_depends_on_and_not_what_it_is_called():
     assert list(with_needs([case, case])) == [VICTIM.id, case.id]
 
 
+def _written(path, text):
+    path.write_text(text)
+    return path
+
+
 def test_only_code_that_a_case_runs_counts_and_comments_do_not(tmp_path):
     names = {path.relative_to(code.PACKAGE).as_posix() for path in code.files(SMOKE.by(VICTIM, "nad"))}
     assert {"defenses/peers/nad.py", "defenses/peers/few_data.py", "training.py", "api/running.py"} <= names
@@ -130,6 +135,9 @@ def test_only_code_that_a_case_runs_counts_and_comments_do_not(tmp_path):
         file.write_text(text)
         versions.append(code.version(called("f", str(file), name="a")))
     assert versions[0] == versions[1] != versions[2]
+    settings = ["Setting('a', least=1)", "Setting('b', least=1)", "Setting('b', least=2)"]
+    told = [code._meaning(_written(tmp_path / f"{number}.py", text)) for number, text in enumerate(settings)]
+    assert told[0] == told[1] != told[2]
     file.write_text("def")
     code._tree.cache_clear()
     code._imported.cache_clear()

@@ -140,8 +140,9 @@ def test_large_images_are_not_tried_because_a_file_says_so(tmp_path):
 def test_a_defence_without_effect_is_told_by_the_asr_or_by_its_weights():
     torch.manual_seed(0)
     model, other = (suspects.of(networks.build("resnet8", 4, (3, 8, 8)), (3, 8, 8)).classifier for _ in range(2))
-    measured = [Measures(asr=rate, asr_x9=1.0, n=9, asr_n=9) for rate in (0.99, 0.95, 0.3)]
+    measured = [Measures(asr=rate, asr_x9=1.0, n=9, asr_n=9) for rate in (0.99, 0.95, 0.3, 0.15, 0.06)]
     assert judging.ineffective(measured[0], measured[1], model, other)
     assert not judging.ineffective(measured[0], measured[2], model, model)
+    assert not judging.ineffective(measured[3], measured[4], model, model)  # what a report calls suppressed
     assert judging.ineffective(Measures(), Measures(), model, model)
     assert not judging.ineffective(Measures(), Measures(), model, other)

@@ -22,12 +22,12 @@ def judged(verdict: Verdict | None, suspect: Suspect) -> tuple[Verdict | None, s
 
 
 LITTLE = 0.1
-"""Minimum fall of the ASR, in [0, 1], for a defence to count as effective."""
+"""An ASR in [0, 1] below which a trigger counts as suppressed, and the least fall of a higher one that is an effect."""
 
 
 def ineffective(before: Measures, after: Measures, victim: Classifier, cleaned: Classifier) -> bool:
     """Whether a defence had no effect: on the ASR, if it was measured; else on any weight."""
     if before.asr is not None and after.asr is not None:
-        return before.asr >= LITTLE and after.asr > before.asr - LITTLE
+        return after.asr >= LITTLE and after.asr > before.asr - LITTLE
     old, new = victim.network.state_dict(), cleaned.network.state_dict()
     return all(torch.equal(old[name], new[name].to(old[name].device)) for name in old)

@@ -2,7 +2,7 @@
 
 A case that calls a user's function may do anything, so all code of this package counts for it except drawing. For other
 cases, the modules of the attack and the defence with all their imports count, and so do loading, training, measuring and the
-user's file. Comments, docstrings, formatting, the command line, reports, drawing, and other attacks and defences do not
+user's file. Comments, docstrings, descriptions of settings, formatting, the command line, reports, drawing, and other attacks and defences do not
 count, nor do the versions of torch and Python, which are in the record.
 """
 
@@ -89,11 +89,13 @@ def _tree(path: Path) -> ast.Module:
 
 @cache
 def _meaning(path: Path) -> bytes:
-    """The syntax tree of a file as bytes, without docstrings."""
+    """The syntax tree of a file as bytes, without docstrings and descriptions of settings."""
     tree = _tree(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             node.body = [part for part in node.body if not _told(part)] or [ast.Pass()]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Setting":
+            node.args = node.args[1:]  # what --help says
     return ast.dump(tree).encode()
 
 

@@ -53,9 +53,11 @@ class FinePruning(Tuner):
             yield {"pruned": prune(model, reader, graph.channels, kept, judge, self.tolerance)}
         alive = (reader.weight != 0).any(0)  # what was pruned is 0 in the weights, also after an interruption
         hook = reader.weight.register_hook(lambda gradient: gradient * alive)
-        for epoch in range(max(done, 1) - 1, self.epochs):
-            yield {"loss": self.tune(model, learn, clean, epoch)}
-        hook.remove()
+        try:
+            for epoch in range(max(done, 1) - 1, self.epochs):
+                yield {"loss": self.tune(model, learn, clean, epoch)}
+        finally:
+            hook.remove()
 
 
 @torch.no_grad()
