@@ -24,6 +24,7 @@ from dhbe.evaluation.measuring import measured
 from dhbe.records import ModelInfo, Record
 from dhbe.run_state import RunState
 from dhbe.search.families import SENTENCES
+from dhbe.steps import Precision
 from dhbe.suspects import Suspect
 
 Watch = Callable[[RoundInfo], None]
@@ -137,19 +138,7 @@ def run(
         before = measured(victim, evidence)  # first, so that unusable data is refused before the work
         course, warnings = _Course(held, watch, defense.rounds), list(suspect.notes)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
-        while True:
-            used = halving.halved(defense, course.halvings)
-            machine.forget_peak(where)
-            try:
-                with course.going_on():
-                    cleaned = used(
-                        victim, known, seed=seed, precision=how, watch=course.look, run_state=course.run_state
-                    )
-                break
-            except (MemoryError, RuntimeError) as error:
-                if ranks.size() > 1 or not halving.fits_with_less(error, used, course.halvings):
-                    raise
-            course.anew()
+        used, cleaned = _cleaned(defense, victim, known, course, seed=seed, precision=how)
         course.end()
         seconds = course.seconds()
         with course.going_on():
@@ -175,18 +164,50 @@ def run(
         )  # fmt: skip
         cleaned.to("cpu")
         if held:
-            with held.finishing() as folder:
-                suspects.save(folder / CLEAN, cleaned.network, suspect.state, suspect.info)
-                record = record.model_copy(update={"result": files.sha256(folder / CLEAN)})
-                if container:
-                    tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
-                    for name, content in container.content(cleaned.network, tensors).items():
-                        files.write(folder / name, content)
-                if also == "onnx":
-                    files.write(folder / ONNX, formats.export(cleaned.network, suspect.info.input))
-                files.write(folder / runs.REPORT, report.render(record, pictures))
-                records.write(folder / runs.RECORD, record)
+            record = _written(held, cleaned, suspect, record, pictures, also)
         return Erasure(cleaned.to(home).network, record, pictures)
+
+
+def _cleaned(
+    defense: Defense, victim: Classifier, known: Known, course: "_Course", *, seed: int, precision: Precision
+) -> tuple[Defense, Classifier]:
+    """Runs a defence, again with half the batch as long as memory runs out.
+
+    Returns:
+        The defence as it ran in the end, and the cleaned classifier.
+    """
+    while True:
+        used = halving.halved(defense, course.halvings)
+        machine.forget_peak(victim.mean.device)
+        try:
+            with course.going_on():
+                return used, used(
+                    victim, known, seed=seed, precision=precision, watch=course.look, run_state=course.run_state
+                )
+        except (MemoryError, RuntimeError) as error:
+            if ranks.size() > 1 or not halving.fits_with_less(error, used, course.halvings):
+                raise
+        course.anew()
+
+
+def _written(
+    held: runs.Run, cleaned: Classifier, suspect: Suspect, record: Record, pictures: Mapping[str, bytes],
+    also: Literal["onnx"] | None,
+) -> Record:  # fmt: skip
+    """Writes all results of a run into its folder; returns the record with the SHA-256 of the cleaned file."""
+    container = suspect.state.container
+    with held.finishing() as folder:
+        suspects.save(folder / CLEAN, cleaned.network, suspect.state, suspect.info)
+        record = record.model_copy(update={"result": files.sha256(folder / CLEAN)})
+        if container:
+            tensors = checkpoint.changed(cleaned.network.state_dict(), suspect.state)
+            for name, content in container.content(cleaned.network, tensors).items():
+                files.write(folder / name, content)
+        if also == "onnx":
+            files.write(folder / ONNX, formats.export(cleaned.network, suspect.info.input))
+        files.write(folder / runs.REPORT, report.render(record, pictures))
+        records.write(folder / runs.RECORD, record)
+    return record
 
 
 def _unwatched(round_info: RoundInfo) -> None:
