@@ -105,7 +105,7 @@ def scan(
         found = run.fitting(
             lambda survey: search.scan(run.model, survey, seed=run.seed, precision=run.precision, watch=run.watch)
         )
-        label, index, most_suspected = found.suspected_class, float(found.indices.max()), int(found.indices.argmax())
+        label, index = found.suspected_class, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
         accused, most = int(found.labels[found.fused.argmax()]), float(found.fused.max())
@@ -120,40 +120,39 @@ def scan(
                 f"{len(found.labels)} of {run.info.classes} classes were searched: the {SUSPICIOUS} most suspicious by quick "
                 "statistics, and random others for comparison"
             )
-        searched = {
-            label: ClassFound(
-                index=index,
-                family=family,
-                margin=margin,
-                success_rate=rate,
-                statistics={name: x for name, x in zip(STATISTICS, told, strict=True) if x == x},
-                evidence=evidence,
-            )
-            for label, index, family, margin, rate, told, evidence in zip(
-                found.labels.tolist(),
-                found.indices.tolist(),
-                found.families,
-                found.margins.tolist(),
-                found.success_rates.tolist(),
-                found.evidence.T.tolist(),
-                found.fused.tolist(),
-                strict=True,
-            )
-        }
-        unsearched = ClassFound(index=0.0, family=UNSEARCHED, margin=0.0, success_rate=0.0)
-        classes = [searched.get(number, unsearched) for number in range(run.info.classes)]
-        grey = torch.full_like(found.pixels[:1], 0.5).expand(len(searched), -1, -1, -1)
-        strongest = found.triggers[[most_suspected]]
-        pictures = {
-            "found": report.grid(strongest(grey[:1]).cpu(), scale=6),
-            "found_each": report.grid(found.triggers(grey).cpu(), scale=4),
-            "stamped": report.grid(strongest(found.pixels[:16]).cpu()),
-        }
         signs = {"anomaly_index": index, "suspected_class": label, "probability": chance, "evidence": most}
         return run.end(
-            pictures, "backdoored" if backdoored else "unclear" if doubted else "nothing found",
-            before=Measures(signs=signs), classes=classes, backdoored=backdoored,
+            _pictures(found), "backdoored" if backdoored else "unclear" if doubted else "nothing found",
+            before=Measures(signs=signs), classes=_by_class(found, run.info.classes), backdoored=backdoored,
         )  # fmt: skip
+
+
+def _by_class(found: search.Found, classes: int) -> list[ClassFound]:
+    """What was found for each class of the model; of one that was not searched, nothing."""
+    each = zip(
+        found.labels.tolist(), found.indices.tolist(), found.families, found.margins.tolist(),
+        found.success_rates.tolist(), found.evidence.T.tolist(), found.fused.tolist(), strict=True,
+    )  # fmt: skip
+    searched = {
+        label: ClassFound(
+            index=index, family=family, margin=margin, success_rate=rate, evidence=evidence,
+            statistics={name: x for name, x in zip(STATISTICS, told, strict=True) if x == x},
+        )
+        for label, index, family, margin, rate, told, evidence in each
+    }  # fmt: skip
+    unsearched = ClassFound(index=0.0, family=UNSEARCHED, margin=0.0, success_rate=0.0)
+    return [searched.get(number, unsearched) for number in range(classes)]
+
+
+def _pictures(found: search.Found) -> dict[str, bytes]:
+    """The strongest trigger, that of each class, and the strongest one on some images."""
+    grey = torch.full_like(found.pixels[:1], 0.5).expand(len(found.labels), -1, -1, -1)
+    strongest = found.triggers[[int(found.indices.argmax())]]
+    return {
+        "found": report.grid(strongest(grey[:1]).cpu(), scale=6),
+        "found_each": report.grid(found.triggers(grey).cpu(), scale=4),
+        "stamped": report.grid(strongest(found.pixels[:16]).cpu()),
+    }
 
 
 def verify(
