@@ -120,7 +120,7 @@ def test_a_scan_of_a_model_whose_label_lies_gives_no_all_clear(tmp_path, dhbe, m
         assert code == (0 if options else 3)
         assert ("taken from the file's own label" in err) == (not options)
         assert ("give --mean cifar10, or --mean auto" in err) == (not options)
-        assert ("better than the mean and standard deviation the file says of itself" in err) == (not options)
+        assert ("better than the mean and standard deviation in its own label" in err) == (not options)
     code, out, _ = dhbe("scan m.safetensors --device cpu --precision fp32 --json --overwrite --fail-on found")
     assert (code, json.loads(out)["verdict"]) == (0, "label contradicted")
 

@@ -168,7 +168,7 @@ def test_fashion_mnist_is_downloaded_once_and_compared(kept, monkeypatch, publis
     monkeypatch.setattr(idx, "SHA256", {name: hashlib.sha256(body).hexdigest() for name, body in files.items()})
     good, files["t10k-labels-idx1-ubyte.gz"] = files["t10k-labels-idx1-ubyte.gz"], b"a page that says sorry"
     with pytest.raises(
-        Failed, match=r"t10k-labels-idx1-ubyte.gz: another file is there now; put the file into .*mnist"
+        Failed, match=r"t10k-labels-idx1-ubyte.gz: the file there has changed; download it yourself into .*mnist"
     ):
         load("fashion-mnist")
     assert len(list((kept / "fashion-mnist").iterdir())) == 3

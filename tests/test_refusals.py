@@ -92,7 +92,7 @@ REFUSED = {
     "one class": ({}, f"{ERASE} --classes 1", "1 is not between 2 and 100,000"),
     "function needs more": (
         {"v.py": b"def net(depth, classes, *more, width=1, **rest):\n    raise AssertionError\n"}, f"{ERASE} --arch v.py:net",
-        r"^dhbe: v.py:net must be given depth, .*net = functools\.partial\(net, depth=\.\.\.\), and name that as --arch FILE\.py:net$",
+        r"^dhbe: v.py:net requires depth, .*net = functools\.partial\(net, depth=\.\.\.\), and give --arch FILE\.py:net$",
     ),
     "no vendor file": ({}, f"{ERASE} --arch vendor.py:net", "vendor.py, which is no file"),
     "no vendor module": ({}, f"{ERASE} --arch vendor.models:net", "vendor.models:net fails: ModuleNotFoundError"),
