@@ -56,7 +56,7 @@ def test_what_the_user_gives_holds_and_a_note_says_what_fits_better():
     wrong = suspects.load(VICTIM, mean=(0.0,), std=(1.0,))
     assert wrong.unsure is None
     assert "--mean cifar10" in wrong.notes[-1]
-    assert "were given, and hold" in wrong.notes[-1]
+    assert "were given and are used" in wrong.notes[-1]
 
 
 def test_auto_takes_what_fits_best_and_says_so():

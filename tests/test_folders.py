@@ -123,13 +123,13 @@ def spoil(folder, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     {
-        "text": "notes.txt is not an image",
+        "text": "notes.txt is not a readable image",
         "stray": "1.png lies beside the class folders",
         "nested": "kitten is not an image",
         "truncated": "1.png is broken",
-        "empty file": "1.png is not an image",
+        "empty file": "1.png is not a readable image",
         "16 bits": "1.png has more than 8 bits",
-        "postscript": "1.png is not an image",
+        "postscript": "1.png is not a readable image",
         "bomb": "1.png declares more than 89478485 pixels",
     }.items(),
 )
