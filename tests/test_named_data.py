@@ -223,7 +223,7 @@ def test_tiny_imagenet_is_read_as_its_archive_unpacks(tiny):
         ("val/val_annotations.txt", "../x.JPEG\tn01\n", "line 1 names no file and class"),
         ("val/val_annotations.txt", "val_9.JPEG\tn01\n", "val_9.JPEG is not an image"),
         ("val/val_annotations.txt", "", "holds no images of the test part"),
-        ("train/n01/images/note.txt", "hello", "note.txt is not an image"),
+        ("train/n01/images/note.txt", "hello", "note.txt is not a readable image"),
     ],
 )
 def test_a_broken_tiny_imagenet_is_refused(tiny, file, content, message):
