@@ -23,7 +23,7 @@ PIXELS = 2**17
 """Pixels per channel in the crops examined, 8 to 128 of them."""
 
 PROBED = 8
-"""Pieces to which there must be an answer."""
+"""Pieces of photographs for which the logits must be finite."""
 
 FITS = 0.5
 """Largest distance of a plausible normalisation; the right one had 0.07 to 0.18 on the models measured."""
@@ -96,14 +96,14 @@ def variety(classifier: Classifier) -> float:
 
 @torch.no_grad()
 def check_finite(classifier: Classifier) -> None:
-    """Raises `Refused` if a classifier has no answer to some pieces of photographs: nothing could be found or measured in it."""
+    """Raises `Refused` if the logits of some pieces of photographs are not finite, as nothing could be found or measured then."""
     with secluded(), evaluating(classifier):
         torch.manual_seed(0)
         broken = (~classifier(pieces(PROBED, classifier.shape).to(classifier.mean.device)).isfinite()).any(1).sum()
     if broken:
         raise Refused(
             f"the network returns NaN or infinite logits for {broken} of {PROBED} pieces of photographs: check --mean and --std, "
-            "and what its code divides by or takes the root of"
+            "and the divisions and roots in its code"
         )
 
 

@@ -76,10 +76,10 @@ class Classifier(nn.Module):
         return self.logits(self.normalise(pixels))
 
     def logits(self, normalised: Tensor) -> Tensor:
-        """Logits [n, classes] (float32) of images that are normalised already."""
+        """Logits [n, classes] (float32) of normalised images [n, c, h, w]."""
         order = torch.contiguous_format if self.contiguous else torch.preserve_format
-        answer = self.network(normalised.clone(memory_format=order))  # a copy: a vendor's code may work in place
-        if len(normalised) == 1 and isinstance(answer, Tensor) and answer.ndim == 1:  # its code squeezes
+        answer = self.network(normalised.clone(memory_format=order))  # a copy: a vendor's code may modify it in place
+        if len(normalised) == 1 and isinstance(answer, Tensor) and answer.ndim == 1:  # the code squeezed it
             answer = answer.unsqueeze(0)
         output = logits_in(answer, self.classes, self.output).float()
         return output.clamp_min(SMALLEST_PROBABILITY).log() if self.softmax else output

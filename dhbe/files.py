@@ -79,15 +79,15 @@ def write(path: Path, content: bytes | str) -> None:
 
 @contextmanager
 def held(path: Path) -> Iterator[bool]:
-    """Tries to hold a lock file, and tells whether this process does; the kernel lets go of it whatever happens to us.
+    """Tries to lock a file, and yields whether this process holds the lock; the kernel releases it even if we are killed.
 
     Args:
-        path: The file; its folder must exist. It is made, and may be removed by who holds it. A link is not followed.
+        path: The file; its folder must exist. It is created if missing, and its holder may remove it. A link is not followed.
 
     Raises:
         OSError: It cannot be opened.
     """
-    lock = FileLock(path, mode=0o644, fallback_to_soft=False)  # a soft lock would stay behind if we were killed
+    lock = FileLock(path, mode=0o644, fallback_to_soft=False)  # a soft lock would remain if we were killed
     with suppress(Timeout):
         lock.acquire(blocking=False)
     try:

@@ -228,8 +228,10 @@ class Record(_Part):
     other: ModelInfo | None = None
     """The model that a verify compares `model` with."""
     verdict: Verdict | None = None
-    """Of an erase by `fast`: erased, nothing found, still answers, damaged. Of a scan: backdoored, unclear, nothing found. Of a verify: the model after answers, has changed, or is quiet; or
-    nothing was found in the one before. Of any of them: unclear, label contradicted or input not usable, for the reason in `doubt`. Of a defence that does not judge itself: no effect, or None."""
+    """For an erase by `fast`: erased, nothing found, still answers, damaged. For a scan: backdoored, unclear, nothing found.
+    For a verify: answers, changed or quiet, on the model after; or nothing found, on the one before. For any of them: unclear,
+    label contradicted or input not usable, for the reason in `doubt`. For a defence without a verdict of its own: no effect,
+    or None."""
     doubt: Text | None = None
     """Why the result means little: the normalisation contradicts the weights, or the model's output is constant."""
     command: Text | None = None

@@ -32,15 +32,14 @@ class Run:
     """A folder locked by this process, and the state of the run in it.
 
     Attributes:
-        folder: Where the results go.
-        every: Seconds between two states that are saved.
-        finished: The folder holds the results of a finished run; there is nothing to do.
-        saved: What the interrupted run saved last; None for a fresh one.
-        asked: How often somebody asked the run to stop.
-        stopping: Somebody did, and the run has heard of it.
-        at_once: To stop needs no waiting: all that was done is saved, or is soon done again. It raises
-            KeyboardInterrupt then.
-        restored: The state that this run goes on from, until `keep` or the run itself shows that it can.
+        folder: Folder of the results.
+        every: Seconds between two saved states.
+        finished: Whether the folder holds the results of a finished run, so that nothing is left to do.
+        saved: The state that the interrupted run saved last; None for a fresh run.
+        asked: Number of requests to stop that the answering thread has seen.
+        stopping: Whether a request to stop has reached the main thread.
+        at_once: Whether a request to stop raises KeyboardInterrupt immediately, as nothing worth saving would be lost.
+        restored: The file of the state that this run resumes from, until the run has shown that it can.
     """
 
     def __init__(
@@ -269,7 +268,7 @@ def _locked(folder: Path) -> Iterator[None]:
         with _writing(folder):
             ours = held.enter_context(files.held(path))
         if not ours:
-            raise Refused(f"another process works in {name(folder)}: wait for it, or give another --out")
+            raise Refused(f"another process is working in {name(folder)}: wait for it, or give another --out")
         try:
             yield
         finally:
@@ -289,18 +288,18 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _gently(run: Run) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask the run to save and stop; a second one waits for the batch alone, a third one for nothing.
+    """Makes Ctrl-C and SIGTERM stop the run after its round, a second one after the batch, a third one immediately.
 
     Raises:
-        Interrupted: The run was stopped within a round, and can go on from an earlier one.
+        Interrupted: The run was stopped within a round, and can resume from an earlier one.
     """
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if run.at_once or run.stopping or run.asked > 1:  # several signals within one batch come as one
+        if run.at_once or run.stopping or run.asked > 1:  # several signals within a batch reach Python as one
             raise KeyboardInterrupt
         run.stopping = True
 
-    if threading.current_thread() is not threading.main_thread():  # signals are somebody else's business
+    if threading.current_thread() is not threading.main_thread():  # signals belong to the caller
         yield
         return
     before = {number: signal.signal(number, ask) for number in STOPS}
@@ -318,7 +317,7 @@ def _gently(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _answered(run: Run) -> Iterator[None]:
-    """A thread answers signals at once: the main one hears of them after the batch that torch is at."""
+    """Runs a thread that answers signals at once, as the main thread only sees them after the current batch."""
     heard, hears = os.pipe()
     os.set_blocking(hears, False)
     thread = threading.Thread(target=_answer, args=(run, heard), daemon=True)
@@ -334,15 +333,19 @@ def _answered(run: Run) -> Iterator[None]:
 
 
 def _answer(run: Run, heard: int) -> None:
-    """Says what each signal comes to, until the pipe is closed; what follows the last warning ends the process."""
+    """Announces when each signal will stop the run, until the pipe is closed; a signal after the last warning ends the process."""
     warned = False
     while number := os.read(heard, 1):
         if number[0] not in STOPS:
             continue
         if warned:
-            os._exit(128 + signal.SIGINT)  # nothing in the folder is ever half written
+            os._exit(128 + signal.SIGINT)  # files are written atomically
         run.asked += 1
         warned = run.at_once or run.asked > 1
-        said = "this batch; again to quit" if warned else "this round; Ctrl-C again: after this batch"
+        said = (
+            "this batch; press Ctrl-C again to quit at once"
+            if warned
+            else "this round; press Ctrl-C again to stop after this batch"
+        )
         with suppress(OSError):
             os.write(2, f"\nstopping after {said}\n".encode())

@@ -12,7 +12,7 @@ SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sar
 RULE = "backdoor"
 
 LEVELS = {"backdoored": "error", "unclear": "warning", "label contradicted": "warning"}
-"""Of a verdict; one that found nothing is no result."""
+"""SARIF level by verdict; other verdicts give no result."""
 
 
 def log(record: Record) -> str:

@@ -26,9 +26,10 @@ LABEL = "dhbe"
 """Key of our metadata in the header of a safetensors file."""
 
 VARIES = (
-    "the network answers otherwise each time that it is shown the same images (dropout that stays on in eval mode, noise, or a "
-    "counter in its code): what is found in it varies likewise; switch that off if it is not meant"
+    "the network's output differs each time for the same images (dropout that stays on in eval mode, noise, or a counter in its "
+    "code), and so may the results: switch that off if it is not intended"
 )
+"""Note about a network that is not deterministic."""
 
 SIDE = 32
 """Default side of the images in pixels."""
@@ -65,9 +66,9 @@ class Suspect:
     files: tuple[Path, ...] = ()
     """The files it was read from: the model's, files beside it, and the vendor's code."""
     given: bool = False
-    """Whether the user said how images are normalised: then nothing overrules it."""
+    """Whether the user gave the normalisation, which then takes precedence."""
     labelled: bool = False
-    """Whether the file's own label says it, and the user does not."""
+    """Whether the normalisation comes from the file's own label, and not from the user."""
 
     @cached_property
     def contradiction(self) -> str | None:
@@ -76,7 +77,7 @@ class Suspect:
         if found is None:
             return None
         best, used = found
-        said = "the file says of itself" if self.labelled else "in use"
+        said = "in its own label" if self.labelled else "in use"
         other = (
             f"its BatchNorm statistics fit {best.option} ({best.distance:.2f}) better than the mean and standard deviation "
             f"{said} ({used:.2f}; 0 is a perfect fit)"
@@ -197,7 +198,7 @@ def load(
     if varies:
         warnings.append(VARIES)
     elif contiguous:
-        warnings.append("the network's code takes contiguous tensors only, which are somewhat slower")
+        warnings.append("the network's code requires contiguous tensors, which are somewhat slower")
     code = vendor_code(arch)
     if code:
         warnings.append(f"the vendor's code {code} was run, as requested by --arch")

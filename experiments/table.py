@@ -36,7 +36,7 @@ def worst(both: list[tuple[Measures, Measures]], rate: str, of: Callable[..., fl
 
 
 def tables() -> dict[str, str]:
-    """The tables by their names."""
+    """The tables by name."""
     results = ROOT / "results"
     return {"experiments/table.py": table(results / "erasures"), "experiments/table.py today": table(results / "today")}
 

@@ -1,6 +1,6 @@
 """Stops each verb with `kill -9` at random moments, and looks at what is left: `python -m tests.kills --kills 50`.
 
-A run of erase, defend or attack goes on to the very weights of one that nobody stopped; a scan begins anew and comes
+A run of erase, defend or attack resumes to the very weights of an uninterrupted one; a scan starts over and comes
 to the same. A record is never there without the results that it belongs to, and the user's own files stay as they were.
 """
 

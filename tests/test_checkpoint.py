@@ -104,7 +104,7 @@ HOSTILE = {
     "torchscript": (lambda: zipped(("m/data.pkl", b""), ("m/constants.pkl", b"")), "TorchScript"),
     "pt2": (lambda: zipped(("archive_format", b"pt2"), ("models/model.json", b"{}")), "not of torch.save"),
     "zip bomb": (lambda: zipped(*BOMB, compression=zipfile.ZIP_DEFLATED), "would unpack to 1000001: .* zip bomb"),
-    "compressed": (lambda: rewritten(compression=zipfile.ZIP_DEFLATED), "not compressed"),
+    "compressed": (lambda: rewritten(compression=zipfile.ZIP_DEFLATED), "is compressed"),
     "other byte order": (lambda: rewritten(byteorder=b"big"), "byte order of another machine"),
     "other byte order, hidden": (lambda: rewritten(BYTEORDER=b"big"), "byte order of another machine"),
     "two pickles": (lambda: rewritten(**{"DATA.PKL": b"."}), "which has one data.pkl"),

@@ -56,7 +56,7 @@ def test_what_the_user_gives_holds_and_a_note_says_what_fits_better():
     wrong = suspects.load(VICTIM, mean=(0.0,), std=(1.0,))
     assert wrong.unsure is None
     assert "--mean cifar10" in wrong.notes[-1]
-    assert "were given, and hold" in wrong.notes[-1]
+    assert "were given and are used" in wrong.notes[-1]
 
 
 def test_auto_takes_what_fits_best_and_says_so():
@@ -120,7 +120,7 @@ def test_a_scan_of_a_model_whose_label_lies_gives_no_all_clear(tmp_path, dhbe, m
         assert code == (0 if options else 3)
         assert ("taken from the file's own label" in err) == (not options)
         assert ("give --mean cifar10, or --mean auto" in err) == (not options)
-        assert ("better than the mean and standard deviation the file says of itself" in err) == (not options)
+        assert ("better than the mean and standard deviation in its own label" in err) == (not options)
     code, out, _ = dhbe("scan m.safetensors --device cpu --precision fp32 --json --overwrite --fail-on found")
     assert (code, json.loads(out)["verdict"]) == (0, "label contradicted")
 

@@ -134,7 +134,7 @@ def test_a_failed_download_says_what_to_do_and_leaves_nothing(tmp_path, monkeypa
     monkeypatch.setenv("DHBE_DATA", str(tmp_path / "cache"))
     monkeypatch.setattr(cifar, "SOURCE", "http://127.0.0.1:1/")
     with pytest.raises(
-        Failed, match=r"cannot download http.*cifar-10-binary.tar.gz: no connection; put the file into"
+        Failed, match=r"cannot download http.*cifar-10-binary.tar.gz: no connection; download it yourself into"
     ) as said:
         load("cifar10")
     assert "\n" not in str(said.value)

@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_nothing_that_looks_finished(file, here, dhbe, monkey
     assert re.fullmatch("dhbe: cannot write out/.*: no space left on device", sole_line(err))
     assert not (here / "out/record.json").exists()
     assert not list(here.rglob("*.tmp"))
-    assert (here / "out").exists() == (file > 1)  # with a checkpoint there is something to go on with
+    assert (here / "out").exists() == (file > 1)  # with a checkpoint there is something to resume from
 
 
 def test_a_disk_that_is_really_full(here, dhbe):

@@ -1,4 +1,4 @@
-"""Networks that behave as no network should, and a clock that goes backwards: used with a line, or refused in one."""
+"""Misbehaving networks and a clock that goes backwards: used with a note, or refused in one line."""
 
 import datetime
 import itertools
@@ -62,7 +62,7 @@ class Huge(Net):
     def forward(self, x):
         return super().forward(x) * 1e30
 
-class Odd(Net):  # hooks, parametrisations old and new, tied, frozen and whole-number weights, work in place, squeezed answers
+class Odd(Net):  # hooks, parametrisations old and new, tied, frozen and integer weights, in-place operations, squeezed output
     def __init__(self, classes):
         super().__init__(classes)
         nn.utils.spectral_norm(self.conv)
@@ -79,13 +79,13 @@ class Odd(Net):  # hooks, parametrisations old and new, tied, frozen and whole-n
 ERASE = (
     f"erase model.pt --arch v.py:{{}} --classes 3 --input 3x8x8 --mean .5 --std .25 {TINY} --lr .1 --out out --quiet"
 )
-VARIES = "note: the network answers otherwise each time that it is shown the same images .*switch that off if it is not meant"
-CONTIGUOUS = "note: the network's code takes contiguous tensors only"
+VARIES = "note: the network's output differs each time for the same images .*switch that off if it is not intended"
+CONTIGUOUS = "note: the network's code requires contiguous tensors"
 
 
 @pytest.fixture
 def brought(tmp_path, monkeypatch):
-    """Writes the vendor's code and the weights of one of its networks, and returns the network."""
+    """Writes the vendor's code and the weights of one of its networks; returns the network."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "v.py").write_text(CODE)
 
@@ -111,20 +111,20 @@ def test_a_network_that_answers_otherwise_each_time_is_used_and_a_note_says_so(b
     assert (code, without_notes(err)) == (0, []), err
     assert any(re.fullmatch(VARIES, line) for line in err.splitlines())
     assert CONTIGUOUS not in err
-    assert any("answers otherwise" in warning for warning in records.read(Path("out/record.json")).warnings)
+    assert any("output differs" in warning for warning in records.read(Path("out/record.json")).warnings)
 
 
 def test_a_counter_in_the_code_is_noted_too_and_an_ordinary_network_is_not(brought):
     network = brought("Counts")
-    assert any("answers otherwise" in note for note in loaded("Counts").warnings)
-    assert any("answers otherwise" in note for note in suspects.of(network, (3, 8, 8)).warnings)
+    assert any("output differs" in note for note in loaded("Counts").warnings)
+    assert any("output differs" in note for note in suspects.of(network, (3, 8, 8)).warnings)
     assert not suspects.of(brought("Net"), (3, 8, 8)).warnings
 
 
 def test_a_network_that_works_in_place_changes_no_image_of_ours(brought):
     network = brought("InPlace")
     suspect = loaded("InPlace")
-    assert not any("contiguous" in note or "answers otherwise" in note for note in suspect.warnings)
+    assert not any("contiguous" in note or "output differs" in note for note in suspect.warnings)
     images = torch.rand(4, 3, 8, 8)
     kept = images.clone()
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_a_network_without_an_answer_to_ordinary_images_is_refused(verb, brought
     (line,) = without_notes(err)
     assert re.fullmatch(
         r"dhbe: the network returns NaN or infinite logits for (noise of --input 3x8x8|\d+ of 8 pieces of photographs: "
-        "check --mean and --std, and what its code divides by or takes the root of)",
+        "check --mean and --std, and the divisions and roots in its code)",
         line,
     )
 

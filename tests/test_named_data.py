@@ -168,7 +168,7 @@ def test_fashion_mnist_is_downloaded_once_and_compared(kept, monkeypatch, publis
     monkeypatch.setattr(idx, "SHA256", {name: hashlib.sha256(body).hexdigest() for name, body in files.items()})
     good, files["t10k-labels-idx1-ubyte.gz"] = files["t10k-labels-idx1-ubyte.gz"], b"a page that says sorry"
     with pytest.raises(
-        Failed, match=r"t10k-labels-idx1-ubyte.gz: another file is there now; put the file into .*mnist"
+        Failed, match=r"t10k-labels-idx1-ubyte.gz: the file there has changed; download it yourself into .*mnist"
     ):
         load("fashion-mnist")
     assert len(list((kept / "fashion-mnist").iterdir())) == 3
@@ -223,7 +223,7 @@ def test_tiny_imagenet_is_read_as_its_archive_unpacks(tiny):
         ("val/val_annotations.txt", "../x.JPEG\tn01\n", "line 1 names no file and class"),
         ("val/val_annotations.txt", "val_9.JPEG\tn01\n", "val_9.JPEG is not an image"),
         ("val/val_annotations.txt", "", "holds no images of the test part"),
-        ("train/n01/images/note.txt", "hello", "note.txt is not an image"),
+        ("train/n01/images/note.txt", "hello", "note.txt is not a readable image"),
     ],
 )
 def test_a_broken_tiny_imagenet_is_refused(tiny, file, content, message):

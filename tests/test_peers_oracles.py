@@ -1,4 +1,4 @@
-"""The parts of the defences of others against independent statements of them."""
+"""The parts of the defences of other authors against independent statements of them."""
 
 import copy
 import math

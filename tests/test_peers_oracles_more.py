@@ -1,4 +1,4 @@
-"""The parts of MCR, GDM and of the data-free defences of others against independent statements of them."""
+"""The parts of MCR, GDM and of the data-free defences of other authors against independent statements of them."""
 
 import copy
 import math

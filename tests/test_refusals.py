@@ -92,9 +92,9 @@ REFUSED = {
     "one class": ({}, f"{ERASE} --classes 1", "1 is not between 2 and 100,000"),
     "function needs more": (
         {"v.py": b"def net(depth, classes, *more, width=1, **rest):\n    raise AssertionError\n"}, f"{ERASE} --arch v.py:net",
-        r"^dhbe: v.py:net must be given depth, .*net = functools\.partial\(net, depth=\.\.\.\), and name that as --arch FILE\.py:net$",
+        r"^dhbe: v.py:net requires depth, .*net = functools\.partial\(net, depth=\.\.\.\), and give --arch FILE\.py:net$",
     ),
-    "no vendor file": ({}, f"{ERASE} --arch vendor.py:net", "vendor.py, which is no file"),
+    "no vendor file": ({}, f"{ERASE} --arch vendor.py:net", "vendor.py, which is not a file"),
     "no vendor module": ({}, f"{ERASE} --arch vendor.models:net", "vendor.models:net fails: ModuleNotFoundError"),
     "no such function": ({"v.py": RAISES}, f"{ERASE} --arch v.py:other", "no function 'other'; it has net"),
     "function raises": ({"v.py": RAISES}, f"{ERASE} --arch v.py:net", "v.py:net fails: RuntimeError: no network today"),
@@ -106,19 +106,19 @@ REFUSED = {
     "too small": ({}, "erase model.pt --input 3x7x7", "--input 3x7x7: generated images must be square, of 8 px or more"),
     "no shape": ({}, "erase model.pt --input abc", "'abc' is not a shape CHANNELSxHEIGHTxWIDTH"),
     "not square": ({}, "erase model.pt --input 3x32x16", "generated images must be square"),
-    "two means": ({}, f"{ERASE} --mean .4 .5", "--mean has 2 values, the images 3 channels"),
+    "two means": ({}, f"{ERASE} --mean .4 .5", "--mean has 2 values, the images have 3 channels"),
     "mean of words": ({}, f"{ERASE} --mean red", "--mean red: give numbers, or one of imagenet"),
     "mean of nothing": ({}, f"{ERASE} --mean nan", "--mean nan: give numbers"),
     "std 0": ({}, f"{ERASE} --std 0", "--std must be positive, not 0"),
     "std infinite": ({}, f"{ERASE} --std inf", "--std inf: give numbers"),
-    "std of almost nothing": ({}, f"{ERASE} --std 1e-60", "--std 1e-60: pixels in"),
+    "std of almost nothing": ({}, f"{ERASE} --std 1e-60", "--std 1e-60: no normalisation of pixels in"),
     # Data
     "no such data": ({}, f"{SCORE} --data nowhere", "no data called 'nowhere'"),
     "no data": ({}, SCORE, "required: --data"),
-    "text among images": ({"d": text_among_images}, f"{SCORE} --data d", "readme.txt is not an image"),
+    "text among images": ({"d": text_among_images}, f"{SCORE} --data d", "readme.txt is not a readable image"),
     "empty classes": ({"d": folder(a=0, b=0, c=0)}, f"{SCORE} --data d", "class folders of d are empty"),
     "missing class": ({"d": folder(a=16, b=16)}, f"{SCORE} --data d", "2 class folders .a, b., .* 3 classes: give --class-names"),
-    "too many classes": ({"d": folder(**{str(n): 16 for n in range(4)})}, f"{SCORE} --data d", "labels up to 3, the model 3"),
+    "too many classes": ({"d": folder(**{str(n): 16 for n in range(4)})}, f"{SCORE} --data d", "labels up to 3, the model has 3"),
     "classes of other names": (
         {"d": folder(a=16, b=16), "n": b"a\nc\nd\n"}, f"{SCORE} --data d --class-names n", "folder b is not one of the classes .a, c, d",
     ),
@@ -137,7 +137,7 @@ REFUSED = {
     ),
     "npz of another size": ({"d.npz": packed(**colours(side=8))}, f"{SCORE} --data d.npz", "images are 3x8x8, the clas"),
     "labels out of range": (
-        {"d.npz": packed(**colours(classes=4))}, f"{SCORE} --data d.npz", "labels up to 3, the model 3 classes",
+        {"d.npz": packed(**colours(classes=4))}, f"{SCORE} --data d.npz", "labels up to 3, the model has 3 classes",
     ),
     "one class only": (
         {"d.npz": packed(images=DATA["images"], labels=0 * DATA["labels"])},
@@ -207,7 +207,7 @@ REFUSED = {
     "attack, patch": ({}, f"{ATTACK} --side 17", "side 17 does not fit into an image of 16 x 16"),
     "attack, nothing to tune": ({}, f"{ATTACK} --fine-tune", "--fine-tune needs a clean model: give --clean"),
     "attack, no clean model": ({}, f"{ATTACK} --clean nowhere.pt", "cannot read nowhere.pt"),
-    "attack, another clean model": ({}, f"{ATTACK} --clean model.pt --arch wrn16-1", "clean model is a resnet8 of 3 .*must agree"),
+    "attack, another clean model": ({}, f"{ATTACK} --clean model.pt --arch wrn16-1", "clean model is a resnet8 with 3 .*must agree"),
     "attack, too few of a class": (
         {}, ATTACK.replace("badnets", "clean-label") + " --rate .9", "asks for 43 of 48 images, of which 16 lie in the target",
     ),

@@ -288,9 +288,9 @@ FOUND = Measures(signs={"suspected_class": 9, "anomaly_index": 11.8, "gain": 0.1
 
 @pytest.mark.parametrize(
     ("verdict", "doubt", "said", "tone"),
-    [("erased", None, "erased: class 9 behaved as backdoored (index 11.8); in the cleaned model the strongest trigger found leads 13.0%", "good"),
-     ("nothing found", None, "nothing found: no class stood out (class 9 most", "unknown"),
-     ("still answers", None, "still answers: class 9 behaved as backdoored (index 11.8), and in the cleaned model the strongest trigger found still leads", "bad"),
+    [("erased", None, "erased: class 9 behaved like a target class (index 11.8); in the cleaned model the strongest trigger found leads 13.0%", "good"),
+     ("nothing found", None, "nothing found: no class stood out (class 9 came closest", "unknown"),
+     ("still answers", None, "still answers: class 9 behaved like a target class (index 11.8), and in the cleaned model the strongest trigger found still leads", "bad"),
      ("unclear", "give --mean cifar10", "unclear: give --mean cifar10", "caution"),
      ("label contradicted", "give --mean cifar10", "label contradicted: give --mean cifar10", "caution")],
 )  # fmt: skip

@@ -292,8 +292,8 @@ try:
 except Interrupted as error:
     print(error, file=sys.stderr)
 """
-ROUND = "stopping after this round; Ctrl-C again: after this batch"
-BATCH = "stopping after this batch; again to quit"
+ROUND = "stopping after this round; press Ctrl-C again to stop after this batch"
+BATCH = "stopping after this batch; press Ctrl-C again to quit at once"
 SAVED = "interrupted; the state is saved in out"
 ASKED = {
     "once": (1, 10**6, [ROUND, "the batch is over", SAVED]),

@@ -212,7 +212,7 @@ def test_scattered_pixels_are_as_many_as_asked():
         ("sig:20:delta=20", "give sig"),
         ("sig:speed=2", "give sig"),
         ("lsb:5", "number of bits must be 1 to 4, not 5"),
-        ("lsb:0", "0 bits"),
+        ("lsb:0", "the number of bits must be 1 to 4, not 0"),
         ("lsb:1:", "must be a text of 0 and 1"),
         ("pixel:center:256", "value 256 is not between 0 and 255"),
         ("pixel:moon", "no trigger position 'moon'"),

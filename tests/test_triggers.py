@@ -133,7 +133,7 @@ def test_amplified_forms_keep_the_original_and_stop_at_half_the_image(trigger, c
         ("badnets:0", "side 0 does not fit into an image of 12 x 10"),
         ("badnets:11", "side 11 does not fit"),
         ("badnets:3:pink", "available: checkerboard, checkerboard2, white"),
-        ("badnets:3:white:moon", "there are top-left, .* or ROW,COLUMN"),
+        ("badnets:3:white:moon", "available: top-left, .* or ROW,COLUMN"),
         ("badnets:3:white:1,2,3", "or ROW,COLUMN"),
         ("badnets:3:white:9,8", "3 x 3 at 9,8 leaves the image"),
         ("badnets:3:white:-1,0", "leaves the image"),

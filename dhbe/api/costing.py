@@ -65,7 +65,7 @@ def of(
         return None
     classes = suspect.info.classes
     if isinstance(what, Survey) and not twice:
-        classes = min(classes, SEARCHED + 1)  # a scan looks at no more
+        classes = min(classes, SEARCHED + 1)  # a scan searches no more
     count = max(survey.least_images, survey.images_per_class * classes)
     step = sum(kind.sought for kind in FAMILIES) * count
     images = survey.warm_up * (step + survey.generator_batch) + survey.second_rounds * survey.second_images * step

@@ -252,7 +252,7 @@ class _Search:
         self._folder = self._opened()
         self._held = self._folder.__enter__()
         if self._held:
-            self._held.at_once = True  # nothing is saved that a round's end would be waited for
+            self._held.at_once = True  # a search saves no state that it would have to wait for
         self._began = time.monotonic()
         machine.forget_peak(self.where)
         return self

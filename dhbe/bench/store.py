@@ -76,7 +76,7 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True)
             with files.held(self.work / ".lock") as ours:
                 if not ours:
-                    raise Refused(f"another sweep works in {self.work}: wait for it, or give another --work")
+                    raise Refused(f"another sweep is working in {self.work}: wait for it, or give another --work")
                 yield
         except OSError as error:
             raise Failed(f"cannot write {error.filename}: {(error.strerror or 'failed').lower()}") from error

@@ -1,7 +1,7 @@
-"""Help without torch: other packages are not loaded while a verb says which options it has.
+"""Help without torch: third-party packages are mocked while a verb lists its options.
 
-A hyperparameter stands beside the code that uses it, and that code begins with `import torch`, which takes seconds. A list
-of options computes nothing, so for its time every package of others has a stand-in whose names mean nothing at all, as in
+Hyperparameters are defined beside the code that uses them, and importing that code imports torch, which takes seconds.
+Listing options computes nothing, so meanwhile every third-party package is replaced by a stand-in without behaviour, as with
 Sphinx's `autodoc_mock_imports`; the settings themselves are the real ones.
 """
 
@@ -14,11 +14,11 @@ from types import ModuleType
 from typing import Any
 
 REAL = {"dhbe", "shtab", *sys.stdlib_module_names}
-"""What stays itself: this package, what prints completions, and Python."""
+"""Packages that are not mocked, besides the standard library: this one, and the one that prints completions."""
 
 
 def wanted(verb: str, words: Sequence[str]) -> bool:
-    """Whether a verb with these words only tells of options.
+    """Whether a verb with these arguments only lists options.
 
     >>> wanted("erase", ["vendor.pt", "-h"]), wanted("erase", ["--", "-h"])
     (True, False)
@@ -29,7 +29,7 @@ def wanted(verb: str, words: Sequence[str]) -> bool:
 
 @contextmanager
 def others() -> Iterator[None]:
-    """Inside, packages of others that were not loaded yet are stand-ins; what was loaded over them is forgotten again."""
+    """Mocks third-party packages that are not imported yet; on exit, forgets them and the modules that imported them."""
     before, finder = set(sys.modules), _Finder()
     sys.meta_path.insert(0, finder)
     try:
@@ -44,7 +44,7 @@ def others() -> Iterator[None]:
 
 
 class _Anything(ABCMeta):
-    """The type of a name that may be called, subclassed, indexed and used as a decorator or a type, to no effect."""
+    """Metaclass of a stand-in that can be called, subclassed, indexed and used as a decorator or a type, to no effect."""
 
     def __getattr__(cls, name: str) -> Any:
         return _known(name)
@@ -62,14 +62,14 @@ class _Anything(ABCMeta):
 
 
 class Nothing(metaclass=_Anything):
-    """Any class, function or value of a package that is not loaded."""
+    """Stand-in for any class, function or value of a mocked package."""
 
     def __init_subclass__(cls, **more: Any) -> None:
-        """Takes whatever the real class would."""
+        """Accepts whatever the real class would."""
 
 
 def _known(name: str) -> Any:
-    if name.startswith("__"):  # what Python asks of every object
+    if name.startswith("__"):  # Python's own protocols
         raise AttributeError(name)
     return Nothing
 
@@ -84,7 +84,7 @@ class _StandIn(ModuleType):
 
 
 class _Finder:
-    """Finds and loads a stand-in for every module that does not stay itself."""
+    """Finds and loads a stand-in for every module outside `REAL`."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if _root(name) in REAL:
@@ -95,4 +95,4 @@ class _Finder:
         return _StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Does nothing: a stand-in has no code."""

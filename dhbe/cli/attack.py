@@ -96,7 +96,7 @@ def _overview() -> str:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: the attack's name."""
+    """Parsers by name of the attack."""
     return {name: _parser(kind, []) for name, kind in ALL.items()}
 
 

@@ -91,7 +91,7 @@ def _run(argv: Sequence[str]) -> int:
                 with _team(args) as team:
                     going.run(team)
         except KeyboardInterrupt:
-            raise Interrupted("interrupted; what is done is kept") from None
+            raise Interrupted("interrupted; finished cases are kept") from None
     failed = [case.stem for key, case in planned.cases.items() if key in going.failed]
     if failed:
         print(
@@ -118,9 +118,7 @@ def _show_parser() -> Parser:
         "--check", nargs="*", type=Path, metavar="PAGE",
         help="compare pages (default: README.md and docs/*.md) with the records; exit code 1 if any differs",
     )  # fmt: skip
-    parser.add_argument(
-        "--update", action="store_true", help="with --check: write what the records give into the pages"
-    )
+    parser.add_argument("--update", action="store_true", help="with --check: update the pages from the records")
     return parser
 
 
@@ -172,7 +170,7 @@ DOES: dict[str, Callable[[Sequence[str]], int]] = {"list": _list, "run": _run, "
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb."""
+    """Parsers by subcommand."""
     return {"list": _list_parser(), "run": _run_parser(), "show": _show_parser(), "export": _export_parser()}
 
 

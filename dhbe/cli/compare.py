@@ -80,7 +80,7 @@ def _table(records: dict[str, Record]) -> list[str]:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: nothing."""
+    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
     return {"": _parser()}
 
 

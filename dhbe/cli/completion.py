@@ -1,4 +1,4 @@
-"""`dhbe completion SHELL`: a script by which a shell completes verbs, options, their choices and files."""
+"""`dhbe completion SHELL`: prints a shell script that completes verbs, options, their choices and files."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: nothing."""
+    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
     return {"": _parser()}
 
 
@@ -28,15 +28,15 @@ def _parser() -> Parser:
     parser = Parser(
         "completion",
         "  dhbe completion bash > ~/.local/share/bash-completion/completions/dhbe\n"
-        "  dhbe completion zsh > ~/.zfunc/_dhbe      # ~/.zfunc stands in $fpath",
-        description="Prints a script by which a shell completes verbs, options, their choices and files.",
+        "  dhbe completion zsh > ~/.zfunc/_dhbe      # with ~/.zfunc in $fpath",
+        description="Prints a shell script that completes verbs, options, their choices and files.",
     )
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="which shell the script is for")
+    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="shell that the script is for")
     return parser
 
 
 def _whole() -> argparse.ArgumentParser:
-    """One parser of all verbs."""
+    """One parser for all verbs."""
     whole = argparse.ArgumentParser("dhbe")
     verbs = whole.add_subparsers()
     for verb, what in VERBS.items():
@@ -51,9 +51,9 @@ def _whole() -> argparse.ArgumentParser:
 
 
 def _completed(parser: Parser) -> Parser:
-    """The parser, whose paths are completed as such."""
+    """Marks the arguments of a parser that are files or folders, and returns the parser."""
     for action in parser._actions:
         if action.type is Path or action.dest == "config":
             place = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
-            setattr(action, "complete", place)  # noqa: B010 (shtab's way, which no stub of argparse knows)
+            setattr(action, "complete", place)  # noqa: B010 (shtab's interface, unknown to the stubs of argparse)
     return parser

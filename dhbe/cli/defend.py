@@ -75,7 +75,7 @@ def _overview() -> str:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: the defence's name."""
+    """Parsers by name of the defence."""
     return {name: _parser(kind) for name, kind in PEERS.items()}
 
 

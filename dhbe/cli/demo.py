@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: nothing."""
+    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
     return {"": _parser()}
 
 
@@ -50,7 +50,7 @@ def _parser() -> Parser:
     parser = Parser(
         "demo",
         "  dhbe demo\n  dhbe demo --out here --seed 1",
-        description="Plants a backdoor in a small network on handwritten digits, then erases it without data.",
+        description="Plants a backdoor in a small network for handwritten digits, then erases it without data.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
     arguments.add_machine(parser)

@@ -13,22 +13,22 @@ from dhbe.cli.parser import Parser
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
     args = _parser().parse_args(argv)
-    print("looking at this machine and making a trial run; this takes some seconds", file=sys.stderr, flush=True)
+    print("checking this machine with a trial run; this takes a few seconds", file=sys.stderr, flush=True)
     found = _found()
     print(json.dumps(found) if args.json else "\n".join(f"{name:12} {what}" for name, what in found.items()))
     return DONE
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: nothing."""
+    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
     return {"": _parser()}
 
 
 def _parser() -> Parser:
     parser = Parser(
-        "doctor", "  dhbe doctor", description="Tells what this machine offers, and whether dhbe works on it."
+        "doctor", "  dhbe doctor", description="Shows what this machine offers, and whether dhbe works on it."
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 
 

@@ -18,13 +18,13 @@ VERBS = {
     "verify": "search a model before and after a defence to see whether the backdoor is gone; no data needed",
     "score": "measure ACC and ASR of a model on data",
     "attack": "train a backdoored classifier to practise on",
-    "defend": "run one of the defences of others, to compare or to use clean images",
-    "compare": "run several defences on one model, and draw one page",
-    "bench": "run the experiments of the paper and of yours, and draw their tables and figures",
-    "resume": "go on with the interrupted run in a folder",
-    "demo": "plant a backdoor in a small network on handwritten digits, and erase it",
-    "doctor": "tell what this machine offers, and whether the installation works",
-    "completion": "print a script by which bash, zsh and other shells complete these verbs",
+    "defend": "run a defence of other authors, for comparison or to use clean images",
+    "compare": "run several defences on one model and write one report",
+    "bench": "run experiments, of the paper or your own, and draw their tables and figures",
+    "resume": "resume the interrupted run in a folder",
+    "demo": "plant a backdoor in a small network for handwritten digits and erase it",
+    "doctor": "show what this machine offers, and whether the installation works",
+    "completion": "print a completion script for bash, zsh or another shell",
 }
 """Summary of each verb; a verb is a module of this package with a function `run`."""
 
@@ -83,15 +83,15 @@ def _obey(given: list[str]) -> int:
 
 
 def _again(words: Sequence[str]) -> str:
-    """The whole command that goes on with an interrupted run, as far as it can.
+    """The command that resumes an interrupted run, or starts it over if nothing was saved.
 
     >>> _again(["erase", "a.pt", "--overwrite"]), _again(["demo"])
-    ('this goes on: dhbe erase a.pt --resume', 'this begins anew: dhbe demo')
+    ('to resume: dhbe erase a.pt --resume', 'to start over: dhbe demo')
     """
     if words[0] == "demo":
-        return f"this begins anew: {shlex.join(['dhbe', *words])}"
+        return f"to start over: {shlex.join(['dhbe', *words])}"
     again = [word for word in words if word not in ("--resume", "--overwrite")]
-    return f"this goes on: {shlex.join(['dhbe', *again, *([] if words[0] == 'bench' else ['--resume'])])}"
+    return f"to resume: {shlex.join(['dhbe', *again, *([] if words[0] == 'bench' else ['--resume'])])}"
 
 
 def _give_up_output() -> None:
@@ -118,7 +118,7 @@ def _overview() -> str:
             "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262",
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",
-            "exit codes: 0 done; 1 a backdoor was found or is left, or a gate failed; 2 wrong usage or refused input;\n3 unclear, label contradicted, or input not usable (--fail-on found: 0); 4 failed;\n"
+            "exit codes: 0 done; 1 a backdoor was found or remains, or a gate failed; 2 wrong usage or input refused;\n3 unclear, label contradicted, or input not usable (--fail-on found: 0); 4 failed;\n"
             "130 interrupted (erase, defend and attack save their state)",
         ]
     )

@@ -42,7 +42,7 @@ def _erased(argv: Sequence[str], *, first: bool) -> int:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: nothing."""
+    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
     return {"": _parser([])}
 
 

@@ -15,7 +15,7 @@ GOES_ON = ("erase", "defend", "attack")
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the verb and returns the exit code of the command that goes on."""
+    """Runs the verb and returns the exit code of the resumed command."""
     args = _parser().parse_args(argv)
     words = again(args.folder)
     print(f"dhbe {shlex.join(words)}", file=sys.stderr)
@@ -25,13 +25,13 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: nothing."""
+    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
     return {"": _parser()}
 
 
 def _parser() -> Parser:
-    parser = Parser("resume", "  dhbe resume runs/vendor", description="Goes on with an interrupted run.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="its --out, or the folder below runs that it said")
+    parser = Parser("resume", "  dhbe resume runs/vendor", description="Resumes an interrupted run.")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run: its --out, or one below runs")
     return parser
 
 

@@ -39,7 +39,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: nothing."""
+    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
     return {"": _parser()}
 
 
@@ -55,7 +55,7 @@ def _parser() -> Parser:
     gates.add_fail_on(parser)
     arguments.add_output(parser)
     parser.add_argument(
-        "--sarif", type=Path, metavar="FILE", help="write the finding there too, as SARIF 2.1.0 for CI systems"
+        "--sarif", type=Path, metavar="FILE", help="also write the finding to this file, as SARIF 2.1.0 for CI systems"
     )
     settings.add(parser, Survey, "settings of the search", Survey(), RENAMED)
     return parser

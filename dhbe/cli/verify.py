@@ -16,7 +16,7 @@ from dhbe.suspects import Suspect
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the verb and returns the exit code: 1 if the model after still answers, or has become another one."""
+    """Runs the verb and returns the exit code: 1 if the model after still responds to triggers, or is a different one."""
     args = _parser().parse_args(argv)
     suspect, cleaned = arguments.suspect(args), _cleaned(args)
     shown.notes(args, [*suspect.notes, *cleaned.warnings])
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def parsers() -> dict[str, Parser]:
-    """By what stands behind the verb: nothing."""
+    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
     return {"": _parser()}
 
 
@@ -48,10 +48,15 @@ def _parser() -> Parser:
         "  dhbe verify before.safetensors after.safetensors --data test.npz --trigger badnets:3 --target 9",
         description="Searches a model before and after a defence on the same images. No data needed; with data and the "
         "trigger, a battery of residual risks is measured too. Exit code 1 if the model after still "
-        "answers, or has become another model.",
+        "responds to a trigger, or has become a different model.",
     )
     arguments.add_model(parser)
-    parser.add_argument("after", type=Path, metavar="AFTER", help="the model after; built and fed as MODEL is")
+    parser.add_argument(
+        "after",
+        type=Path,
+        metavar="AFTER",
+        help="the model after the defence, with the architecture and input format of MODEL",
+    )
     arguments.add_search(parser)
     arguments.add_evidence(parser, needed=False)
     gates.add_fail_on(parser)

@@ -9,7 +9,7 @@ from dhbe.errors import Failed, Refused
 from dhbe.files import sha256
 
 PATIENCE = 60
-"""Seconds without an answer after which a download is given up."""
+"""Timeout in seconds without a response."""
 
 
 def fetched(address: str, digest: str, folder: Path) -> Path:
@@ -33,17 +33,15 @@ def fetched(address: str, digest: str, folder: Path) -> Path:
 
 
 def _download(address: str, digest: str, path: Path) -> None:
-    pooch.get_logger().setLevel("WARNING")  # our own lines say what happens
+    pooch.get_logger().setLevel("WARNING")  # errors are reported by our own messages
     downloader = pooch.HTTPDownloader(timeout=PATIENCE)
     try:
         pooch.retrieve(address, digest, path.name, path.parent, downloader=downloader)  # pyright: ignore[reportArgumentType]
     except (OSError, ValueError) as error:
-        raise Failed(
-            f"cannot download {address}: {_reason(error)}; put the file into {path.parent} yourself"
-        ) from error
+        raise Failed(f"cannot download {address}: {_reason(error)}; download it yourself into {path.parent}") from error
 
 
 def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, ConnectionError | Timeout):
         return "no connection"
-    return str(error) if isinstance(error, OSError) else "another file is there now"
+    return str(error) if isinstance(error, OSError) else "the file there has changed"

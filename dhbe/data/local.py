@@ -1,4 +1,4 @@
-"""Data sets with a name that lie on this machine: $DHBE_DATA, or the user's cache (on Linux ~/.cache/dhbe)."""
+"""Known data sets on this machine, in $DHBE_DATA or the user's cache (on Linux, ~/.cache/dhbe)."""
 
 import os
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from dhbe.errors import Refused
 
 
 def kept() -> Path:
-    """The folder that holds data sets."""
+    """The folder of data sets."""
     return Path(os.environ.get("DHBE_DATA") or user_cache_path("dhbe", appauthor=False))
 
 

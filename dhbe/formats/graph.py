@@ -79,14 +79,14 @@ NEAR = 1e-3
 
 
 class Layer(NamedTuple):
-    """A layer with weights, as the graph has it."""
+    """A layer with weights in the graph."""
 
     kind: str
-    """The operator."""
+    """Operator."""
     weights: list[str]
-    """Names of its tensors, in the order in which torch has them."""
+    """Names of its tensors, in the order of torch."""
     turned: bool = False
-    """Whether its matrix lies as [inputs, outputs], the other way round than torch's."""
+    """Whether its matrix is [inputs, outputs], the transpose of torch's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ class Graph(Container):
         return ("clean.onnx",)
 
     def match(self, network: nn.Module, tensors: Mapping[str, Tensor], weights: str | None) -> Match:
-        """By the order in which layers are computed; where BatchNorm was folded into convolutions, so it is in `network`."""
+        """Matches layers in order of computation; where BatchNorm is folded in the graph, folds it in `network` too."""
         theirs = list(_layers(self.model))
         names = [name for layer in theirs for name in layer.weights]
         if len(set(names)) < len(names):
@@ -129,13 +129,13 @@ class Graph(Container):
         said = []
         if folded:
             said.append(
-                f"BatchNorm was folded into convolutions of the ONNX graph ({folded}), so the network is built without it there, and "
-                "the search has none of its statistics: an export with training=torch.onnx.TrainingMode.PRESERVE and "
+                f"BatchNorm is folded into convolutions of the ONNX graph ({folded}), so the network is built without it there, and "
+                "the search lacks its statistics: exporting with training=torch.onnx.TrainingMode.PRESERVE and "
                 "do_constant_folding=False keeps them"
             )
         if any(layer.turned for layer in theirs):
             said.append(
-                "linear layers of the ONNX graph lie as [inputs, outputs]; clean.safetensors has them as torch does"
+                "linear layers of the ONNX graph are stored as [inputs, outputs]; clean.safetensors stores them as torch does"
             )
         return Match(found, tuple(said))
 
@@ -252,7 +252,7 @@ def _layers(model: Any) -> Iterator[Layer]:
 
 
 def _turned(model: Any) -> set[str]:
-    """Matrices that lie the other way round than torch's."""
+    """Names of the matrices that are transposed with respect to torch."""
     return {layer.weights[0] for layer in _layers(model) if layer.turned}
 
 
@@ -272,12 +272,10 @@ def _called(network: nn.Module, shape: tuple[int, int, int]) -> list[tuple[str, 
 
 
 def _fold(network: nn.Module, shape: tuple[int, int, int], kinds: Sequence[str]) -> int:
-    """Takes BatchNorm out of a network where it follows a convolution and a graph of layers of `kinds` lacks it.
-
-    The convolution gets a bias for it.
+    """Folds each BatchNorm that follows a convolution into it, if a graph with layers of `kinds` lacks that BatchNorm.
 
     Returns:
-        How many were taken out.
+        The number of folded layers.
     """
     left, last, folded = list(kinds), "", 0
     for place, _ in _called(network, shape):

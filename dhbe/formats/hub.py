@@ -29,7 +29,7 @@ from dhbe.networks.external import guarded, import_extra, import_torchvision
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-"""Tells in which shard a tensor lies."""
+"""Maps each tensor to its shard."""
 PATTERNS = (
     r"model\.safetensors",
     r"model-\d+-of-\d+\.safetensors",
@@ -80,15 +80,15 @@ class Folder(Container):
 
     copies: Mapping[str, bytes]
     shards: Mapping[str, Sequence[str]]
-    """The names of the tensors in each file of weights."""
+    """Names of the tensors in each file of weights."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files, and the one that libraries would read first if an earlier run had left it beside shards."""
+        """Names of the files, and of those that an earlier run may have left and that libraries would read first."""
         return tuple(dict.fromkeys((*self.shards, WEIGHTS, INDEX, *self.copies)))
 
     def content(self, network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
-        """The files with what they hold."""
+        """Content of the files by name."""
         made = {
             file: safetensors.torch.save({key: tensors[key] for key in keys}, {"format": "pt"})
             for file, keys in self.shards.items()

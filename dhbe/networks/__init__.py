@@ -183,15 +183,15 @@ def takes_channels_last(network: nn.Module, shape: tuple[int, int, int]) -> bool
 
 
 def repeats(network: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether a network in eval mode answers the same when it is shown the same images again. It is tried on a copy.
+    """Whether a network in eval mode gives the same output for the same images again; tested on a copy.
 
     Args:
-        network: It works on images of `shape`.
+        network: A network that takes images of `shape`.
         shape: Image shape (channels, height, width).
     """
     images = _noise(network, shape)
     elsewhere = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
-    with elsewhere, torch.no_grad(), guarded("showing the network the same images twice"):
+    with elsewhere, torch.no_grad(), guarded("running the network twice on the same images"):
         trial = copy.deepcopy(network).eval()
         first, second = (_tensors(trial(images.clone())) for _ in range(2))
     return all(

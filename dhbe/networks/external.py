@@ -275,7 +275,7 @@ def _called(make: Callable, classes: int) -> object:
 
 
 def _check_needs(called: str, make: Callable) -> None:
-    """Refuses a vendor's function that must be given more than the number of classes."""
+    """Refuses a vendor's function with required parameters other than the number of classes."""
     try:
         accepted = inspect.signature(make).parameters
     except (TypeError, ValueError):  # some builtins have no signature
@@ -286,8 +286,8 @@ def _check_needs(called: str, make: Callable) -> None:
     if lacking := [name for name in needed if name != classes]:
         function, given = called.rpartition(":")[2], ", ".join(f"{name}=..." for name in lacking)
         raise Refused(
-            f"{called} must be given {', '.join(lacking)}, and --arch gives the number of classes only: write a file beside it with "
-            f"net = functools.partial({function}, {given}), and name that as --arch FILE.py:net"
+            f"{called} requires {', '.join(lacking)}, but --arch passes only the number of classes: write a file beside it with "
+            f"net = functools.partial({function}, {given}), and give --arch FILE.py:net"
         )
 
 

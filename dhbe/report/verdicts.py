@@ -96,18 +96,18 @@ HEADLINES: dict[str, tuple[Tone, str]] = {
 """Tone and headline of a verdict."""
 
 NEXT = {
-    "erased": "Next: measure its accuracy on images of your own before it is used, and compare both files with dhbe verify.",
-    "nothing found": "Next: a backdoor of a kind that is not searched for may be there. With clean images, try dhbe defend.",
-    "still answers": "Next: use neither file. Try another --seed, or with clean images dhbe defend.",
-    "damaged": "Next: do not use the cleaned file. Check how the model is fed, then try a lower --lr or another --seed.",
-    "no effect": "Next: try another defence, or other settings of it.",
-    "backdoored": "Next: dhbe erase gives back a model that no longer answers to what was found.",
-    "unclear": "Next: give the constants, or scan again with another --seed; dhbe erase does no harm.",
-    "label contradicted": "Next: find out who wrote the label, and give the constants yourself.",
-    "input not usable": "Next: mend what the line above names, and run again.",
-    "answers": "Next: use neither model. Try dhbe erase with another --seed, or with clean images dhbe defend.",
-    "changed": "Next: measure its accuracy on images of your own.",
-    "quiet": "Next: measure its accuracy on images of your own before it is used.",
+    "erased": "Next: measure the cleaned model's accuracy on your own images before use, and compare both files with dhbe verify.",
+    "nothing found": "Next: there may be a backdoor of a kind that is not searched for. With clean images, try dhbe defend.",
+    "still answers": "Next: use neither file. Try another --seed or, with clean images, dhbe defend.",
+    "damaged": "Next: do not use the cleaned file. Check --mean and --std, then try a lower --lr or another --seed.",
+    "no effect": "Next: try another defence, or other settings of this one.",
+    "backdoored": "Next: run dhbe erase to get a model that ignores the triggers found.",
+    "unclear": "Next: give --mean and --std, or scan again with another --seed; dhbe erase does no harm.",
+    "label contradicted": "Next: find out who wrote the label, and give --mean and --std yourself.",
+    "input not usable": "Next: fix what the line above names, and run again.",
+    "answers": "Next: use neither model. Try dhbe erase with another --seed or, with clean images, dhbe defend.",
+    "changed": "Next: measure the accuracy of the model after on your own images.",
+    "quiet": "Next: measure the accuracy of the model after on your own images before use.",
 }
 """The recommended next step by verdict."""
 
@@ -142,8 +142,10 @@ def line(record: Record) -> str:
         )
     limit = (record.defense or {}).get("anomaly_threshold")
     if record.verdict == "still answers" and isinstance(limit, int | float) and signs.get("anomaly_index", 0) <= limit:
-        return "still answers: statistics accuse a class, and no trigger of it was found, so that nothing could be unlearned"
-    acted = f"{label} behaved as backdoored ({index})"
+        return (
+            "still answers: statistics accuse a class, but no trigger for it was found, so nothing could be unlearned"
+        )
+    acted = f"{label} behaved like a target class ({index})"
     left = f"the strongest trigger found {{}} {percent(min(max(signs.get('gain', 0), 0), 1))} of the images there, alone or repeated"
     said = {
         "erased": f"erased: {acted}; in the cleaned model {left.format('leads')}",
@@ -265,7 +267,7 @@ def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
         yield f"In the search for triggers, class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
     if "gain" in before.signs:
         share = percent(before.signs["gain"])
-        yield f"The strongest trigger found leads {share} of such images to its class in the cleaned model, alone or repeated over the image."
+        yield f"The strongest trigger found leads {share} of such images to its class in the cleaned model, alone or repeated in the image."
     yield "These are signs, not proof."
 
 
