@@ -82,7 +82,7 @@ def test_a_defence_that_needs_nothing_runs_without_data(here, dhbe):
     ("command", "said"),
     [
         ("defend nothing model.pt", "no defence 'nothing'; available: finetuning, "),
-        (f"defend finetuning {MODEL}", "finetuning needs clean images: give --data, or --clean"),
+        (f"defend finetuning {MODEL}", "finetuning needs clean images: give --data or --clean"),
         (f"defend finetuning {MODEL} --data data.npz --epochs 0", "--epochs 0: it must be a number of at least 1"),
         (
             f"defend finetuning {MODEL} --data data.npz --images 3 --out out",

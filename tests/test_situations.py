@@ -199,7 +199,7 @@ SITUATIONS = {
     "as many words, in another order": Situation(
         folders(WORDS.__getitem__), D, right=None, said=("classes of d: 0=eight, 1=five", "in another order it is 9.*--class-names")
     ),
-    "numbers from 1": Situation(folders(lambda n: str(n + 1)), D, right=False, said=("labels up to 10, the model 10 classes",)),
+    "numbers from 1": Situation(folders(lambda n: str(n + 1)), D, right=False, said=("labels up to 10, the model has 10 classes",)),
     "larger images": Situation(folders(str, side=48), D, said=("120 of 120 images were shrunk from 48x48",)),
     "smaller images": Situation(folders(str, side=8), D, right=None, said=("120 of 120 images were enlarged from 8x8",)),
     "images that are not square": Situation(
@@ -209,10 +209,10 @@ SITUATIONS = {
         lambda bench: (bare(bench), (bench.folder / "digits16").mkdir()), said=(r"for the local file or folder, give \./digits16",)
     ),
     # Which weights?
-    "model beside model_ema": Situation(with_both("model", "model_ema"), said=("weights model and their average model_ema",)),
+    "model beside model_ema": Situation(with_both("model", "model_ema"), said=(r"weights \(model\) and their average \(model_ema\)",)),
     "state_dict beside state_dict_ema": Situation(with_both("state_dict", "state_dict_ema"), said=("--weights selects another",)),
     "the average, lying deeper": Situation(
-        lambda bench: bench.pt({"model": bench.wrong(), "ema": {"decay": 0.9, "module": bench.state}}), said=("average ema.module",)
+        lambda bench: bench.pt({"model": bench.wrong(), "ema": {"decay": 0.9, "module": bench.state}}), said=(r"average \(ema.module\)",)
     ),
     "the weights named": Situation(with_both("model_ema", "model"), f"{SCORE} --weights model"),
     "weights that are not there": Situation(
