@@ -13,6 +13,7 @@ from dhbe.defenses import Defense, FastDHBE
 from dhbe.search.families import FAMILIES
 from dhbe.search.narrowed import SEARCHED
 from dhbe.search.photographs import pieces
+from dhbe.search.statistics import STATISTICS, margins
 from dhbe.search.survey import Survey
 from dhbe.search.verify import RESTARTS
 from dhbe.steps import computing, on, secluded
@@ -21,8 +22,11 @@ from dhbe.suspects import Suspect
 PIXELS = 2**16
 """Pixels per channel in the timed batch, in 2 to 32 images."""
 
-BESIDE = 1.5
-"""Ratio of a search's whole time to that of its gradient steps, because of tests without gradients."""
+FORWARD, TRAINING = 0.5, 1.5
+"""Cost of a pass without gradients, and of one with gradients of the weights too, relative to that of a search step."""
+
+PLACES = 225
+"""Squares that are cut from one deep image: at every other row and column."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +70,53 @@ def of(
     classes = suspect.info.classes
     if isinstance(what, Survey) and not twice:
         classes = min(classes, SEARCHED + 1)  # a scan searches no more
-    count = max(survey.least_images, survey.images_per_class * classes)
-    step = sum(kind.sought for kind in FAMILIES) * count
-    images = survey.warm_up * (step + survey.generator_batch) + survey.second_rounds * survey.second_images * step
-    images *= BESIDE
-    if twice:
-        images += 2 * RESTARTS * survey.warm_up * step * BESIDE
+    images = _survey(survey, classes)
     rounds, batch = survey.rounds * (1 + 2 * RESTARTS * twice), max(survey.search_batch, survey.least_images)
+    if twice:
+        images += 2 * RESTARTS * (survey.warm_up * _step(survey, classes) + _cuts(survey, classes))
     if isinstance(what, FastDHBE):
-        images += (
-            what.cycles * what.iterations * (what.student_steps * what.batch + what.families_at_once * what.seek_images)
-        )
+        images += _cycles(what)
         rounds, batch = what.rounds, max(batch, what.batch)
     where = machine.device(device)
     seconds, held = _timed(suspect, where, machine.precision(precision, where, exact=False))
     weights = sum(each.numel() * each.element_size() for each in suspect.classifier.parameters())
     pool = min(survey.pool_bytes, 4 * survey.pool_size * math.prod(suspect.info.input))
-    return Cost(rounds, images * seconds, 4 * weights + min(batch, count) * held + pool + 2**29)
+    return Cost(rounds, images * seconds, 4 * weights + min(batch, _count(survey, classes)) * held + pool + 2**29)
+
+
+def _count(survey: Survey, classes: int) -> int:
+    """Images in one step of a family."""
+    return max(survey.least_images, survey.images_per_class * classes)
+
+
+def _step(survey: Survey, classes: int) -> float:
+    """Images in one step of all families."""
+    return sum(kind.sought for kind in FAMILIES) * _count(survey, classes)
+
+
+def _cuts(survey: Survey, classes: int) -> float:
+    """Images for the excerpts of all classes."""
+    cut = survey.excerpting
+    return classes * (cut.deep_images * cut.deep_steps + FORWARD * cut.deep_cut * PLACES * cut.swept_images)
+
+
+def _survey(survey: Survey, classes: int) -> float:
+    """Images of a survey: the rounds, the statistics and the excerpts."""
+    rounds = survey.warm_up * (_step(survey, classes) + survey.generator_batch)
+    second = survey.second_rounds * survey.second_images * _step(survey, classes)
+    return rounds + second + len(STATISTICS) * classes * margins.IMAGES * margins.STEPS + _cuts(survey, classes)
+
+
+def _cycles(fast: FastDHBE) -> float:
+    """Images of the cycles after a survey that found something, with their looks and hunts."""
+    cut, bank = fast.survey.excerpting, fast.survey.bank
+    rounds = TRAINING * fast.student_steps * fast.batch + fast.families_at_once * fast.seek_images
+    look = 2 * FORWARD * bank.bank_size * fast.gain_images  # of this state and of the best one
+    swept = FORWARD * (len(cut.hunt_sides) + 2) * cut.deep_images * PLACES * cut.swept_images
+    hunt = cut.deep_images * cut.deep_steps + swept + cut.scattered_steps * cut.scattered_images
+    refined = fast.survey.second_rounds * fast.survey.least_images * len(FAMILIES)
+    cycle = fast.iterations * (rounds + look / fast.look_every) + hunt
+    return fast.cycles * cycle + hunt + refined
 
 
 def _timed(suspect: Suspect, where: torch.device, precision: machine.Precision) -> tuple[float, int]:
