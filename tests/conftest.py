@@ -198,3 +198,11 @@ def random_pixels(*shape: int) -> np.ndarray:
 def without_notes(err):
     """Notes are no progress: `--quiet` leaves them."""
     return [line for line in err.splitlines() if not line.startswith("note: ")]
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Where cases of the laboratory leave their records."""
+    from dhbe.bench.store import Store
+
+    return Store(tmp_path / "records", tmp_path / "work")

@@ -18,7 +18,7 @@ from dhbe.suspects import Suspect
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     every = {**PRESETS, **{name: kind() for name, kind in PEERS.items()}}
     for name in args.defenses:
         if name not in every:
@@ -79,12 +79,8 @@ def _table(records: dict[str, Record]) -> list[str]:
     return [f"{name:{width}}  {record.seconds:>6.0f} s  {report.line(record)}" for name, record in records.items()]
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser()}
-
-
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The verb's options."""
     parser = Parser(
         "compare",
         "  dhbe compare victim/backdoored.safetensors --defenses fast clp nad --data cifar10 --trigger badnets:3 --target 9\n"

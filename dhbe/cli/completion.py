@@ -14,17 +14,13 @@ from dhbe.cli.parser import Parser
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     print(shtab.complete(_whole(), args.shell))
     return DONE
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser()}
-
-
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The verb's options."""
     parser = Parser(
         "completion",
         "  dhbe completion bash > ~/.local/share/bash-completion/completions/dhbe\n"
@@ -40,8 +36,9 @@ def _whole() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser("dhbe")
     verbs = whole.add_subparsers()
     for verb, what in VERBS.items():
-        each: dict[str, Parser] = import_module(f"dhbe.cli.{verb}").parsers()
-        single = [_completed(each.pop(""))] if "" in each else []
+        module = import_module(f"dhbe.cli.{verb}")
+        single = [_completed(module.parser())] if hasattr(module, "parser") else []
+        each = {} if single else module.parsers()
         parser = verbs.add_parser(verb, help=what, parents=single, add_help=not single)
         if each:
             behind = parser.add_subparsers()

@@ -15,7 +15,7 @@ from dhbe.training import Fit
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     train, test = load("digits", "train"), load("digits", "test")
     how = BadNets(side=3, rate=0.1)
     fit = Fit(epochs=8, batch=32, crop=0, flip=False)  # flipped digits are not digits
@@ -41,12 +41,8 @@ def run(argv: Sequence[str]) -> int:
     return codes.of(record.verdict)
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser()}
-
-
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The verb's options."""
     parser = Parser(
         "demo",
         "  dhbe demo\n  dhbe demo --out here --seed 1",

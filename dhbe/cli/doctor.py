@@ -12,19 +12,15 @@ from dhbe.cli.parser import Parser
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     print("checking this machine with a trial run; this takes a few seconds", file=sys.stderr, flush=True)
     found = _found()
     print(json.dumps(found) if args.json else "\n".join(f"{name:12} {what}" for name, what in found.items()))
     return DONE
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser()}
-
-
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The verb's options."""
     parser = Parser(
         "doctor", "  dhbe doctor", description="Shows what this machine offers, and whether dhbe works on it."
     )

@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _erased(argv: Sequence[str], *, first: bool) -> int:
     """`run` in one of several processes; only the `first` measures, writes and prints."""
-    args = _parser(argv).parse_args(argv)
+    args = parser(argv).parse_args(argv)
     args.quiet = args.quiet or not first
     suspect = arguments.suspect(args)
     evidence = arguments.evidence(args, suspect)
@@ -41,12 +41,8 @@ def _erased(argv: Sequence[str], *, first: bool) -> int:
     return gates.passed(args, record)
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser([])}
-
-
-def _parser(argv: Sequence[str]) -> Parser:
+def parser(argv: Sequence[str] = ()) -> Parser:
+    """The verb's options, as far as they depend on words that were given."""
     parser = Parser(
         "erase",
         "  dhbe erase vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262\n"

@@ -16,7 +16,7 @@ GOES_ON = ("erase", "defend", "attack")
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code of the resumed command."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     words = again(args.folder)
     print(f"dhbe {shlex.join(words)}", file=sys.stderr)
     from dhbe.cli.entry import main
@@ -24,12 +24,8 @@ def run(argv: Sequence[str]) -> int:
     return main(words)
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser()}
-
-
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The verb's options."""
     parser = Parser("resume", "  dhbe resume runs/vendor", description="Resumes an interrupted run.")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run: its --out, or one below runs")
     return parser

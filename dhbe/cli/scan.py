@@ -15,7 +15,7 @@ from dhbe.settings import RENAMED
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code: 1 if a backdoor was found."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     suspect = arguments.suspect(args)
     if args.sarif and not args.sarif.absolute().parent.is_dir():
         raise Refused(f"--sarif {foreign.name(args.sarif)}: there is no folder {foreign.name(args.sarif.parent)}")
@@ -38,12 +38,8 @@ def run(argv: Sequence[str]) -> int:
     return codes.of(record.verdict, args.fail_on)
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser()}
-
-
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The verb's options."""
     parser = Parser(
         "scan",
         "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262\n"

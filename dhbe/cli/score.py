@@ -10,7 +10,7 @@ from dhbe.cli.parser import Parser
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     suspect = arguments.suspect(args)
     shown.notes(args, suspect.warnings)
     evidence = arguments.evidence(args, suspect)
@@ -28,12 +28,8 @@ def run(argv: Sequence[str]) -> int:
     return DONE
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser()}
-
-
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The verb's options."""
     parser = Parser(
         "score",
         "  dhbe score suspect.safetensors --data digits --trigger badnets:3 --target 9\n"

@@ -17,7 +17,7 @@ from dhbe.suspects import Suspect
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code: 1 if the model after still responds to triggers, or is a different one."""
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     suspect, cleaned = arguments.suspect(args), _cleaned(args)
     shown.notes(args, [*suspect.notes, *cleaned.warnings])
     evidence = arguments.evidence(args, suspect)
@@ -35,12 +35,8 @@ def run(argv: Sequence[str]) -> int:
     return codes.of(record.verdict, args.fail_on)
 
 
-def parsers() -> dict[str, Parser]:
-    """Parsers by subcommand; this verb has none, so its own is under the empty name."""
-    return {"": _parser()}
-
-
-def _parser() -> Parser:
+def parser() -> Parser:
+    """The verb's options."""
     parser = Parser(
         "verify",
         "  dhbe verify vendor.pt runs/vendor/clean.safetensors --arch resnet18 --classes 10\n"
