@@ -1,7 +1,6 @@
 """Cases, their identity, and the order in which a sweep runs them."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,8 +10,6 @@ from dhbe.bench.catalogue import NAMES, find
 from dhbe.bench.store import Outcome
 from dhbe.errors import Refused
 from tests.bench_records import VICTIM, told
-
-ROOT = Path(__file__).parents[1]
 
 
 class Team:

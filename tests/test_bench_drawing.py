@@ -1,7 +1,6 @@
 """Tables, figures and exports from records of cases."""
 
 import csv
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,6 @@ from dhbe.cli import main
 from dhbe.errors import Refused
 from dhbe.evaluation.diagnostics import class_distances
 from tests.bench_records import VICTIM, run_of, told
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_every_experiment_is_drawn_in_every_form(store, tmp_path):
