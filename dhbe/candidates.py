@@ -34,11 +34,8 @@ class Candidate:
     where: str
     """The dotted path of keys that leads to it; empty for the outermost."""
     tensors: Mapping[str, Tensor]
-
-    @property
-    def averaged(self) -> bool:
-        """Whether its name indicates an average over training steps."""
-        return AVERAGED.search(self.where.lower()) is not None
+    averaged: bool
+    """Whether it is an average over training steps, by its name."""
 
     @property
     def weighty(self) -> bool:
@@ -60,11 +57,13 @@ class Choice:
     twins: tuple[Candidate, ...] = ()
     """Other states of the same network."""
     note: str = ""
+    unnamed: tuple[list[Tensor], ...] = ()
+    """Further states of the network, as lists without names."""
 
 
 def candidates(outer: Mapping[Any, Any]) -> list[Candidate]:
     """All state dicts in the content of a file."""
-    found = [Candidate(".".join(path), inner) for path, inner in _tables(outer, (), set())]
+    found = [_candidate(".".join(path), inner, outer) for path, inner in _tables(outer, (), set())]
     weighty = [each for each in found if each.weighty]
     return weighty or [each for each in found if not each.where] or found
 
@@ -108,9 +107,29 @@ def choose(found: Sequence[Candidate], wanted: str | None = None) -> Choice:
     return Choice(best, _twins(best, found), note)
 
 
+def unnamed(outer: Mapping[Any, Any], chosen: Candidate) -> dict[str, list[Tensor]]:
+    """Lists of tensors that may be states of the same network, such as averages without names, by their paths."""
+    shapes = Counter(tuple(value.shape) for value in chosen.tensors.values() if isinstance(value, Tensor))
+    return {
+        ".".join(path): inner
+        for path, inner in _lists(outer, ())
+        if any(value.ndim >= 2 for value in inner)
+        and (shapes & Counter(tuple(value.shape) for value in inner)).total() >= ALIKE * len(inner)
+    }
+
+
 def listed(found: Iterable[Candidate]) -> str:
     """The paths of candidates as text."""
     return ", ".join(foreign.name(each.where, longest=100) or "''" for each in found)
+
+
+def _candidate(where: str, inner: Mapping[str, Tensor], outer: Mapping[Any, Any]) -> Candidate:
+    averaged, about = AVERAGED.search(where.lower()) is not None, outer.get("meta")
+    if isinstance(about, dict) and "mmengine_version" in about and where in ("state_dict", "ema_state_dict"):
+        averaged = (
+            where == "state_dict"
+        )  # mmengine exchanges the two when it saves, so that its readers get the average
+    return Candidate(where, inner, averaged)
 
 
 def _known(where: str) -> bool:
@@ -135,3 +154,14 @@ def _tables(
     for key, inner in outer.items():
         if isinstance(inner, dict) and isinstance(key, str) and not OTHER.match(key.lower()):
             yield from _tables(inner, (*path, key), seen)
+
+
+def _lists(outer: Mapping[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[Tensor]]]:
+    """Lists of tensors, with the keys that lead to them."""
+    for key, inner in outer.items():
+        if not isinstance(key, str) or OTHER.match(key.lower()) or len(path) > DEEPEST:
+            continue
+        if isinstance(inner, dict):
+            yield from _lists(inner, (*path, key))
+        elif isinstance(inner, list) and inner and all(isinstance(value, Tensor) for value in inner):
+            yield (*path, key), inner

@@ -34,10 +34,21 @@ from dhbe.networks.external import guarded
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and the like
 DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
 DTYPES |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
 LARGEST_HEADER = 8 * 2**20  # bytes of a safetensors header; 20,000 tensors take two MiB
 SLACK = (
     3  # claimed size / file size above which a file is a bomb; tied weights are stored once but counted at each name
 )
+SIGNS = {
+    "a Git LFS pointer, not the model: fetch the model with `git lfs pull`": re.compile(rb"version https://git-lfs"),
+    "a web page, not the model: download it again, perhaps in a browser, as some sites ask for confirmation":
+        re.compile(rb"\s*<(!doctype|html|head|body|\?xml)", re.IGNORECASE),
+    "a packed archive: unpack it, and give the model inside":
+        re.compile(rb"\x1f\x8b|BZh\d|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd|.{257}ustar", re.DOTALL),
+    "an HDF5 file, perhaps of Keras: export it with tf2onnx, or copy its weights into a torch network":
+        re.compile(rb"\x89HDF"),
+}  # fmt: skip
+"""What files that are no models begin with."""
 MEND = "ask for a .safetensors file, or for what torch.save(model.state_dict(), path) writes"
 
 
@@ -52,8 +63,11 @@ class Inert:
     def __setstate__(self, _: object) -> None: ...
 
 
-def _no_items(*_: object) -> dict:
-    return {}  # the restricted loader only fills plain dicts and lists
+class _NoItems:
+    """Replaces a kind of dict by a plain one: the restricted loader fills no others."""
+
+    def __new__(cls, *_: object) -> dict:  # type: ignore[misc]
+        return {}
 
 
 def _no_elements(*_: object) -> list:
@@ -67,13 +81,15 @@ _PATHS = [
     for pure in ("", "Pure")
     for system in ("Posix", "Windows")
 ]
+_LOSSES = ("CrossEntropy", "NLL", "BCE", "BCEWithLogits", "MSE", "L1", "SmoothL1", "KLDiv")
 _STAND_INS: dict[str, Callable] = dict.fromkeys([
     "numpy.ndarray", "numpy.dtype", *_MULTIARRAY, *_PATHS, "argparse.Namespace", "types.SimpleNamespace", "builtins.frozenset",
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
     *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")),  # factories of defaultdict
     "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode", "typing.Any",
+    "torch.torch_version.TorchVersion", *(f"torch.nn.modules.loss.{name}Loss" for name in _LOSSES),
     "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-], Inert) | {"collections.defaultdict": _no_items, "collections.deque": _no_elements}  # fmt: skip
+], Inert) | dict.fromkeys(opcodes.DICTS, _NoItems) | {"collections.deque": _no_elements}  # fmt: skip
 _TENSOR = re.compile(
     r"torch\.((cuda|storage)\.)?\w+Storage|torch\.(Size|device)|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
 )
@@ -108,7 +124,7 @@ class State:
     def plain(self) -> dict[str, Tensor]:
         """The tensors under keys without the additions of wrappers; keys without the common prefix are left out."""
         kept = {key.removeprefix(self.prefix): x for key, x in self.tensors.items() if key.startswith(self.prefix)}
-        bare = {matching.canonical(key): x for key, x in kept.items()}
+        bare = {matching.common(key): x for key, x in kept.items()}
         return bare if len(bare) == len(kept) else kept
 
 
@@ -141,7 +157,7 @@ def read(path: Path, weights: str | None = None) -> State:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             choice, outer = _load(file, status.st_size, weights)
-            tensors = {key: _plain(key, tensor) for key, tensor in choice.chosen.tensors.items()}
+            tensors = _own(choice.chosen.tensors)
     except Refused as refusal:
         raise Refused(f"{name} {refusal}") from refusal.__cause__
     except Exception as error:  # parsers of hostile bytes may raise anything
@@ -208,7 +224,7 @@ def _container(path: Path, choice: candidates.Choice, outer: dict) -> TorchFile:
     """The content of a `torch.save` file around its weights."""
     mould, twins = containers.mould(outer, choice)
     suffix = path.suffix if re.fullmatch(r"\.\w{1,8}", path.suffix) and path.suffix != ".safetensors" else ".pt"
-    kept = tuple({key: _plain(key, tensor) for key, tensor in twin.tensors.items()} for twin in twins)
+    kept = tuple(_own(twin.tensors) for twin in twins)
     return TorchFile(f"clean{suffix}", mould, kept, _twin)
 
 
@@ -240,11 +256,11 @@ def changed(network_state: Mapping[str, Tensor], like: State) -> dict[str, Tenso
 def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice, dict | None]:
     """The chosen state dict and, for a file of `torch.save`, its whole content."""
     with file.open("rb") as stream:
-        head = stream.read(64)
+        head = stream.read(512)
     if not head:
         raise Refused(f"is empty: {MEND}")
-    if head.startswith(b"version https://git-lfs"):
-        raise Refused("is a Git LFS pointer, not the model: fetch the model with `git lfs pull`")
+    if foreign_form := next((form for form, signs in SIGNS.items() if signs.match(head)), None):
+        raise Refused(f"is {foreign_form}")
     header = int.from_bytes(head[:8], "little")
     if file.suffix == ".safetensors" or (head[8:9] == b"{" and header < size):
         if LARGEST_HEADER < header < size:
@@ -300,6 +316,8 @@ def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:
             "is a TorchScript archive, which is a program: if you trust it, extract the weights with "
             "torch.save(torch.jit.load(path).state_dict(), 'model.pt')"
         )
+    if inside := next((name for name in names if name.endswith(SUFFIXES)), None):
+        raise Refused(f"is a zip archive that holds {show(inside)}: unpack it, and give the model inside")
     if names.count("data.pkl") != 1:
         raise Refused(f"is a zip archive, but not of torch.save (which has one data.pkl): {MEND}")
     unpacked = sum(member.file_size for member in members)
@@ -359,20 +377,32 @@ def _find(outer: Any, weights: str | None) -> candidates.Choice:
         raise Refused(f"holds no tensors in a state dict (keys: {some(map(show, outer)) or 'none'}): {MEND}")
     inside = len(found) == 1 and weights is not None and any(f".{weights}." in f".{key}" for key in found[0].tensors)
     choice = candidates.choose(found, None if inside else weights)
+    beside = containers.plain(choice.chosen.tensors)
     others = [
         f"{show(key)} ({value.dtype if isinstance(value, Tensor) else type(value).__name__})"
         for key, value in choice.chosen.tensors.items()
-        if not (isinstance(key, str) and isinstance(value, Tensor) and value.dtype in DTYPES)
+        if not (isinstance(key, str) and (key in beside or (isinstance(value, Tensor) and value.dtype in DTYPES)))
     ]
     if others:
         raise Refused(f"has a state dict with entries that are not plain tensors: {some(others)}: {MEND}")
-    tensors = choice.chosen.tensors.values()
+    tensors = [value for value in choice.chosen.tensors.values() if isinstance(value, Tensor)]
     if len(tensors) > opcodes.MOST_TENSORS or any(tensor.ndim > opcodes.MOST_DIMENSIONS for tensor in tensors):
         raise Refused(
             f"has more than {opcodes.MOST_TENSORS:,} tensors, or one with more than {opcodes.MOST_DIMENSIONS} dimensions: "
             "no model needs that"
         )
+    if nameless := candidates.unnamed(outer, choice.chosen):
+        said = (
+            f"weights without names ({some(map(show, nameless))}) are neither read nor written; they may be an average"
+        )
+        notes = "; ".join(filter(None, (choice.note, said)))
+        choice = replace(choice, note=notes, unnamed=tuple(nameless.values()))
     return choice
+
+
+def _own(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Copies of the tensors of a state dict."""
+    return {key: _plain(key, value) for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _plain(key: str, tensor: Tensor) -> Tensor:

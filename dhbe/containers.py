@@ -50,6 +50,8 @@ class Place:
 
     number: int
     """0 for the chosen state dict; its twins follow."""
+    beside: Mapping[str, Any]
+    """Numbers and texts between its tensors."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +81,14 @@ def mould(outer: Mapping[Any, Any], choice: Choice) -> tuple[Any, tuple[Candidat
     """The parts of a file for `TorchFile`: its mould, and the twins whose places are in it."""
     chosen = choice.chosen
     twins = tuple(twin for twin in choice.twins if twin.averaged != chosen.averaged)
-    places = {id(each.tensors): Place(number) for number, each in enumerate((chosen, *twins))}
-    others = {id(each.tensors) for each in choice.twins} - places.keys()
+    places = {id(each.tensors): Place(number, plain(each.tensors)) for number, each in enumerate((chosen, *twins))}
+    others = {*(id(each.tensors) for each in choice.twins), *map(id, choice.unnamed)} - places.keys()
     return _kept(outer, places, others, 0), twins
+
+
+def plain(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """The numbers and texts that a script keeps between the tensors of a state dict, such as the epoch."""
+    return {key: value for key, value in state.items() if value is None or isinstance(value, bool | int | float | str)}
 
 
 def tensors(outer: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -105,6 +112,8 @@ def _kept(value: Any, places: Mapping[int, Place], others: set[int], depth: int)
         }
         return {key: each for key, each in inside.items() if each is not LEFT_OUT}
     if isinstance(value, list | tuple) and depth < DEEPEST:
+        if id(value) in others:
+            return LEFT_OUT
         inside = [_kept(each, places, others, depth + 1) for each in value]
         return LEFT_OUT if any(each is LEFT_OUT for each in inside) else type(value)(inside)
     if value is None or isinstance(value, bool | int | float | str):
@@ -114,7 +123,7 @@ def _kept(value: Any, places: Mapping[int, Place], others: set[int], depth: int)
 
 def _filled(value: Any, states: list[dict[str, Tensor]]) -> Any:
     if isinstance(value, Place):
-        return states[value.number]
+        return {**states[value.number], **value.beside}
     if isinstance(value, dict):
         return {key: _filled(each, states) for key, each in value.items()}
     return value

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dhbe import claims, formats, networks
+from dhbe import claims, formats, matching, networks
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier
 from dhbe.data import NORMALISATION, Shape
@@ -76,7 +76,10 @@ def fed(
     usual: networks.Usual | None,
     warnings: list[str],
 ) -> tuple[Shape, Sequence[float], Sequence[float]]:
-    """Shape, mean and standard deviation of the images; assumptions are added to `warnings`."""
+    """Shape, mean and standard deviation of the images; assumptions are added to `warnings`.
+
+    A vendor's code may use the constants among the file's tensors itself; a library's network does not.
+    """
     shape, mean, std = given
     if label:
         if mean is None or std is None:
@@ -92,7 +95,14 @@ def fed(
     if mean and usual and "transform_input" in usual.source:
         warnings.append(f"the network does not normalise its input itself; {usual.source}")
     names = " or ".join(f"--{name}" for name, values in (("mean", mean), ("std", std)) if values is None)
-    if usual and names:
+    own = None if arch and networks.is_code(arch) else matching.normalisation(state.tensors)
+    if own:
+        source, *constants = own
+        numbers = "; ".join(" ".join(f"{x:.3g}" for x in values.tolist()) for values in constants)
+        used = "the given constants are used" if not names else f"no {names} given: taken from there"
+        warnings.append(f"the file holds its own normalisation ({numbers}, in {matching.show(source)}): {used}")
+        mean, std = mean or tuple(constants[0].tolist()), std or tuple(constants[1].tolist())
+    elif usual and names:
         wide = [
             values if len(values) == shape[0] else (sum(values) / len(values),) for values in (usual.mean, usual.std)
         ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dhbe import foreign
 from dhbe.candidates import AVERAGED
 from dhbe.errors import Refused
-from dhbe.networks.external import guarded
+from dhbe.networks.external import SINGLE, guarded
 
 COUNTER = "num_batches_tracked"
 """Name of BatchNorm's counter, which does not affect the output."""
@@ -28,8 +28,21 @@ TABLES = {"attn_mask", "relative_position_index", "relative_coords_table", "posi
 AUXILIARY = re.compile(r"(^|\.)(aux|auxlogits|auxiliary)\w*\.", re.IGNORECASE)
 """Auxiliary heads, which serve training and do not affect the output."""
 
+SYNONYMS = {"linear": "fc", "shortcut": "downsample"}
+"""Parts of names in a widespread family of residual networks for small images, and the same parts in torchvision's."""
+
+MEANS = {"mean": "std", "new_mean": "new_std", "pixel_mean": "pixel_std", "image_mean": "image_std", "mu": "sigma"}
+"""Last parts of the names of a mean and a standard deviation by which some networks normalise their input."""
+
 ASIDE = re.compile(r"^(criterion|loss|loss_fn|n_averaged|metrics?|\w+_metrics?|\w+_(acc|accuracy))(\.|$)")
 """Names of training state in the same state dict as the network."""
+
+PARTLY = {
+    "_mask": "it is pruned, with masks beside the weights: make that permanent (torch.nn.utils.prune.remove), and save it again",
+    "lora_": "it holds a LoRA adapter, not the network: merge both (merge_and_unload), and save the result",
+    "flat_param": "its parameters are flattened by FSDP: save a full state dict (StateDictType.FULL_STATE_DICT)",
+}
+"""What is wrong with weights that have such names and that the network lacks."""
 
 SPLIT = re.compile(r"parametrizations\.(\w+)\.original([01])$")
 DENSE = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
@@ -60,6 +73,26 @@ def canonical(key: str) -> str:
     return DENSE.sub(r"\1\2.", key)
 
 
+def common(key: str) -> str:
+    """The canonical name, with parts that families of networks name differently in one spelling.
+
+    >>> common("module.layer2.0.shortcut.0.weight")
+    'layer2.0.downsample.0.weight'
+    """
+    return ".".join(SYNONYMS.get(part, part) for part in canonical(key).split("."))
+
+
+def normalisation(given: Mapping[str, Tensor]) -> tuple[str, Tensor, Tensor] | None:
+    """A mean and a standard deviation of pixels in [0, 1] among a file's tensors, with the first one's name; else None."""
+    for key, mean in given.items():
+        place, dot, last = key.rpartition(".")
+        std = given.get(f"{place}{dot}{MEANS[last]}") if last in MEANS else None
+        if std is not None and mean.numel() == std.numel() and mean.numel() in (1, 3) and float(std.min()) > 0:
+            unit = 255 if float(max(mean.max(), std.max())) > 1 else 1
+            return key, mean.flatten().float() / unit, std.flatten().float() / unit
+    return None
+
+
 def match(network: nn.Module, given: Mapping[str, Tensor], weights: str | None = None) -> Match:
     """Finds the network's names for the tensors of a checkpoint.
 
@@ -73,16 +106,21 @@ def match(network: nn.Module, given: Mapping[str, Tensor], weights: str | None =
     """
     wanted = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     ours, theirs = _by_canonical(wanted), _by_canonical(given)
-    cut, put, note = _prefix({k: given[v] for k, v in theirs.items()}, {k: wanted[v] for k, v in ours.items()}, weights)
+    cuts, put, note = _prefix(
+        {k: given[v] for k, v in theirs.items()}, {k: wanted[v] for k, v in ours.items()}, weights
+    )
     names = {
         key: ours[put + name.removeprefix(cut)]
+        for cut in cuts
         for name, key in theirs.items()
         if name.startswith(cut) and put + name.removeprefix(cut) in ours
     }
-    if _missing(network, wanted, names):
-        names |= _renamed_by_hooks(network, given, names, cut)
     notes = [note] if note else []
-    _judge(network, given, wanted, names, cut, notes)
+    if missing := _missing(network, wanted, names):
+        names |= _elsewhere(given, wanted, missing, names, notes)
+    if _missing(network, wanted, names):
+        names |= _renamed_by_hooks(network, given, names, cuts[-1])
+    _judge(network, given, wanted, names, cuts, notes)
     return Match(names, tuple(notes))
 
 
@@ -125,13 +163,18 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 def _by_canonical(keys: Iterable[str]) -> dict[str, str]:
     """Names by their canonical form; names with the same form are kept as they are."""
-    forms = {key: canonical(key) for key in keys}
+    forms = {key: common(key) for key in keys}
     often = Counter(forms.values())
     return {form if often[form] == 1 else key: key for key, form in forms.items()}
 
 
-def _prefix(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], weights: str | None) -> tuple[str, str, str]:
-    """The prefix to remove from the file's names, the prefix to add to get the network's, and a note."""
+def _prefix(
+    given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], weights: str | None
+) -> tuple[tuple[str, ...], str, str]:
+    """The prefixes to remove from the file's names, the prefix to add to get the network's, and a note.
+
+    Under several prefixes lie states of the same network: the last is the one to read, all are to be written.
+    """
     votes: Counter[tuple[str, str]] = Counter({("", ""): 0})
     for name, tensor in given.items():
         for cut, rest in _suffixes(name):
@@ -148,18 +191,24 @@ def _prefix(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], weights: 
     best = max(votes.values())
     rivals = [pair for pair, count in votes.items() if count >= max(0.9 * best, len(wanted)) and not pair[1]]
     if len(rivals) < 2:
-        return *max(votes, key=lambda pair: (votes[pair], len(pair[0]))), ""
-    return _of_rivals([cut for cut, _ in rivals])
+        cut, put = max(votes, key=lambda pair: (votes[pair], len(pair[0])))
+        return (cut,), put, ""
+    return _of_rivals([cut for cut, _ in rivals], given, wanted)
 
 
-def _of_rivals(cuts: Sequence[str]) -> tuple[str, str, str]:
-    """Chooses one of several networks in a state dict: the average, if there are two and one is the average."""
+def _of_rivals(
+    cuts: Sequence[str], given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> tuple[tuple[str, ...], str, str]:
+    """Chooses one of several networks in a state dict: the same one again, or the average, if one of two is the average."""
+    states = [[given[cut + name] for name in wanted if cut + name in given] for cut in cuts]
+    if all(len(each) == len(states[0]) and all(map(torch.equal, each, states[0])) for each in states):
+        return tuple(cuts), "", ""
     averages = [cut for cut in cuts if AVERAGED.search(cut.lower())]
     offered = ", ".join(show(cut.rstrip(".")) for cut in cuts)
     if len(cuts) > 2 or len(averages) != 1:
         raise Refused(f"the checkpoint holds several networks that fit: add --weights with one of {offered}")
     note = f"the file holds weights and their average ({offered}): using {averages[0].rstrip('.')}; --weights selects another"
-    return averages[0], "", note
+    return (*(cut for cut in cuts if cut != averages[0]), averages[0]), "", note
 
 
 def _suffixes(name: str) -> Iterable[tuple[str, str]]:
@@ -178,12 +227,34 @@ def _missing(network: nn.Module, wanted: Mapping[str, Tensor], names: Mapping[st
     ]  # fmt: skip
 
 
+def _elsewhere(
+    given: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    missing: Sequence[str],
+    names: Mapping[str, str],
+    notes: list[str],
+) -> dict[str, str]:
+    """Missing tensors, usually the last layer's, that lie together under a prefix of their own; else nothing."""
+    found: dict[str, str] = {}
+    for name in missing:
+        ends = [key for key in given if key not in names and f".{common(key)}".endswith(f".{common(name)}")]
+        if len(ends) != 1 or given[ends[0]].shape != wanted[name].shape:
+            return {}
+        found[ends[0]] = name
+    places = {common(key).removesuffix(common(name)) for key, name in found.items()}
+    beside = [key for key in given if any(place and common(key).startswith(place) for place in places)]
+    if not all(key in found or _needless(canonical(key), given[key]) for key in beside):
+        return {}  # another network of its own
+    notes.append(f"the network lies in several places; taken from {some(map(show, found))} too")
+    return found
+
+
 def _renamed_by_hooks(
     network: nn.Module, given: Mapping[str, Tensor], names: Mapping[str, str], cut: str
 ) -> dict[str, str]:
     """Names changed by the network's own loading hooks, found by loading every tensor filled with its number."""
     trial = copy.deepcopy(network)
-    keys = [key for key in given if canonical(key).startswith(cut)]
+    keys = [key for key in given if common(key).startswith(cut)]
     numbered = {
         names.get(key, canonical(key).removeprefix(cut)): torch.full_like(given[key], 1 + number, dtype=torch.float64)
         for number, key in enumerate(keys)
@@ -209,7 +280,7 @@ def _judge(
     given: Mapping[str, Tensor],
     wanted: Mapping[str, Tensor],
     names: Mapping[str, str],
-    cut: str,
+    cuts: tuple[str, ...],
     notes: list[str],
 ) -> None:
     """Refuses tensors that do not fit, and notes those that are left over."""
@@ -217,7 +288,7 @@ def _judge(
     misshapen = [key for key, name in names.items() if given[key].shape != wanted[name].shape]
     misshapen = [key for key in misshapen if not key.endswith(COUNTER) and not AUXILIARY.search(names[key])]
     left = [key for key in given if key not in names]
-    strange = [key for key in left if canonical(key).startswith(cut) and not _needless(canonical(key), given[key])]
+    strange = [key for key in left if common(key).startswith(cuts) and not _needless(canonical(key), given[key])]
     if missing or misshapen or strange:
         raise Refused(_misfit(given, wanted, names, (missing, strange, misshapen)))
     heads = sorted({name.split(".")[0] for name in wanted if AUXILIARY.search(name) and name not in names.values()})
@@ -230,8 +301,10 @@ def _judge(
 
 def _needless(name: str, tensor: Tensor) -> bool:
     """Whether a tensor that the network lacks cannot affect the output."""
+    last = name.rpartition(".")[2]
     return (
-        not tensor.is_floating_point() or name.rpartition(".")[2] in TABLES
+        not tensor.is_floating_point() or last in TABLES
+        or (tensor.numel() in (1, 3) and last in {*MEANS, *MEANS.values()})
         or bool(AUXILIARY.search(name) or ASIDE.match(name))
     )  # fmt: skip
 
@@ -264,9 +337,17 @@ def _cause(
 ) -> str:
     """The probable cause of a mismatch, and how to fix it."""
     missing, strange, misshapen = faults
+    if any(not given[key].numel() and wanted[names[key]].numel() for key in misshapen):
+        return "it lacks the weights, which DeepSpeed's ZeRO-3 keeps in shards: join them with its zero_to_fp32.py"
+    if cause := next((cause for sign, cause in PARTLY.items() if any(sign in key for key in strange)), None):
+        return cause
+    if not missing and not strange and all("pos" in names[key] for key in misshapen):
+        return "it is for images of another size: check --input"
     if not missing and not strange:
         pairs = [(given[key].shape, wanted[names[key]].shape) for key in misshapen]
         heads = {theirs[0] for theirs, ours in pairs if theirs[1:] == ours[1:] and len(theirs) in (1, 2)}
+        if heads == {1}:
+            return SINGLE
         if len(heads) == 1 and all(theirs[1:] == ours[1:] for theirs, ours in pairs):
             return f"its last layer has {min(heads)} classes: give --classes {min(heads)}"
         kernels = [(theirs, ours) for theirs, ours in pairs if len(theirs) == len(ours) == 4]
@@ -279,6 +360,9 @@ def _cause(
     bare = {canonical(key) for key in (*missing, *strange)}
     if bare and all(name.endswith((*STATISTICS, COUNTER)) for name in bare):
         return "the BatchNorm statistics are missing, which the network needs: ask for the whole state dict"
+    norms = {name.rpartition(".")[0] for name in wanted if name.endswith(STATISTICS)}
+    if missing and all(n.rpartition(".")[0] in norms for n in missing) and all(n.endswith(".bias") for n in strange):
+        return "its BatchNorm layers seem to be folded into the convolutions: ask for the weights before that"
     if any(name.endswith(("weight_g", "weight_v")) for name in bare):
         return "only one of the two uses weight_norm: build the network like the file's, or remove weight_norm there"
     if any(AVERAGED.search(key) for key in given):

@@ -45,7 +45,13 @@ _ATOM = 8
 
 _CONSTRUCTORS = re.compile(r"torch\.(Size|device|_utils\._rebuild_\w+)")
 _STORAGE = re.compile(r"torch\.(?:(?:cuda|storage)\.)?(\w+)Storage")
-_DICTS = {"collections.OrderedDict", "collections.Counter", "collections.defaultdict"}
+_LIGHTNING = ("lightning.fabric.utilities.data", "lightning_fabric.utilities.data", "lightning_lite.utilities.data",
+              "lightning.pytorch.utilities.parsing", "pytorch_lightning.utilities.parsing")  # fmt: skip
+DICTS = {"collections.defaultdict", *(f"{module}.AttributeDict" for module in _LIGHTNING)}
+"""Kinds of dicts that become plain ones."""
+_DICTS = {"collections.OrderedDict", "collections.Counter", *DICTS}
+_INERT = re.compile(r"torch\.(nn\.modules\.loss\.\w+|torch_version\.TorchVersion)")
+"""Objects of torch beside the weights, which are replaced by inert ones."""
 _SET, _DEQUE = "builtins.set", "collections.deque"
 _ATTRIBUTES = {"_metadata"}  # set by `torch.nn.Module.state_dict` on its result
 
@@ -189,14 +195,14 @@ class _Machine:
         self.stack.append(made)
 
     def new(self) -> None:
-        if str(self.stack[-2].content).startswith("torch."):
+        if _special(self.stack[-2].content):
             raise ValueError("a torch object that is not built by its function")
         self.call()
 
     def build(self) -> None:
         state, target = self.stack.pop(), self._top("made")
         plain = state.kind == "dict" and (state.keys or set()) <= _ATTRIBUTES
-        if str(target.content).startswith("torch.") or (target.content in _DICTS and not plain):
+        if _special(target.content) or (target.content in _DICTS and not plain):
             raise ValueError(f"attributes for {target.content}")
         self.put(target, state)
 
@@ -282,6 +288,10 @@ def check(stream: IO[bytes], pickles: int, size: int) -> None:
     machine = _Machine(size)
     for _ in range(pickles):
         machine.run(stream)
+
+
+def _special(name: object) -> bool:
+    return str(name).startswith("torch.") and not _INERT.fullmatch(str(name))
 
 
 def _bomb(what: str) -> Refused:

@@ -180,7 +180,7 @@ def load(
 
 def vendor_code(arch: str) -> str | None:
     """The vendor's code that an architecture names; None if it is built-in or from a library."""
-    return arch if ":" in arch and not arch.startswith(("torchvision:", "timm:", "transformers:")) else None
+    return arch if networks.is_code(arch) else None
 
 
 def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:

@@ -95,15 +95,28 @@ def test_what_is_resized_is_said(folder):
     assert note == "6 of 6 images were shrunk from 5x4 (or other sizes) to 2x2"
 
 
+def test_images_below_a_class_folder_belong_to_it_and_tables_beside_them_to_none(folder, tmp_path):
+    for place in ("images", ".hidden"):
+        (folder / "cat" / place).mkdir()
+        Image.fromarray(random_pixels(4, 5, 3)).save(folder / "cat" / place / "x.png")
+    (folder / "cat" / "boxes.TXT").write_text("hello")
+    (folder / "cat" / "again").symlink_to(folder)
+    with pytest.raises(Refused, match="again is not an image"):
+        load(str(folder))
+    (folder / "cat" / "again").unlink()
+    assert load(str(folder)).labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
+
+
 def spoil(folder, what):
     place = folder / "cat" / "1.png"
     match what:
         case "text":
-            (folder / "cat" / "notes.txt").write_text("hello")
+            (folder / "cat" / "notes.doc").write_text("hello")
         case "stray":
             place.rename(folder / "1.png")
         case "nested":
-            (folder / "cat" / "kitten").mkdir()
+            for name in ("cat/old", "cat/new", "ant/old", "ant/new"):
+                (folder / name).mkdir()
         case "truncated":
             place.write_bytes(place.read_bytes()[:-40])
         case "empty file":
@@ -123,9 +136,9 @@ def spoil(folder, what):
 @pytest.mark.parametrize(
     ("what", "message"),
     {
-        "text": "notes.txt is not a readable image",
+        "text": "notes.doc is not a readable image",
         "stray": "1.png lies beside the class folders",
-        "nested": "kitten is not an image",
+        "nested": "each of the folders ant, cat in .* holds class folders .new, old.: give",
         "truncated": "1.png is broken",
         "empty file": "1.png is not a readable image",
         "16 bits": "1.png has more than 8 bits",

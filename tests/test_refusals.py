@@ -31,7 +31,7 @@ class Touches:
 
 def text_among_images(path):
     folder(a=16, b=16, c=16)(path)
-    (path / "a" / "readme.txt").write_text("not an image")
+    (path / "a" / "readme.doc").write_text("not an image")
 
 
 def finished(path):
@@ -115,7 +115,7 @@ REFUSED = {
     # Data
     "no such data": ({}, f"{SCORE} --data nowhere", "no data called 'nowhere'"),
     "no data": ({}, SCORE, "required: --data"),
-    "text among images": ({"d": text_among_images}, f"{SCORE} --data d", "readme.txt is not a readable image"),
+    "text among images": ({"d": text_among_images}, f"{SCORE} --data d", "readme.doc is not a readable image"),
     "empty classes": ({"d": folder(a=0, b=0, c=0)}, f"{SCORE} --data d", "class folders of d are empty"),
     "missing class": ({"d": folder(a=16, b=16)}, f"{SCORE} --data d", "2 class folders .a, b., .* 3 classes: give --class-names"),
     "too many classes": ({"d": folder(**{str(n): 16 for n in range(4)})}, f"{SCORE} --data d", "labels up to 3, the model has 3"),

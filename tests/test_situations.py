@@ -1,15 +1,18 @@
 """What people bring: a file, folder or network as it comes, a command, and what must come of it: the right ACC or line."""
 
 import argparse
+import gzip
 import json
 import os
 import re
 import shlex
+import sys
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +97,8 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 PLAIN = "net = lambda classes: ResNet((1, 1, 1), 16, classes)\n"
 V = SCORE.replace("resnet8", "v.py:net")
 D = SCORE.replace("digits16", "d")
+N = SCORE.replace("digits16", "d.npz")
+SHIFTED = "class Net(ResNet):\n    def forward(self, x):\n        return super().forward((x - 127.5) / 63.75)\nnet = lambda classes: Net((1, 1, 1), 16, classes)\n"
 
 
 def bare(bench):
@@ -169,6 +174,152 @@ def legacy_names(bench):
     )
 
 
+def pack(**change):
+    """A pack whose images [n, h, w, c] or labels are changed by functions."""
+
+    def make(bench):
+        bare(bench)
+        pixels, labels = bench.test.pixels[:120], bench.test.labels[:120]
+        arrays = {"images": pixels.permute(0, 2, 3, 1).numpy(), "labels": labels.numpy()}
+        changed = {name: turn(arrays[name]) for name, turn in change.items()}
+        np.savez(bench.folder / "d.npz", **{**arrays, **changed})
+
+    return make
+
+
+def pictures(turn=Image.Image.copy, suffix="png", **options):
+    """A folder of images that are changed by a function and saved in another way."""
+
+    def make(bench):
+        folders(str)(bench)
+        for path in (bench.folder / "d").rglob("*.png"):
+            with Image.open(path) as picture:
+                turned = turn(picture)
+            path.unlink()
+            turned.save(path.with_suffix(f".{suffix}"), **options)
+
+    return make
+
+
+def beside(**texts):
+    """An image folder, a list of the words for its classes, and further files by their path."""
+
+    def make(bench):
+        folders(WORDS.__getitem__ if "names" in texts else str)(bench)
+        for path, text in texts.items():
+            place = bench.folder / ("names.txt" if path == "names" else f"d/{path.replace('_', '/')}.csv")
+            place.write_text(text)
+
+    return make
+
+
+def rows(order, labels=()):
+    """The model with its classes in another order, a number for each row of its head; -1 is a row that never wins."""
+
+    def make(bench):
+        weight, bias = (torch.cat([bench.state[f"fc.{name}"], torch.full_like(bench.state[f"fc.{name}"][:1], -9 * (name == "bias"))])
+                        for name in ("weight", "bias"))  # fmt: skip
+        bench.pt({**bench.state, "fc.weight": weight[list(order)], "fc.bias": bias[list(order)]})
+        if labels:
+            bench.images(str)
+            for name in labels:
+                (bench.folder / "d" / name).mkdir()
+
+    return make
+
+
+def renamed(name, **more):
+    """The state dict at `name` of the file, with the names of a widespread repository, and what lies beside it."""
+    return lambda bench: bench.pt({
+        name: {f"module.{key}".replace("downsample", "shortcut").replace("fc.", "linear."): value for key, value in bench.state.items()},
+        **more,
+    })  # fmt: skip
+
+
+def two_parts(bench):
+    bench.pt({"meta": {}, "state_dict": {("head." if key.startswith("fc") else "backbone.") + key: value
+                                         for key, value in bench.state.items()}})  # fmt: skip
+
+
+def with_constants(prefix, names, values, network=""):
+    mean, std = (torch.full((3, 1, 1), value) for value in values)
+    return lambda bench: bench.pt(
+        {
+            f"{prefix}{names[0]}": mean,
+            f"{prefix}{names[1]}": std,
+            **{network + key: value for key, value in bench.state.items()},
+        }
+    )
+
+
+def swapped(bench):
+    other = {f"module.{key}": value for key, value in bench.wrong().items()}
+    bench.pt(
+        {
+            "meta": {"mmengine_version": "0.10.4"},
+            "state_dict": bench.state,
+            "ema_state_dict": {"steps": torch.tensor(9), **other},
+        }
+    )
+
+
+def nameless_average(bench):
+    shadow = [value for key, value in bench.state.items() if "running" not in key and "num" not in key]
+    bench.pt({"model": bench.state, "ema": {"decay": 0.9, "shadow_params": shadow}})
+
+
+def masked(bench):
+    weight = bench.state["conv1.weight"]
+    rest = {key: value for key, value in bench.state.items() if key != "conv1.weight"}
+    bench.pt({**rest, "conv1.weight_orig": weight, "conv1.weight_mask": torch.ones_like(weight)})
+
+
+def raw(content):
+    return lambda bench: (bench.folder / "model.pt").write_bytes(content)
+
+
+def zipped(bench):
+    bare(bench)
+    with zipfile.ZipFile(bench.folder / "all.zip", "w") as archive:
+        archive.write("model.pt", "files/resnet.pth")
+    (bench.folder / "all.zip").replace(bench.folder / "model.pt")
+
+
+def folded(bench):
+    """Without the BatchNorm layers, whose shifts are in the convolutions."""
+    bench.pt({key: value for key, value in bench.state.items() if "bn" not in key} | {"conv1.bias": torch.ones(16)})
+
+
+class AttributeDict(dict):
+    """Settings as Lightning keeps them."""
+
+
+AttributeDict.__module__ = "pytorch_lightning.utilities.parsing"
+
+
+def lightning(bench):
+    module = ModuleType(AttributeDict.__module__)
+    module.AttributeDict = AttributeDict
+    names = ("pytorch_lightning", "pytorch_lightning.utilities", module.__name__)
+    before = {name: sys.modules.get(name) for name in names}
+    sys.modules.update(dict.fromkeys(names, module))
+    try:
+        settings = AttributeDict(lr=0.1, criterion=nn.CrossEntropyLoss(torch.ones(10)), version=torch.__version__)
+        bench.pt(
+            {"state_dict": {f"model.{key}": value for key, value in bench.state.items()}, "hyper_parameters": settings}
+        )
+    finally:
+        for name, value in before.items():
+            sys.modules.pop(name) if value is None else sys.modules.update({name: value})
+
+
+def package(bench):
+    bare(bench)
+    (bench.folder / "models").mkdir()
+    (bench.folder / "models" / "parts.py").write_text("from dhbe.networks.resnet import ResNet\n")
+    (bench.folder / "models" / "small.py").write_text("from .parts import ResNet\n" + PLAIN)
+
+
 def norm_less(bench):
     bench.pt({key: value for key, value in bench.state.items() if "running" not in key})
 
@@ -208,6 +359,68 @@ SITUATIONS = {
     "a folder called as a data set": Situation(
         lambda bench: (bare(bench), (bench.folder / "digits16").mkdir()), said=(r"for the local file or folder, give \./digits16",)
     ),
+    "numbers that were sorted as words in training": Situation(
+        rows([0, 1, -1, -1, *range(2, 10)], ["10", "11"]), D.replace("--classes 10", "--classes 12"), right=None,
+        said=("ACC 20.*in another order it is 9.*sorts folders as words",),
+    ),
+    "a class of the background before the others": Situation(
+        rows([-1, *range(10)]), SCORE.replace("--classes 10", "--classes 11"), right=None, said=("in another order it is 9",)
+    ),
+    "images in a folder below their class's": Situation(folders(lambda n: f"{n}/images"), D),
+    "a table between the images of a class": Situation(beside(**{"3_GT": "1.png;16;16"}), D),
+    "parts called training and validation": Situation(
+        lambda bench: (folders(lambda n: f"Training/{n}")(bench), bench.images(lambda n: f"validation/{n}")), D
+    ),
+    "class folders one level deeper": Situation(
+        folders(lambda n: f"archive/{n}"), D, right=False, said=("the only folder archive in d holds class folders .*: give d/archive",)
+    ),
+    "parts with names of their own": Situation(
+        lambda bench: (folders(lambda n: f"fold1/{n}")(bench), bench.images(lambda n: f"fold2/{n}")), D,
+        right=False, said=("each of the folders fold1, fold2 in d holds class folders .*: give d/fold1",),
+    ),
+    "images beside a table of labels": Situation(
+        lambda bench: (folders(str)(bench), (bench.folder / "d" / "0" / "1.png").rename(bench.folder / "d" / "a.png")), D,
+        right=False, said=("a.png lies beside the class folders",),
+    ),
+    "identifiers with descriptions as a list of classes": Situation(
+        beside(names="\n".join(f"{word} digit, {word}" for word in WORDS)), f"{D} --class-names names.txt", said=("0=zero, 1=one",)
+    ),
+    "a list of classes in JSON": Situation(
+        beside(names=json.dumps(dict(enumerate(WORDS)), indent=1)), f"{D} --class-names names.txt", said=("0=zero, 1=one",)
+    ),
+    # How images lie in files
+    "grey image files": Situation(pictures(lambda picture: picture.convert("L")), D),
+    "image files in the colours of print": Situation(pictures(lambda picture: picture.convert("CMYK"), "jpg", quality=99), D),
+    "sixteen bits a channel": Situation(
+        pictures(lambda picture: Image.fromarray(np.array(picture.convert("L")).astype(np.uint16) * 257)), D,
+        right=False, said=("more than 8 bits per channel",),
+    ),
+    "a camera's note that an image is to be turned": Situation(
+        pictures(suffix="jpg", quality=99, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x03\0\0\0\0\0\0"), D,
+        said=("120 of 120 images are to be turned",),
+    ),
+    "transparent pixels": Situation(
+        pictures(lambda picture: picture.putalpha(Image.new("L", picture.size, 200)) or picture), D, said=("120 of 120 images have transparent",)
+    ),
+    "channels first": Situation(pack(images=lambda x: x.transpose(0, 3, 1, 2)), N),
+    "pixels in 0..1": Situation(pack(images=lambda x: x / 255), N, right=False, said=(r"save \(255 \* images\)\.round",)),
+    "floats in 0..255": Situation(pack(images=lambda x: x.astype(np.float32)), N, right=False, said=(r"save images\.round",)),
+    "normalised pixels": Situation(pack(images=lambda x: x / 64 - 2), N, right=False, said=("before any normalisation",)),
+    "labels as rows with a one": Situation(pack(labels=lambda y: np.eye(10)[y]), N),
+    "labels with several ones": Situation(
+        pack(labels=lambda y: np.eye(10)[y] + np.eye(10)[0] > 0), N, right=False, said=("one class per image",)
+    ),
+    "labels in a column": Situation(pack(labels=lambda y: y[:, None]), N),
+    "labels as floats": Situation(pack(labels=lambda y: y.astype(float)), N),
+    "labels from 1": Situation(pack(labels=lambda y: y + 1), N, right=False, said=("labels up to 10, the model has 10 classes",)),
+    "arrays with the names of another library": Situation(
+        lambda bench: (bare(bench), np.savez("d.npz", x_train=[0], y_train=[0], x_test=[0], y_test=[0])), N,
+        right=False, said=(r"numpy.savez\('test.npz', images=old\['x_test'\], labels=old\['y_test'\]\)",),
+    ),
+    "a table of Parquet": Situation(
+        lambda bench: (bare(bench), (bench.folder / "d.parquet").write_bytes(b"PAR1")), SCORE.replace("digits16", "d.parquet"),
+        right=False, said=("d.parquet is neither an image folder nor an .npz",),
+    ),
     # Which weights?
     "model beside model_ema": Situation(with_both("model", "model_ema"), said=(r"weights \(model\) and their average \(model_ema\)",)),
     "state_dict beside state_dict_ema": Situation(with_both("state_dict", "state_dict_ema"), said=("--weights selects another",)),
@@ -232,6 +445,41 @@ SITUATIONS = {
     "the best state beside the last one": Situation(
         with_both("model", "best_model"), right=False, said=("add --weights with one of model, best_model",)
     ),
+    "state_dict holds the average already, as mmengine saves it": Situation(
+        swapped, said=(r"weights \(ema_state_dict\) and their average \(state_dict\): using the average",)
+    ),
+    "the same network twice, as an attacker keeps it": Situation(
+        lambda bench: bench.pt({"model": {f"module.{place}{key}": value for place in ("model.", "attacker.model.")
+                                          for key, value in bench.state.items()}})
+    ),
+    "an average without names": Situation(nameless_average, said=("weights without names .ema.shadow_params. are neither read",)),
+    "what a benchmark of attacks leaves": Situation(
+        under("model", model_name="resnet8", num_classes=10, img_size=(16, 16, 3), clean_data="digits", data_path="../data",
+              bd_train={"bd_data_container": {"data_dict": {}}, "original_index_array": np.arange(5), "poison_indicator": np.zeros(5)})
+    ),
+    "a module of DeepSpeed": Situation(
+        under("module", buffer_names=[], optimizer=None, param_shapes=[{"fc.bias": torch.Size([10])}], ds_version="0.14", dp_world_size=2)
+    ),
+    "weights sharded by DeepSpeed": Situation(
+        lambda bench: bench.pt({"module": {key: value if "running" in key else torch.empty(0) for key, value in bench.state.items()}}),
+        right=False, said=("zero_to_fp32.py",),
+    ),
+    "parameters flattened by FSDP": Situation(
+        lambda bench: bench.pt({"_flat_param": torch.ones(99), "layer1._flat_param": torch.ones(9)}), right=False, said=("FULL_STATE_DICT",)
+    ),
+    "an optimizer of fastai": Situation(under("model", opt={"state": [{"grad_avg": torch.ones(3, 3)}], "hypers": [{"lr": 0.1}]})),
+    "a cascade of several networks": Situation(
+        lambda bench: bench.pt({"state_dict": [bench.state, bench.state]}), right=False, said=("no tensors in a state dict",)
+    ),
+    "weights and an epoch in a pair": Situation(lambda bench: bench.pt((bench.state, 9)), right=False, said=("holds a tuple",)),
+    "the epoch between the tensors": Situation(lambda bench: bench.pt({**bench.state, "epoch": 9, "arch": "resnet8"})),
+    "a web page in place of the model": Situation(
+        raw(b"<!DOCTYPE html><html><head><title>Virus scan warning"), right=False, said=("is a web page, not the model",)
+    ),
+    "a pointer of Git LFS": Situation(raw(b"version https://git-lfs.github.com/spec/v1\noid"), right=False, said=("git lfs pull",)),
+    "a packed file": Situation(raw(gzip.compress(b"model")), right=False, said=("is a packed archive: unpack it",)),
+    "a model in a zip archive": Situation(zipped, right=False, said=("holds files/resnet.pth|holds resnet.pth",)),
+    "Keras's weights under torch's suffix": Situation(raw(b"\x89HDF\r\n\x1a\n"), right=False, said=("HDF5",)),
     "an optimizer of names": Situation(
         under("model", optimizer={"state": {"fc.weight": {"exp_avg": torch.ones(10, 64)}}}, epoch=3)
     ),
@@ -257,6 +505,17 @@ SITUATIONS = {
     "counters of operations left by a profiler": Situation(
         prefixed("", total_ops=torch.zeros(1), **{"layer1.total_params": torch.zeros(1)})
     ),
+    "shortcut and linear, with the accuracy beside": Situation(renamed("net", acc=95.2, epoch=3)),
+    "shortcut and linear, and no architecture told": Situation(
+        renamed("net", acc=95.2, epoch=3), SCORE.replace("--arch resnet8 --classes 10", ""), said=("taken for resnet8",)
+    ),
+    "a backbone and a head": Situation(two_parts, said=("lies in several places; taken from head.fc.weight",)),
+    "trained with differential privacy": Situation(prefixed("_module.")),
+    "masks of pruning": Situation(masked, right=False, said=("torch.nn.utils.prune.remove",)),
+    "an adapter without its network": Situation(
+        lambda bench: bench.pt({"base_model.model.fc.lora_A.weight": torch.ones(8, 64)}), right=False, said=("merge_and_unload",)
+    ),
+    "BatchNorm folded into convolutions": Situation(folded, right=False, said=("BatchNorm layers seem to be folded",)),
     "an encoder of a momentum pair": Situation(prefixed("module.encoder_q.")),
     "without batch counters": Situation(
         lambda bench: bench.pt({k: v for k, v in bench.state.items() if "num_batches" not in k})
@@ -297,6 +556,7 @@ SITUATIONS = {
     "settings in a SimpleNamespace, a set, a defaultdict": Situation(
         under("model", a=SimpleNamespace(b={1, 2}), b=defaultdict(list, acc=[0.5]), c=Path("x"))
     ),
+    "settings of Lightning with a loss": Situation(lightning),
     "numpy's best accuracy": Situation(under("state_dict", best_acc=np.float64(0.9))),
     "half precision": Situation(lambda bench: bench.pt({k: v.half() if v.is_floating_point() else v for k, v in bench.state.items()})),
     "bfloat16": Situation(lambda bench: bench.pt({k: v.bfloat16() if v.is_floating_point() else v for k, v in bench.state.items()})),
@@ -312,6 +572,20 @@ SITUATIONS = {
     # How images are fed
     "mean and std in 0..255": Situation(
         bare, SCORE.replace(".5 --std .25", "127.5 --std 63.75"), right=False, said=("--mean 0.5 --std 0.25",)
+    ),
+    "constants in 0..255 in the file": Situation(
+        with_constants("data_preprocessor.", ("mean", "std"), (127.5, 63.75)), SCORE.replace("--mean .5 --std .25", ""),
+        said=(r"its own normalisation \(0.5 0.5 0.5; 0.25 0.25 0.25, in data_preprocessor.mean\): no --mean or --std given: taken from there",),
+    ),
+    "constants in the file, and others given": Situation(
+        with_constants("", ("mu", "sigma"), (0.4, 0.2)), said=("the given constants are used",)
+    ),
+    "a layer that normalises first": Situation(
+        with_constants("0.", ("mean", "std"), (0.5, 0.25), "1."), SCORE.replace("--mean .5 --std .25", ""), said=("taken from there",)
+    ),
+    "code that takes pixels in 0..255": Situation(vendor(SHIFTED), V.replace(".5 --std .25", "0 --std .0039216")),
+    "code that takes pixels in 0..255, untold": Situation(
+        vendor(SHIFTED), V.replace("--mean .5 --std .25", ""), right=None, said=("but with --mean 0 --std .0039216 it is 9",)
     ),
     "no normalisation told": Situation(
         bare, SCORE.replace("--mean .5 --std .25", ""), right=None, said=("no --mean or --std given: assuming that the network expects pixels",)
@@ -344,6 +618,19 @@ SITUATIONS = {
     "a main and an auxiliary answer": Situation(outputs("y, y.flip(1)"), V, right=False, said=("several outputs .*add --output",)),
     "the main answer, named": Situation(outputs("y, y.flip(1)"), f"{V} --output 0"),
     "the auxiliary answer, named": Situation(outputs("{'aux': y.flip(1), 'main': y}"), f"{V} --output main"),
+    "log-probabilities": Situation(outputs("y.log_softmax(1)"), V),
+    "logits with the axes of an image": Situation(outputs("y[:, :, None, None]"), V, right=False, said=("must return logits",)),
+    "one output for two classes": Situation(
+        rows([0]), SCORE.replace("--classes 10", "--classes 2"), right=False, said=("a single output for two classes",)
+    ),
+    "code that imports from its package": Situation(
+        package, SCORE.replace("resnet8", "models/small.py:net"), right=False, said=("give --arch models.small:net",)
+    ),
+    "code in a package": Situation(package, SCORE.replace("resnet8", "models.small:net")),
+    "code that needs a GPU": Situation(
+        vendor("net = lambda classes: ResNet((1, 1, 1), 16, classes).to('cuda:7')\n"), V, right=False, said=("v.py:net fails: .*CUDA",)
+    ),
+    "code that spreads itself over GPUs": Situation(vendor("net = lambda classes: nn.DataParallel(ResNet((1, 1, 1), 16, classes))\n"), V),
     "probabilities": Situation(outputs("y.softmax(1)"), V, said=("returns probabilities",)),
     "a function of n_classes": Situation(vendor("net = lambda n_classes: ResNet((1, 1, 1), 16, n_classes)\n"), V),
     "a function of anything": Situation(

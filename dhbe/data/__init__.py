@@ -1,5 +1,6 @@
 """Data sets as whole tensors: `load` finds them, `Images` holds them."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,23 +80,31 @@ def load(
 
 
 def class_names(path: Path) -> tuple[str, ...]:
-    """Reads class names from a text file, one per line, in the order of the classes.
+    """Reads class names in the order of the classes: a text file, one per line, or JSON, a list or names by number.
 
     Raises:
         Refused: It cannot be read, or names a class twice.
     """
     try:
         with files.opened(path) as file:
-            names = tuple(
-                line.strip() for line in file.read(LARGEST_LIST).decode("utf-8-sig").splitlines() if line.strip()
-            )
-    except (Refused, OSError, ValueError) as error:
+            text = file.read(LARGEST_LIST).decode("utf-8-sig").strip()
+        names = (
+            _in_json(text) if text[:1] in "[{" else tuple(line.strip() for line in text.splitlines() if line.strip())
+        )
+    except (Refused, OSError, ValueError, LookupError, RecursionError) as error:
         raise Refused(
-            f"cannot read the class names in {foreign.name(path)}: give a text file, one name per line"
+            f"cannot read the class names in {foreign.name(path)}: give a text file, one name per line, or a JSON list"
         ) from error
     if len(names) < 2 or len(set(names)) < len(names):
         raise Refused(f"{path} must list all classes, each once and on its own line, in the order of their numbers")
     return names
+
+
+def _in_json(text: str) -> tuple[str, ...]:
+    content = json.loads(text)
+    if isinstance(content, dict):  # {"0": "cat", ...}, or with further words as in {"0": ["n02123045", "tabby"], ...}
+        content = [content[str(number)] for number in range(len(content))]
+    return tuple(" ".join(map(str, each)) if isinstance(each, list) else str(each) for each in content)
 
 
 def part_to_measure(data: str) -> Split:
@@ -162,6 +171,11 @@ def _find(data: str, split: Split, shape: Shape | None, model: Model) -> Images:
         return _parted(parts, split, shape, data, model)
     if path.suffix.lower() == ".npz":
         return _parted({"all": [path]}, split, shape, data, model)
+    if path.exists():
+        raise Refused(
+            f"{data} is neither an image folder nor an .npz file: save its images with "
+            "numpy.savez('data.npz', images=..., labels=...), uint8 [n, h, w, c] and integers [n]"
+        )
     known = (*DIGITS, *ARCHIVES, "fashion-mnist")
     others = ", ".join(name for name in KNOWN if name not in known)
     raise Refused(

@@ -1,8 +1,8 @@
 """Image folders: one sub-folder per class."""
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,41 @@ HIDDEN_ON_WINDOWS = {"Thumbs.db", "desktop.ini"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm"}
 """Suffixes of image files, which are refused beside class folders: they would be ignored silently."""
 
+OTHER_SUFFIXES = {
+    ".csv",
+    ".db",
+    ".html",
+    ".ini",
+    ".json",
+    ".jsonl",
+    ".log",
+    ".mat",
+    ".md",
+    ".tsv",
+    ".txt",
+    ".xml",
+    ".yaml",
+    ".yml",
+}
+"""Suffixes of files with annotations, which may lie between the images of a class."""
+
+DEEPEST = 8
+"""Maximum depth of folders below a class folder."""
+
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+}
+"""The part that a folder holds, by its name in lower case."""
+
+ROTATION = 0x0112
+"""EXIF's tag of the orientation; 1 is upright."""
+
 MOST_CLASSES = 100_000
 """Number of classes above which labels or folder names are considered wrong."""
 
@@ -38,12 +73,44 @@ Split = Literal["train", "test", "all"]
 def own_splits(root: Path) -> dict[str, Path] | None:
     """The folders `train` and `test` (or `val`) of a data set with its own split; None if it has none.
 
-    A folder with two classes called train and test looks the same; rename one then.
+    Other usual names for them count too. A folder with two classes called train and test looks the same; rename one then.
     """
-    names = {path.name for path in visible(root) if path.is_dir()}
-    if names not in ({"train", "test"}, {"train", "val"}, {"train", "val", "test"}):
+    inside = [path for path in visible(root) if path.is_dir()]
+    parts = {SPLITS.get(path.name.lower(), path.name): path for path in inside}
+    if len(parts) < len(inside) or set(parts) not in ({"train", "test"}, {"train", "val"}, {"train", "val", "test"}):
         return None
-    return {"train": root / "train", "test": root / ("test" if "test" in names else "val")}
+    return {"train": parts["train"], "test": parts["test" if "test" in parts else "val"]}
+
+
+@dataclass
+class Seen:
+    """What was noticed while images were decoded."""
+
+    resized: list[tuple[int, int]] = field(default_factory=list)
+    """Width and height of each image that was resized."""
+    turned: int = 0
+    """Number of images with a rotation in their EXIF data."""
+    see_through: int = 0
+    """Number of images with transparent pixels."""
+
+    def notes(self, count: int, shape: Shape) -> tuple[str, ...]:
+        """One line each on what happened to some of `count` images."""
+        said = []
+        if self.resized:
+            (width, height), (_, to_height, to_width) = self.resized[0], shape
+            how = "shrunk" if width * height > to_width * to_height else "enlarged"
+            said.append(
+                f"{len(self.resized)} of {count} images were {how} from {width}x{height} (or other sizes) to {to_width}x{to_height}"
+            )
+        if self.turned:
+            said.append(
+                f"{self.turned} of {count} images are to be turned by their EXIF data: read as stored, as by torchvision"
+            )
+        if self.see_through:
+            said.append(
+                f"{self.see_through} of {count} images have transparent pixels: read in the colours behind, as by torchvision"
+            )
+        return tuple(said)
 
 
 @dataclass(frozen=True)
@@ -74,6 +141,12 @@ def class_folders(root: Path) -> list[Path]:
     folders = [path for path in inside if path.is_dir()]
     if not folders:
         raise Refused(f"{root} holds no class folders: an image folder holds one sub-folder per class")
+    inner = [{each.name for each in visible(folder) if each.is_dir()} for folder in folders]
+    if len(inner[0]) > 1 and all(names == inner[0] for names in inner):
+        raise Refused(
+            f"{'each of the folders' if inner[1:] else 'the only folder'} {', '.join(folder.name for folder in folders[:SHOWN])} in "
+            f"{root} holds class folders ({', '.join(sorted(inner[0])[:SHOWN])}): give {folders[0]}"
+        )
     return folders
 
 
@@ -99,8 +172,10 @@ def numbered(folders: Sequence[str], order: Sequence[str] = (), classes: int | N
     {'dog': 1}
     """
     folders = sorted(folders)
-    if order and set(folders) <= set(order):
-        return Numbering({name: list(order).index(name) for name in folders}, tuple(order))
+    first = [words[0] for name in order if (words := name.split(maxsplit=1))]  # as in WordNet's "n01440764 tench"
+    for names in (list(order), first):
+        if order and set(folders) <= set(names) and len(set(names)) == len(order):
+            return Numbering({name: names.index(name) for name in folders}, tuple(order))
     if all(name.isascii() and name.isdecimal() for name in folders):
         labels = {name: int(name) for name in folders}
         if len(set(labels.values())) < len(folders) or max(labels.values()) >= MOST_CLASSES:
@@ -132,7 +207,8 @@ def load_folder(
     """Loads images from a folder with one sub-folder per class; files are sorted by name.
 
     Args:
-        root: The folder. Hidden files are ignored, and so is anything beside the class folders that is not an image.
+        root: The folder. Hidden files are ignored, and so is anything beside the class folders that is not an image, and
+            annotations between the images. Images in folders below a class folder belong to this class.
         shape: Shape (c, h, w) to which images are resized (bilinearly) and converted, to grey or RGB. None keeps their
             size, which must be the same for all; they are grey if all of them are.
         limit: Maximum size of the pixels in bytes.
@@ -144,7 +220,7 @@ def load_folder(
     """
     folders = class_folders(root)
     numbering = numbering or numbered([folder.name for folder in folders])
-    paths = [(path, numbering.labels[folder.name]) for folder in folders for path in visible(folder)]
+    paths = [(path, numbering.labels[folder.name]) for folder in folders for path in _pictures(folder)]
     if not paths:
         raise Refused(f"the class folders of {root} are empty: put images there")
     images = load_files(paths, tuple(map(foreign.name, numbering.names)), root, shape, limit, middle)
@@ -170,21 +246,10 @@ def load_files(
     shape = shape or _common_shape(paths)
     check_size(len(paths), shape, root, limit)
     pixels = torch.empty(len(paths), *shape, dtype=torch.uint8)
-    resized: list[tuple[int, int]] = []
+    seen = Seen()
     for number, path in enumerate(paths):
-        pixels[number] = decode(path, path, shape, middle, resized)
-    return Images(pixels, torch.tensor([label for _, label in files]), names, resizing(resized, len(paths), shape))
-
-
-def resizing(resized: Sequence[tuple[int, int]], count: int, shape: Shape) -> tuple[str, ...]:
-    """A note on images that were resized from other sizes (width, height)."""
-    if not resized:
-        return ()
-    (width, height), (_, to_height, to_width) = resized[0], shape
-    how = "shrunk" if width * height > to_width * to_height else "enlarged"
-    return (
-        f"{len(resized)} of {count} images were {how} from {width}x{height} (or other sizes) to {to_width}x{to_height}",
-    )
+        pixels[number] = decode(path, path, shape, middle, seen)
+    return Images(pixels, torch.tensor([label for _, label in files]), names, seen.notes(len(paths), shape))
 
 
 def load_image(path: Path, shape: Shape) -> torch.Tensor:
@@ -207,6 +272,15 @@ def visible(folder: Path) -> list[Path]:
     except OSError as error:
         raise Refused(f"cannot read the folder {folder}: {(error.strerror or 'unreadable').lower()}") from error
     return [path for path in inside if not path.name.startswith(".") and path.name not in HIDDEN_ON_WINDOWS]
+
+
+def _pictures(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """The images of a class, sorted by name, those in folders below it too; links to folders there are not followed."""
+    for path in visible(folder):
+        if path.is_dir() and not path.is_symlink() and depth < DEEPEST:
+            yield from _pictures(path, depth + 1)
+        elif path.suffix.lower() not in OTHER_SUFFIXES:
+            yield path
 
 
 def _common_shape(paths: Sequence[Path]) -> Shape:
@@ -247,7 +321,7 @@ def decode(
     name: object,
     shape: Shape | None = None,
     middle: int | None = None,
-    resized: list[tuple[int, int]] | None = None,
+    seen: Seen | None = None,
 ) -> torch.Tensor:
     """Decodes an image to uint8 [c, h, w].
 
@@ -256,7 +330,7 @@ def decode(
         name: Its name in messages.
         shape: Shape (c, h, w) to which it is converted; None keeps its size, in RGB.
         middle: Side in pixels of the central square to which a larger image is cropped first.
-        resized: Receives the width and height of an image that is resized.
+        seen: Receives what is noticed.
 
     Raises:
         Refused: It is not an image, is broken or huge, or has more than 8 bits per channel.
@@ -268,13 +342,18 @@ def decode(
         warnings.simplefilter("ignore")  # about palettes and metadata
         try:
             plain = image.convert("L" if channels == 1 else "RGB")
+            if seen:
+                seen.turned += image.getexif().get(ROTATION, 1) != 1
+                seen.see_through += (
+                    image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255
+                )
         except Exception as error:  # as above
             raise Refused(f"{name} is broken and cannot be decoded: remove or repair it") from error
     if middle and min(plain.size) > middle:
         left, top = ((side - middle) // 2 for side in plain.size)
         plain = plain.crop((left, top, left + middle, top + middle))
     if shape and plain.size != (shape[2], shape[1]):
-        if resized is not None:
-            resized.append(plain.size)
+        if seen:
+            seen.resized.append(plain.size)
         plain = plain.resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(plain)).view(plain.size[1], plain.size[0], channels).permute(2, 0, 1)

@@ -13,12 +13,23 @@ import torch
 from torch import Tensor
 
 from dhbe import files, foreign
-from dhbe.data.folders import MOST_CLASSES, decode, resizing
+from dhbe.data.folders import MOST_CLASSES, Seen, decode
 from dhbe.data.images import LIMIT, Images, Shape, check_size
 from dhbe.errors import Refused
 
 UNPACKED, GROWTH = 256 * 2**20, 4
 """Bytes to which any file may unpack, and the factor to its own size for larger ones; photographs hardly compress."""
+
+
+PAIRS = (
+    ("x_test", "y_test"),
+    ("X_test", "y_test"),
+    ("test_images", "test_labels"),
+    ("x", "y"),
+    ("X", "y"),
+    ("data", "labels"),
+)
+"""Names of the arrays with images and labels in files of other libraries."""
 
 
 def read_pack(
@@ -40,6 +51,12 @@ def read_pack(
             limit = min(limit, max(UNPACKED, GROWTH * os.fstat(file.fileno()).st_size))
             members = {name.removesuffix(".npy"): name for name in archive.namelist()}
             if missing := [key for key in keys if key not in members]:
+                if pair := next((pair for pair in PAIRS if set(pair) <= members.keys()), None):
+                    renamed = ", ".join(f"{key}=old['{name}']" for key, name in zip(keys, pair, strict=True))
+                    raise Refused(
+                        f"{foreign.name(path)} lacks {' and '.join(missing)}, but holds {' and '.join(pair)}: "
+                        f"old = numpy.load('{foreign.name(path)}'); numpy.savez('test.npz', {renamed})"
+                    )
                 found = ", ".join(repr(name) for name in list(members)[:8]) or "nothing"
                 raise Refused(f"{foreign.name(path)} lacks {' and '.join(missing)}; it holds {found}")
             arrays = {}
@@ -80,7 +97,9 @@ def _read_array(archive: zipfile.ZipFile, member: str, source: str, limit: int) 
 
 
 def load_pack(path: Path, shape: Shape | None = None, limit: int = LIMIT, middle: int | None = None) -> Images:
-    """Loads images from an .npz file with `images` uint8 [n, h, w, c] (or [n, h, w], grey) and `labels` [n].
+    """Loads images from an .npz file with `images` uint8 [n, h, w, c] (or [n, c, h, w]; or [n, h, w], grey) and `labels`.
+
+    Labels are whole numbers [n] or [n, 1], or rows [n, classes] of zeros with a one.
 
     Or with encoded images: `data` uint8 [bytes] holds consecutive files (PNG, JPEG, WebP, ...), number i from `offsets[i]`
     to `offsets[i + 1]`, with their `labels` [n] and optionally the class `names` [classes]. If there is a `strip`, each file
@@ -102,10 +121,11 @@ def load_pack(path: Path, shape: Shape | None = None, limit: int = LIMIT, middle
     arrays = read_pack(path, ("images", "labels"), limit=limit)
     pixels, labels = arrays["images"], arrays["labels"]
     if pixels.dtype != np.uint8:
-        mend = "(255 * images).round().astype('uint8') if they lie in [0, 1]" if pixels.dtype.kind == "f" else "uint8"
-        raise Refused(f"{path}: images are {pixels.dtype}, not uint8 in 0..255: save {mend}")
+        raise Refused(f"{path}: images are {pixels.dtype}, not uint8 in 0..255: {_as_uint8(pixels)}")
     if pixels.ndim == 3:
         pixels = pixels[..., None]
+    elif pixels.ndim == 4 and pixels.shape[1] in (1, 3) and pixels.shape[-1] not in (1, 3):
+        pixels = pixels.transpose(0, 2, 3, 1)
     if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or pixels.size == 0:
         raise Refused(f"{path}: images must be [n, h, w, c] with 1 or 3 channels c, not {list(arrays['images'].shape)}")
     planes = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
@@ -113,7 +133,28 @@ def load_pack(path: Path, shape: Shape | None = None, limit: int = LIMIT, middle
     return Images(planes, numbers, tuple(str(number) for number in range(int(numbers.max()) + 1)))
 
 
+def _as_uint8(pixels: np.ndarray) -> str:
+    """How to convert pixels of another type."""
+    low, high = (
+        (float(pixels.min()), float(pixels.max())) if pixels.size and pixels.dtype.kind in "fiu" else (-1.0, -1.0)
+    )
+    if low < 0 or not high <= 255:
+        return "save them before any normalisation"
+    scaled = "(255 * images)" if pixels.dtype.kind == "f" and high <= 1 else "images"
+    return f"save {scaled}.round().astype('uint8')"
+
+
 def _labels(path: Path, labels: np.ndarray, count: int) -> Tensor:
+    if labels.shape == (count, 1):
+        labels = labels[:, 0]
+    elif labels.ndim == 2 and labels.dtype.kind in "fiub" and ((labels == 0) | (labels == 1)).all():
+        if not (labels.sum(1) == 1).all():
+            raise Refused(
+                f"{path}: labels must name one class per image, and some of these rows do not have just one 1"
+            )
+        labels = labels.argmax(1)
+    if labels.dtype.kind == "f" and (labels == labels.round()).all() and (abs(labels) < MOST_CLASSES).all():
+        labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu" or labels.shape != (count,):
         found = f"{labels.dtype} {list(labels.shape)}"
         raise Refused(f"{path}: labels must be integers [{count}], one per image, not {found}")
@@ -142,13 +183,13 @@ def _load_encoded(path: Path, shape: Shape | None, limit: int, middle: int | Non
     if len(offsets) < 2 or offsets[0] < 0 or offsets[-1] > len(data) or (np.diff(offsets.astype(np.int64)) <= 0).any():
         raise Refused(f"{path}: offsets must rise from 0 to at most {len(data)}, the length of the data")
     parts: list[Tensor] = []
-    resized: list[tuple[int, int]] = []
+    seen = Seen()
     for number, (start, stop) in enumerate(pairwise(offsets)):
         name = f"{path}: image file {number}"
         if "strip" in arrays:
             tiles = _tiles(decode(io.BytesIO(data[start:stop].tobytes()), name), name)
         else:
-            tiles = decode(io.BytesIO(data[start:stop].tobytes()), name, shape, middle, resized)[None]
+            tiles = decode(io.BytesIO(data[start:stop].tobytes()), name, shape, middle, seen)[None]
         if parts and tiles.shape[1:] != parts[0].shape[1:]:
             raise Refused(f"{path}: mixed sizes: resize, or give --input CxHxW")
         parts.append(tiles)
@@ -156,7 +197,7 @@ def _load_encoded(path: Path, shape: Shape | None, limit: int, middle: int | Non
     pixels = torch.cat(parts)
     labels = _labels(path, arrays["labels"], len(pixels))
     names = _class_names(path, arrays.get("names"), int(labels.max()) + 1)
-    return Images(pixels, labels, names, resizing(resized, len(pixels), shape) if shape else ())
+    return Images(pixels, labels, names, seen.notes(len(pixels), shape or (0, 0, 0)))
 
 
 def _tiles(strip: Tensor, name: str) -> Tensor:

@@ -13,6 +13,9 @@ from dhbe.training import predict
 LOOKED_AT = 500
 """Maximum number of images on which alternatives are tested."""
 
+NUMBERS = 11
+"""Number of classes from which the order of their numbers differs from that of their names."""
+
 FEWEST = 20
 """Minimum number of images for a diagnosis."""
 
@@ -23,12 +26,13 @@ CLEARLY = 0.3
 """Improvement of accuracy from which an alternative is proposed."""
 
 USUAL = {"--mean 0 --std 1": ((0.0,), (1.0,)), "--mean .5 --std .5": ((0.5,), (0.5,))}
+USUAL |= {"--mean 0 --std .0039216": ((0.0,), (1 / 255,))}  # networks that take 0..255, and may normalise themselves
 USUAL |= {f"--mean {name}": constants for name, constants in NORMALISATION.items()}
 """Mean and standard deviation by the command-line options for them."""
 
 
 def doubts(classifier: Classifier, evidence: Evidence, measures: Measures) -> list[str]:
-    """One line with the likely cause if the accuracy is no better than chance, else none.
+    """One line with the likely cause if the accuracy is no better than chance, or much better in another order; else none.
 
     Args:
         classifier: The classifier measured.
@@ -36,15 +40,23 @@ def doubts(classifier: Classifier, evidence: Evidence, measures: Measures) -> li
         measures: The result.
     """
     chance, acc = 1 / classifier.classes, measures.acc
-    if acc is None or len(evidence.images) < FEWEST or acc > chance + ABOVE_CHANCE * (1 - chance):
+    if acc is None or len(evidence.images) < FEWEST or acc > 1 - CLEARLY:
         return []
+    no_better = acc <= chance + ABOVE_CHANCE * (1 - chance)
     order = torch.randperm(len(evidence.images), generator=torch.Generator().manual_seed(0))
     some = evidence.images.subset(order[:LOOKED_AT])
-    said = f"ACC {acc:.1%} is no better than chance"
+    said = f"ACC {acc:.1%}{' is no better than chance' if no_better else ''}"
     if (matched := _matched(classifier, some)) > acc + CLEARLY:
+        sorted_ = (
+            "; torchvision's ImageFolder sorts folders as words, 0, 1, 10, 11, ..., 2: list them so"
+            if classifier.classes >= NUMBERS and all(name.isdecimal() for name in evidence.images.names)
+            else ""
+        )
         return [
-            f"{said}, but with the classes in another order it is {matched:.1%}: check --class-names, or the labels"
+            f"{said}, but with the classes in another order it is {matched:.1%}: check --class-names, or the labels{sorted_}"
         ]
+    if not no_better:
+        return []
     shares = {option: _read_as(classifier, some, *constants) for option, constants in USUAL.items()}
     best = max(shares, key=lambda option: shares[option])
     if shares[best] > acc + CLEARLY:

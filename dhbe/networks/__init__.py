@@ -4,7 +4,7 @@ import copy
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dhbe.classifier import logits_in
 from dhbe.errors import Refused
 from dhbe.networks.external import (
+    SINGLE,
     Usual,
     from_code,
     from_timm,
@@ -64,6 +65,8 @@ def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     Raises:
         Refused: There is no such network, or it cannot be built.
     """
+    if classes == 1:
+        raise Refused(SINGLE)
     if classes < 2 or min(shape) < 1:
         raise Refused(f"a classifier needs at least 2 classes and images of 1x1x1, not {classes} and {shape}")
     if arch in ZOO:
@@ -80,6 +83,11 @@ def build(arch: str, classes: int, shape: tuple[int, int, int]) -> nn.Module:
     if arch.startswith("timm:"):
         return from_timm(arch.removeprefix("timm:"), classes, shape)
     return from_code(place, name, classes)
+
+
+def is_code(arch: str) -> bool:
+    """Whether an architecture names the vendor's code, and not a built-in network or a library's."""
+    return ":" in arch and not arch.startswith(("torchvision:", "timm:", "transformers:"))
 
 
 def usual(arch: str) -> Usual | None:
@@ -141,6 +149,8 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int, output:
     images, size = _noise(network, shape), "x".join(map(str, shape))
     with guarded(f"running the network on images of --input {size}"), torch.no_grad():
         answer = logits_in(network.eval()(images), classes, output).float()
+    if answer.shape == (4, 1):
+        raise Refused(SINGLE)
     if answer.shape != (4, classes):
         raise Refused(f"for 4 images the network returns {list(answer.shape)}, not [4, {classes}]: check --classes")
     if not answer.isfinite().all():
@@ -209,6 +219,7 @@ def _noise(network: nn.Module, shape: tuple[int, int, int]) -> Tensor:
     return torch.randn(4, *shape, generator=torch.Generator().manual_seed(0), device="cpu").to(device)
 
 
+@cache
 def _shapes(arch: str, classes: int, channels: int) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         state = ZOO[arch](classes, channels).state_dict()

@@ -24,6 +24,12 @@ _LACKS_OPS = "operator torchvision::"
 OWN_NORMALISATION = ("googlenet", "inception_v3")
 """Networks whose pretrained versions convert ImageNet's normalisation to mean .5 and std .5 (transform_input)."""
 
+SINGLE = (
+    "the network has a single output for two classes: wrap it in a file of your own, so that it returns both logits, "
+    "torch.cat([-x, x], 1), and give --arch FILE.py:function --classes 2"
+)
+"""Why a network that returns one number per image is refused."""
+
 CLASSES = ("classes", "num_classes", "n_classes", "nclasses", "nb_classes", "num_class", "n_class", "num_labels")
 """Parameter names for the number of classes in vendors' code."""
 
@@ -168,6 +174,11 @@ def from_code(place: str, name: str, classes: int) -> nn.Module:
         try:
             network = make()
         except Exception as error:  # the vendor's code may import torchvision before our workaround is active
+            if is_file and isinstance(error, ImportError) and "relative import" in str(error):
+                raise Refused(
+                    f"{place} imports other files of its package: start in the folder that holds {folder.name}, and give "
+                    f"--arch {folder.name}.{path.stem}:{name}"
+                ) from error
             if _LACKS_OPS not in _whole_story(error):
                 raise
             import_torchvision()
