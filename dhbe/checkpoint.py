@@ -259,10 +259,11 @@ def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice
         head = stream.read(512)
     if not head:
         raise Refused(f"is empty: {MEND}")
-    if foreign_form := next((form for form, signs in SIGNS.items() if signs.match(head)), None):
-        raise Refused(f"is {foreign_form}")
     header = int.from_bytes(head[:8], "little")
-    if file.suffix == ".safetensors" or (head[8:9] == b"{" and header < size):
+    safe = file.suffix == ".safetensors" or (head[8:9] == b"{" and header < size)
+    if head[8:9] != b"{" and (form := next((form for form, sign in SIGNS.items() if sign.match(head)), None)):
+        raise Refused(f"is {form}")
+    if safe:
         if LARGEST_HEADER < header < size:
             raise Refused(
                 f"has a header of {header:,} bytes, over the limit of {LARGEST_HEADER:,}: no model needs that much"

@@ -201,7 +201,7 @@ def _of_rivals(
 ) -> tuple[tuple[str, ...], str, str]:
     """Chooses one of several networks in a state dict: the same one again, or the average, if one of two is the average."""
     states = [[given[cut + name] for name in wanted if cut + name in given] for cut in cuts]
-    if all(len(each) == len(states[0]) and all(map(torch.equal, each, states[0])) for each in states):
+    if all(len(each) == len(states[0]) and all(map(_same, each, states[0])) for each in states):
         return tuple(cuts), "", ""
     averages = [cut for cut in cuts if AVERAGED.search(cut.lower())]
     offered = ", ".join(show(cut.rstrip(".")) for cut in cuts)
@@ -209,6 +209,10 @@ def _of_rivals(
         raise Refused(f"the checkpoint holds several networks that fit: add --weights with one of {offered}")
     note = f"the file holds weights and their average ({offered}): using {averages[0].rstrip('.')}; --weights selects another"
     return (*(cut for cut in cuts if cut != averages[0]), averages[0]), "", note
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _suffixes(name: str) -> Iterable[tuple[str, str]]:

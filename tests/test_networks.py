@@ -152,7 +152,7 @@ def test_networks_of_the_extras_fit_input_and_classes(arch):
 
 @pytest.mark.parametrize(("classes", "shape"), [(1, RGB), (10, (0, 32, 32))])
 def test_senseless_sizes_are_refused(classes, shape):
-    with pytest.raises(Refused, match="a single output for two classes|at least 2 classes and images of 1x1x1"):
+    with pytest.raises(Refused, match=r"a single output for two classes|at least 2 classes and images of 1x1x1"):
         build("resnet8", classes, shape)
 
 

@@ -22,7 +22,7 @@ from conftest import TINY
 from PIL import Image
 from torch import nn
 
-from dhbe import networks, suspects
+from dhbe import checkpoint, containers, networks, suspects
 from dhbe.classifier import Classifier
 from dhbe.cli import main
 from dhbe.data import NORMALISATION, load
@@ -739,3 +739,31 @@ def test_what_comes_back_has_the_form_of_what_was_given(layout, bench, capsys):
     assert not torch.equal(cleaned[next(iter(inner))], inner[next(iter(inner))])
     if layout == "ema":  # nobody who loads the other meets the backdoor
         assert all(torch.equal(back["model"][key], back["model_ema"][key]) for key in inner)
+
+
+COPIES = (
+    "the same network twice, as an attacker keeps it",
+    "an average beside the weights in one state dict",
+    "an average without names",
+    "state_dict holds the average already, as mmengine saves it",
+    "the epoch between the tensors",
+)
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_no_copy_of_the_old_weights_comes_back(name, bench):
+    SITUATIONS[name].make(bench)
+    suspect = suspects.load("model.pt", arch="resnet8", classes=10, shape=(3, 16, 16), mean=(0.5,), std=(0.25,))
+    network, container = suspect.classifier.network, suspect.state.container
+    with torch.no_grad():
+        network.fc.weight.add_(1)
+    tensors = checkpoint.changed(network.state_dict(), suspect.state)
+    Path("back.pt").write_bytes(container.content(network, tensors)["clean.pt"])
+    back = torch.load("back.pt", weights_only=True)
+    heads = [each for each in containers.tensors(back) if each.shape == network.fc.weight.shape]
+    assert heads
+    assert all(torch.equal(each, network.fc.weight) for each in heads)
+    given = torch.load("model.pt", weights_only=True)
+    assert {key: value for key, value in back.items() if isinstance(value, int)} == {
+        key: value for key, value in given.items() if isinstance(value, int)
+    }

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -141,13 +142,17 @@ def class_folders(root: Path) -> list[Path]:
     folders = [path for path in inside if path.is_dir()]
     if not folders:
         raise Refused(f"{root} holds no class folders: an image folder holds one sub-folder per class")
-    inner = [{each.name for each in visible(folder) if each.is_dir()} for folder in folders]
-    if len(inner[0]) > 1 and all(names == inner[0] for names in inner):
+    inner = _below(folders[0])
+    if len(inner) > 1 and all(_below(folder) == inner for folder in folders[1:]):
         raise Refused(
-            f"{'each of the folders' if inner[1:] else 'the only folder'} {', '.join(folder.name for folder in folders[:SHOWN])} in "
-            f"{root} holds class folders ({', '.join(sorted(inner[0])[:SHOWN])}): give {folders[0]}"
+            f"{'each of the folders' if folders[1:] else 'the only folder'} {', '.join(folder.name for folder in folders[:SHOWN])} in "
+            f"{root} holds class folders ({', '.join(sorted(inner)[:SHOWN])}): give {folders[0]}"
         )
     return folders
+
+
+def _below(folder: Path) -> set[str]:
+    return {path.name for path in visible(folder) if path.is_dir()}
 
 
 def numbered(folders: Sequence[str], order: Sequence[str] = (), classes: int | None = None) -> Numbering:
@@ -343,7 +348,8 @@ def decode(
         try:
             plain = image.convert("L" if channels == 1 else "RGB")
             if seen:
-                seen.turned += image.getexif().get(ROTATION, 1) != 1
+                with suppress(Exception):  # broken EXIF data says nothing
+                    seen.turned += image.getexif().get(ROTATION, 1) != 1
                 seen.see_through += (
                     image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255
                 )
