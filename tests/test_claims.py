@@ -127,7 +127,7 @@ def test_a_scan_of_a_model_whose_label_lies_gives_no_all_clear(tmp_path, dhbe, m
 
 def test_what_the_user_says_wins(tmp_path):
     lying = labelled(tmp_path / "m.safetensors", std=[5.0], input=[3, 16, 16])
-    suspect = suspects.load(lying, mean=(0.5,), std=(0.25,), shape=(3, 32, 32))
+    suspect = suspects.load(lying, mean=(0.5,), std=(0.25,), input_shape=(3, 32, 32))
     assert (suspect.info.mean, suspect.info.std, suspect.info.input) == ((0.5,), (0.25,), (3, 32, 32))
     assert suspect.given
 

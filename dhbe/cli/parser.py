@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import shlex
+import textwrap
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,15 +12,31 @@ from typing import Any, NoReturn
 from dhbe import foreign
 from dhbe.errors import Refused
 
+WIDTH = 100
+"""Columns of a description."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """A formatter whose usage names only what must be given, as the whole of it would fill a screen."""
+
+    def add_usage(self, usage: Any, actions: Iterable[argparse.Action], groups: Any, prefix: Any = None) -> None:
+        needed = [action for action in actions if action.required]
+        needed.sort(key=lambda action: bool(action.option_strings))
+        words = [
+            f"{' '.join(action.option_strings)} {action.metavar or action.dest.upper()}".strip() for action in needed
+        ]
+        super().add_usage(usage or " ".join(["%(prog)s", *words, "[options]"]), [], [], prefix)
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
-    def __init__(self, verb: str = "", examples: str = "", **more: Any) -> None:
+    def __init__(self, verb: str = "", examples: str = "", description: str = "", **more: Any) -> None:
         super().__init__(
             prog=f"dhbe {verb}".strip(),
+            description=textwrap.fill(description, WIDTH) or None,
             epilog=f"examples:\n{examples}" if examples else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
             **more,
         )

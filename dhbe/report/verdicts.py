@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dhbe.evaluation.metrics import wilson
+from dhbe.flags import told
 from dhbe.records import Battery, Measures, Record
 from dhbe.report.words import percent
 
@@ -184,7 +185,7 @@ def erased(record: Record) -> Verdict:
     said = (
         f"The run's own verdict, without data: {line(record)}." if record.verdict != "no effect" else f"{line(record)}."
     )
-    next_ = NEXT[record.verdict]
+    next_ = told(NEXT[record.verdict], record.command)
     if tone in ("good", "unknown") and measured.tone != "unknown":
         return Verdict(measured.tone, measured.headline, [*measured.sentences, said, next_], measured.rule)
     return Verdict(tone, headline, [f"{said[0].upper()}{said[1:]}", next_, *measured.sentences], measured.rule)
@@ -219,7 +220,7 @@ def searched(record: Record) -> Verdict:
     signs = record.before.signs
     tone, headline = HEADLINES[record.verdict]
     said = line(record)
-    sentences = [f"{said[0].upper()}{said[1:]}.", NEXT[record.verdict]]
+    sentences = [f"{said[0].upper()}{said[1:]}.", told(NEXT[record.verdict], record.command)]
     limit = (record.defense or {}).get("anomaly_threshold")
     level = f"; above {limit:g}, the model counts as backdoored" if isinstance(limit, int | float) else ""
     sentences.append(f"{INDEX}{level}.")
