@@ -257,7 +257,7 @@ def test_few_images_leave_out_what_they_do_not_allow():
     assert found.forms[0].after == 0
     with pytest.raises(Refused, match="give more data"):
         battery(classifier(Hand()), classifier(Hand()), Evidence(images(1), "", few.trigger, 0))
-    with pytest.raises(Refused, match="give --trigger and --target"):
+    with pytest.raises(Refused, match="give `trigger` and `target`"):
         battery(classifier(Hand()), classifier(Hand()), Evidence(images()))
 
 

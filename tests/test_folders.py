@@ -46,7 +46,9 @@ def test_grey_folders_stay_grey_unless_one_image_is_not(folder):
 
 def test_mixed_sizes_need_a_shape(folder):
     Image.new("RGBA", (9, 7), (10, 20, 30, 0)).save(folder / "cat" / "big.png")
-    with pytest.raises(Refused, match=r"mixed sizes: .*0.png is 5 x 4, .*big.png 9 x 7: resize, or give --input"):
+    with pytest.raises(
+        Refused, match=r"mixed sizes: .*0.png is 5 x 4, .*big.png 9 x 7: resize, or give `input_shape=\(C, H, W\)`"
+    ):
         load(str(folder))
     images = load(str(folder), input_shape=(3, 8, 6))
     assert images.shape == (3, 8, 6)

@@ -265,7 +265,7 @@ def test_batchnorm_that_was_folded_everywhere_contradicts_nothing(tmp_path, trai
     file = exported(trained, tmp_path / "model.onnx")
     suspect = suspects.load(file, arch="resnet8", classes=3)
     assert suspect.contradiction is None
-    with pytest.raises(Refused, match="--mean auto needs a network with BatchNorm layers"):
+    with pytest.raises(Refused, match="`mean='auto'` needs a network with BatchNorm layers"):
         suspects.load(file, arch="resnet8", classes=3, mean="auto")
 
 

@@ -107,7 +107,7 @@ REFUSED = {
     "another's network": ({"v.py": NARROW}, f"{ERASE} --arch v.py:net", "does not fit the network"),
     "channels": ({}, f"erase model.pt --input 2x32x32 {TINY}", "does not fit the network|1 or 3 channels"),
     "no pixels": ({}, "erase model.pt --input 3x0x32", "'3x0x32' is not a shape"),
-    "too small": ({}, "erase model.pt --input 3x7x7", "--input 3x7x7: generated images must be square, of 8 px or more"),
+    "too small": ({}, "erase model.pt --input 3x7x7", "--input=3x7x7: generated images must be square, of 8 px or more"),
     "no shape": ({}, "erase model.pt --input abc", "'abc' is not a shape CHANNELSxHEIGHTxWIDTH"),
     "not square": ({}, "erase model.pt --input 3x32x16", "generated images must be square"),
     "two means": ({}, f"{ERASE} --mean .4 .5", "--mean has 2 values, the images have 3 channels"),

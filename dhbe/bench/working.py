@@ -204,7 +204,7 @@ def _loaded(files: Mapping[str, bytes], folder: Path, victim: Case) -> tuple[sus
     planted, trigger = records.read(folder / "record.json"), folder / api.TRIGGER
     model = planted.model
     suspect = suspects.load(
-        weights, arch=told["arch"], classes=model.classes, shape=model.input, mean=model.mean, std=model.std
+        weights, arch=told["arch"], classes=model.classes, input_shape=model.input, mean=model.mean, std=model.std
     )
     test = images(told["data"], "test", told["tested"])
     shown = parse(str(trigger), suspect.info.input) if trigger.exists() else None
