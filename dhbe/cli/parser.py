@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import shlex
-import textwrap
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any, NoReturn
 from dhbe import foreign
 from dhbe.errors import Refused
 
-WIDTH = 100
-"""Columns of a description."""
-
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """A formatter whose usage names only what must be given, as the whole of it would fill a screen."""
+    """A formatter whose usage names only what must be given, as the whole of it would fill a screen; examples keep their lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text if "\n" in text else argparse.HelpFormatter._fill_text.__get__(self)
+        return fill(text, width, indent)
 
     def add_usage(self, usage: Any, actions: Iterable[argparse.Action], groups: Any, prefix: Any = None) -> None:
         needed = [action for action in actions if action.required]
@@ -31,10 +31,9 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
-    def __init__(self, verb: str = "", examples: str = "", description: str = "", **more: Any) -> None:
+    def __init__(self, verb: str = "", examples: str = "", **more: Any) -> None:
         super().__init__(
             prog=f"dhbe {verb}".strip(),
-            description=textwrap.fill(description, WIDTH) or None,
             epilog=f"examples:\n{examples}" if examples else None,
             formatter_class=_Help,
             allow_abbrev=False,
