@@ -263,12 +263,6 @@ def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
     if "reaction" in after.signs:
         suspect = f", against {before.signs['reaction']:.3g} on the suspect model" if "reaction" in before.signs else ""
         yield f"Generated triggers change its logits by {after.signs['reaction']:.3g} on average{suspect}."
-    if "anomaly_index" in before.signs and "suspected_class" in before.signs:
-        index, label = before.signs["anomaly_index"], before.signs["suspected_class"]
-        yield f"In the search for triggers, class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
-    if "gain" in before.signs:
-        share = percent(before.signs["gain"])
-        yield f"The strongest trigger found leads {share} of such images to its class in the cleaned model, alone or repeated in the image."
     yield "These are signs, not proof."
 
 
