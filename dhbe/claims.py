@@ -37,7 +37,7 @@ farther than another one (results/constants)."""
 SAME = 0.7
 """Smallest `variety` of a usable model: below it, the logits hardly depend on the image."""
 
-CANDIDATES = ("--mean 0 --std 1", "--mean .5 --std .5", "--mean imagenet", "--mean cifar10", "--mean mnist")
+CANDIDATES = ("--mean=0 --std=1", "--mean=.5 --std=.5", "--mean=imagenet", "--mean=cifar10", "--mean=mnist")
 """The normalisations tested, as command-line options."""
 
 

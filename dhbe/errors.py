@@ -1,16 +1,35 @@
 """The exceptions of this package."""
 
+from dhbe.flags import in_python
 
-class Refused(ValueError):
+
+class _Told(Exception):
+    """An error whose message names options, in words of Python for whoever calls a function, as `str` has it."""
+
+    @property
+    def flagged(self) -> str:
+        """The message with flags, for the command line."""
+        return super().__str__()
+
+    def __str__(self) -> str:
+        return in_python(self.flagged)
+
+
+class Refused(_Told, ValueError):
     """Unusable input; the message is one line that says what is wrong and how to fix it (exit code 2)."""
 
 
-class Failed(RuntimeError):
+class Failed(_Told, RuntimeError):
     """A run with valid input that could not be finished, say because of a full disk or divergence (exit code 4)."""
 
 
 class Interrupted(Exception):
     """The user stopped a run; its state is saved (exit code 130)."""
+
+
+def said(error: object) -> str:
+    """The message of any error, ours with flags, to become part of another message."""
+    return error.flagged if isinstance(error, _Told) else str(error)
 
 
 OUT_OF_MEMORY = (

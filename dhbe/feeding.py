@@ -14,20 +14,21 @@ SIDE = 32
 
 
 def constants(
-    mean: Sequence[float] | str | None, std: Sequence[float] | str | None
+    mean: float | Sequence[float] | str | None, std: float | Sequence[float] | str | None
 ) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Resolves names of data sets to mean and standard deviation; `auto` and None give None.
+    """Resolves names of data sets, and one number for all channels, to mean and standard deviation; `auto` and None give None.
 
     Raises:
         Refused: There is no such name, or `auto` is combined with a standard deviation.
     """
+    mean, std = ((float(each),) if isinstance(each, int | float) else each for each in (mean, std))
     for name, value in (("mean", mean), ("std", std)):
         if isinstance(value, str) and value not in NORMALISATION and not (value == "auto" and name == "mean"):
             raise Refused(
-                f"--{name} {value}: give numbers, or one of {', '.join(NORMALISATION)}{', auto' * (name == 'mean')}"
+                f"--{name}={value}: give numbers, or one of {', '.join(NORMALISATION)}{', auto' * (name == 'mean')}"
             )
     if mean == "auto" and std is not None:
-        raise Refused("--mean auto determines both constants: omit --std")
+        raise Refused("--mean=auto determines both constants: omit --std")
     if mean == "auto":
         return None, None
     if isinstance(mean, str) and std is None:
@@ -46,7 +47,7 @@ def fitted(classifier: Classifier) -> tuple[Classifier, str]:
     """
     tried = claims.fits(classifier)
     if not tried:
-        raise Refused("--mean auto needs a network with BatchNorm layers: give --mean and --std as numbers")
+        raise Refused("--mean=auto needs a network with BatchNorm layers: give --mean and --std as numbers")
     best, second = tried[:2]
     found = Classifier(
         classifier.network, shape=classifier.shape, classes=classifier.classes, mean=best.mean, std=best.std,
@@ -54,7 +55,7 @@ def fitted(classifier: Classifier) -> tuple[Classifier, str]:
     ).to(classifier.mean.device)  # fmt: skip
     found.train(classifier.training)
     return found, (
-        f"--mean auto: {best.option}, which fits the BatchNorm statistics best ({best.distance:.2f}; next "
+        f"--mean=auto: {best.option}, which fits the BatchNorm statistics best ({best.distance:.2f}; next "
         f"{second.option}, {second.distance:.2f}; 0 is a perfect fit)"
     )
 

@@ -151,7 +151,7 @@ def check_generated(shape: Shape) -> None:
     channels, height, width = shape
     if height != width or height < SMALLEST_SIDE or channels not in (1, 3):
         raise Refused(
-            f"--input {channels}x{height}x{width}: generated images must be square, of {SMALLEST_SIDE} px or more, "
+            f"--input={channels}x{height}x{width}: generated images must be square, of {SMALLEST_SIDE} px or more, "
             "with 1 or 3 channels"
         )
 

@@ -353,12 +353,12 @@ def _cause(
         if heads == {1}:
             return SINGLE
         if len(heads) == 1 and all(theirs[1:] == ours[1:] for theirs, ours in pairs):
-            return f"its last layer has {min(heads)} classes: give --classes {min(heads)}"
+            return f"its last layer has {min(heads)} classes: give --classes={min(heads)}"
         kernels = [(theirs, ours) for theirs, ours in pairs if len(theirs) == len(ours) == 4]
         if len(pairs) == len(kernels) == 1:
             theirs, ours = kernels[0]
             if theirs[1] != ours[1] and theirs[2:] == ours[2:]:
-                return f"its first layer takes {theirs[1]} channels: give --input {theirs[1]}xHxW"
+                return f"its first layer takes {theirs[1]} channels: give --input={theirs[1]}xHxW"
             return f"its first kernel is {theirs[2]}x{theirs[3]}, not {ours[2]}x{ours[3]}, a variant of this network: check --arch"
         return "a network with other widths: check --arch"
     bare = {canonical(key) for key in (*missing, *strange)}

@@ -27,7 +27,7 @@ class Progress:
         self._total, self._what, self._quiet = total, foreign.line(what), quiet
         self._folder = folder
         self._live = not quiet and sys.stderr.isatty()
-        self._began = self._last = time.monotonic()
+        self._began = self._last = self._seen = time.monotonic()
         self._first: int | None = None
         self._events: Any = None
 
@@ -62,14 +62,16 @@ class Progress:
         self._step(number, values)
         self._record(number, values)
 
-    def part(self, done: int, total: int) -> None:
-        """Watches a part of the battery of residual risks, which follows a search."""
-        if done == 1:
-            self._what, self._total, self._first = "measuring what is left", total, None
-            self._began = self._last = time.monotonic()
-            if self._live:
-                self._bar.update(self._task, description=self._what, total=total)
-        self._step(done, {})
+    def part(self, what: str, done: int, total: int) -> None:
+        """Watches long work between rounds, whose time does not count for their pace."""
+        now = time.monotonic()
+        self._began, self._seen = self._began + now - self._seen, now
+        said = f"{what}, {done} of {total}"
+        if self._live:
+            self._bar.update(self._task, left="", signs=said)
+        elif not self._quiet and now - self._last >= 10:
+            print(f"{self._what}: {said}", file=sys.stderr, flush=True)
+            self._last = now
 
     def epoch(self, epoch: dict[str, float]) -> None:
         """Watches an epoch of a training."""
@@ -79,7 +81,7 @@ class Progress:
         if self._quiet:
             return
         signs = "  ".join(f"{name} {value:.2f}" for name, value in in_words(values).items())
-        now = time.monotonic()
+        now = self._seen = time.monotonic()
         if self._first is None:
             self._first, self._began = number, now
         if left is None and number > self._first:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dhbe.errors import Refused
+from dhbe.steps import Tell, untold
 
 
 class Stateful(Protocol):
@@ -53,6 +54,8 @@ class RunState:
         self._released: list[str] = []
         self._random: dict[str, Tensor] = {}
         self.round = 0
+        self.tell: Tell = untold
+        """Is told of long work between rounds; no part of the saved state."""
 
     def register(self, **parts: Stateful) -> None:
         """Names everything that changes between rounds."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dhbe import checkpoint, files
-from dhbe.errors import Refused
+from dhbe.errors import Refused, said
 from dhbe.foreign import name
 
 MAGIC = b"dhbe state 1\n"
@@ -76,4 +76,4 @@ def unusable(path: Path, why: object) -> Refused:
     reason = f"{type(why).__name__}: {why}" if isinstance(why, Exception) else why
     if isinstance(why, ValueError):
         reason = why
-    return Refused(f"cannot resume from {name(path)} ({str(reason)[:200]}): add --overwrite to start over")
+    return Refused(f"cannot resume from {name(path)} ({said(reason)[:200]}): add --overwrite to start over")

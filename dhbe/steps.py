@@ -1,7 +1,7 @@
 """Shared parts of all training code: scopes for device, seed and precision, losses, and an optimiser step."""
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
@@ -18,6 +18,13 @@ Precision = Literal["fp32", "bf16"]
 
 Round = dict[str, Tensor]
 """The losses and other results of one round: scalars by name, on the device."""
+
+Tell = Callable[[str, int, int], None]
+"""Is told of work between rounds, which may take minutes: what it is, the step, counted from 1, and the number of steps."""
+
+
+def untold(what: str, done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class Suspect:
         )
         if self.given:
             return f"{other}; these were given and are used"
-        return f"{other}, and with wrong ones a model responds to no trigger: give {best.option}, or --mean auto"
+        return f"{other}, and with wrong ones a model responds to no trigger: give {best.option}, or --mean=auto"
 
     @cached_property
     def unusable(self) -> str | None:
@@ -90,9 +90,9 @@ def load(
     *,
     arch: str | None = None,
     classes: int | None = None,
-    shape: Shape | None = None,
-    mean: Sequence[float] | str | None = None,
-    std: Sequence[float] | str | None = None,
+    input_shape: Shape | None = None,
+    mean: float | Sequence[float] | str | None = None,
+    std: float | Sequence[float] | str | None = None,
     weights: str | None = None,
     output: str | None = None,
 ) -> Suspect:
@@ -102,7 +102,7 @@ def load(
         path: A .safetensors file, a file of `torch.save` that holds tensors only, or another format of `formats`.
         arch: Architecture (see `networks.build`); None infers it from the tensors, if they are unambiguous.
         classes: Number of classes; None likewise.
-        shape: Image shape (channels, height, width); None means the file's label, or the architecture's default.
+        input_shape: Image shape (channels, height, width); None means the file's label, or the architecture's default.
         mean: Mean of each channel, pixels in [0, 1], with which the network's input is normalised; or the name of a data
             set, such as `imagenet`, whose standard deviation is used too unless `std` is given; or `auto`: the constants
             that fit the BatchNorm statistics best. None means the file's label, or the architecture's default.
@@ -117,10 +117,10 @@ def load(
     label = read_label(path)
     weights, output = weights or (label.weights if label else None), output or (label.output if label else None)
     state = formats.read(path, weights)
-    shape = shape or (state.container.shape if state.container else None)
+    shape = input_shape or (state.container.shape if state.container else None)
     if label and not shape and max(label.input[1:]) > CLAIMED_SIDE:
         claim = "x".join(map(str, label.input))
-        raise Refused(f"{foreign.name(path)} claims an image shape of {claim}: add --input {claim} to confirm it")
+        raise Refused(f"{foreign.name(path)} claims an image shape of {claim}: add --input={claim} to confirm it")
     told = None if label and label.arch in networks.ZOO else formats.described(path)
     auto, (mean, std) = mean == "auto", feeding.constants(mean, std)
     given = auto or (mean is not None and std is not None)
@@ -135,7 +135,7 @@ def load(
         )
     if classes is None:
         raise Refused(
-            f"the number of classes cannot be inferred from the tensors of {foreign.name(path)}: add --classes N"
+            f"the number of classes cannot be inferred from the tensors of {foreign.name(path)}: add --classes"
         )
     usual = feeding.usual(arch, told) if arch and not label else None
     shape, mean, std = feeding.fed(arch, state, (shape, mean, std), label, usual, [] if auto else warnings)
@@ -199,8 +199,8 @@ def save(path: Path, network: nn.Module, like: State, info: ModelInfo) -> None:
 def of(
     network: nn.Module | Suspect,
     shape: Shape | None,
-    mean: Sequence[float] | str | None = None,
-    std: Sequence[float] | str | None = None,
+    mean: float | Sequence[float] | str | None = None,
+    std: float | Sequence[float] | str | None = None,
     output: str | None = None,
 ) -> Suspect:
     """Wraps a module as a suspect; a `Suspect` is returned unchanged.
@@ -281,6 +281,6 @@ def _told_apart(
     found = look_alikes.distances(guess.alike, state, shape, classes, mean, std)
     arch = look_alikes.told(found)
     if arch is None:
-        offered = " or ".join(f"--arch {each} ({networks.stem(each)})" for each in guess.alike)
+        offered = " or ".join(f"--arch={each} ({networks.stem(each)})" for each in guess.alike)
         raise Refused(f"several architectures fit the tensors: add {offered}")
     return arch

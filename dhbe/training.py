@@ -206,7 +206,7 @@ class Fit:
                 with evaluating(classifier), torch.no_grad():
                     classifier(self._scaled(shown, epoch))
             except Exception as error:  # third-party code may raise anything
-                raise Refused("this network takes images of one size only: give --grow 0") from error
+                raise Refused("this network takes images of one size only: give --grow=0") from error
 
 
 RECIPES = {

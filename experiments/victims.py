@@ -90,7 +90,7 @@ def load(name: str, test: Images) -> tuple[Suspect, api.Evidence]:
     if name in THIRD_PARTY:
         how = THIRD_PARTY[name]
         suspect = suspects.load(
-            SHARED / how.file, arch=f"{SHARED / 'nets.py'}:{how.net}", classes=10, shape=SHAPE,
+            SHARED / how.file, arch=f"{SHARED / 'nets.py'}:{how.net}", classes=10, input_shape=SHAPE,
             mean=how.mean, std=how.std,
         )  # fmt: skip
         return suspect, api.Evidence(test, DATA, how.trigger(), how.target)

@@ -175,7 +175,7 @@ def test_what_goes_on_is_told_as_a_whole_command(here, dhbe, monkeypatch):
 
 
 def test_a_long_training_that_missed_stays_to_be_taken_as_it_is(tmp_path):
-    with pytest.raises(Failed, match=r"ASR .* the trained state is kept: --resume --force --out"):
+    with pytest.raises(Failed, match=r"ASR .* the trained state is kept in .*: add `resume` and `force`"):
         attack(tmp_path, force=False, how=BadNets(rate=0.1, min_asr=1.0), fit=replace(FIT, lr=1e-9))
     record = attack(
         tmp_path, resume=True, how=BadNets(rate=0.1, min_asr=1.0), fit=replace(FIT, lr=1e-9),

@@ -257,14 +257,14 @@ def test_few_images_leave_out_what_they_do_not_allow():
     assert found.forms[0].after == 0
     with pytest.raises(Refused, match="give more data"):
         battery(classifier(Hand()), classifier(Hand()), Evidence(images(1), "", few.trigger, 0))
-    with pytest.raises(Refused, match="give --trigger and --target"):
+    with pytest.raises(Refused, match="give `trigger` and `target`"):
         battery(classifier(Hand()), classifier(Hand()), Evidence(images()))
 
 
 def test_progress_ends_at_its_total():
     seen = []
-    battery(classifier(Hand()), classifier(Hand()), evidence(), effort=QUICK, watch=lambda *at: seen.append(at))
-    assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
+    battery(classifier(Hand()), classifier(Hand()), evidence(), effort=QUICK, tell=lambda *at: seen.append(at))
+    assert [done for _, done, _ in seen] == list(range(1, seen[-1][2] + 1))
 
 
 def test_a_stronger_patch_has_room_or_is_refused():

@@ -94,7 +94,7 @@ HUGE = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
 HOSTILE = {
     "empty": (lambda: b"", "is empty"),
     "noise": (lambda: bytes(range(256)), "broken, truncated or not a checkpoint"),
-    "page": (lambda: b"<!DOCTYPE html><html>not found</html>", "broken, truncated or not a checkpoint"),
+    "page": (lambda: b"<!DOCTYPE html><html>not found</html>", "is a web page, not the model"),
     "lfs": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     "half a zip": (lambda: saved(WEIGHTS)[:-200], "broken, truncated"),
     "half a legacy file": (lambda: legacy(WEIGHTS)[:-20], "broken, truncated"),
@@ -134,7 +134,7 @@ HOSTILE = {
         lambda: saved({"student": WEIGHTS, "teacher": dict(WEIGHTS)}),
         "add --weights with one of student, teacher",
     ),
-    "mixed": (lambda: saved({"net": WEIGHTS | {"epoch": 3, "name": "x"}}), r"epoch \(int\), name \(str\)"),
+    "mixed": (lambda: saved({"net": WEIGHTS | {"epoch": 3, "losses": [0.5]}}), r"plain tensors: losses \(list\)"),
     "numbered": (lambda: saved({1: torch.ones(1)}), r"<int> \(torch.float32\)"),
     "protocol 4": (lambda: pickle.dumps({"a": 1}, 4), "broken, truncated or not a checkpoint"),
 }

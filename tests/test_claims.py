@@ -32,7 +32,7 @@ def labelled(path, source=VICTIM, **changed):
 def test_a_label_that_lies_is_contradicted_by_batchnorm(std, tmp_path):
     lying = suspects.load(labelled(tmp_path / "m.safetensors", std=std))
     assert lying.unsure
-    assert "--mean cifar10" in lying.unsure
+    assert "--mean=cifar10" in lying.unsure
 
 
 def test_a_wrong_label_is_told_from_a_wrong_guess_and_a_finding_comes_before_both(tmp_path):
@@ -55,7 +55,7 @@ def test_the_right_constants_are_not(tmp_path):
 def test_what_the_user_gives_holds_and_a_note_says_what_fits_better():
     wrong = suspects.load(VICTIM, mean=(0.0,), std=(1.0,))
     assert wrong.unsure is None
-    assert "--mean cifar10" in wrong.notes[-1]
+    assert "--mean=cifar10" in wrong.notes[-1]
     assert "were given and are used" in wrong.notes[-1]
 
 
@@ -63,7 +63,7 @@ def test_auto_takes_what_fits_best_and_says_so():
     found = suspects.load(VICTIM, mean="auto")
     assert found.info.mean == pytest.approx((0.4914, 0.4822, 0.4465))
     assert found.info.std == pytest.approx((0.247, 0.2435, 0.2616))
-    assert "--mean auto: --mean cifar10" in found.notes[0]
+    assert "--mean=auto: --mean=cifar10" in found.notes[0]
     assert found.contradiction is None
 
 
@@ -119,7 +119,7 @@ def test_a_scan_of_a_model_whose_label_lies_gives_no_all_clear(tmp_path, dhbe, m
         assert json.loads(out)["verdict"] == verdict
         assert code == (0 if options else 3)
         assert ("taken from the file's own label" in err) == (not options)
-        assert ("give --mean cifar10, or --mean auto" in err) == (not options)
+        assert ("give --mean=cifar10, or --mean=auto" in err) == (not options)
         assert ("better than the mean and standard deviation in its own label" in err) == (not options)
     code, out, _ = dhbe("scan m.safetensors --device cpu --precision fp32 --json --overwrite --fail-on found")
     assert (code, json.loads(out)["verdict"]) == (0, "label contradicted")
@@ -127,13 +127,15 @@ def test_a_scan_of_a_model_whose_label_lies_gives_no_all_clear(tmp_path, dhbe, m
 
 def test_what_the_user_says_wins(tmp_path):
     lying = labelled(tmp_path / "m.safetensors", std=[5.0], input=[3, 16, 16])
-    suspect = suspects.load(lying, mean=(0.5,), std=(0.25,), shape=(3, 32, 32))
+    suspect = suspects.load(lying, mean=(0.5,), std=(0.25,), input_shape=(3, 32, 32))
     assert (suspect.info.mean, suspect.info.std, suspect.info.input) == ((0.5,), (0.25,), (3, 32, 32))
     assert suspect.given
 
 
 def test_large_images_are_not_tried_because_a_file_says_so(tmp_path):
-    with pytest.raises(Refused, match="claims an image shape of 3x1024x1024: add --input 3x1024x1024 to confirm it"):
+    with pytest.raises(
+        Refused, match=r"claims an image shape of 3x1024x1024: add `input_shape=\(3, 1024, 1024\)` to confirm it"
+    ):
         suspects.load(labelled(tmp_path / "m.safetensors", input=[3, 1024, 1024]))
 
 

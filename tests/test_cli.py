@@ -171,8 +171,8 @@ def test_accuracy_is_compared_with_the_clean_model(here, dhbe):
     (here / "data.npz").write_bytes(packed(**colours(240)))
     train = "--data data.npz --arch resnet8 --batch 16 --lr .05 --no-flip --crop 0 --quiet"
     assert dhbe(f"attack none {train} --epochs 4 --out clean")[0] == 0
-    assert sorted(listing(here / "clean")) == ["backdoored.safetensors", "record.json", "report.html"]
-    planted = f"attack badnets {train} --epochs 4 --rate .1 --min-asr 0 --out out --clean clean/backdoored.safetensors"
+    assert sorted(listing(here / "clean")) == ["clean.safetensors", "record.json", "report.html"]
+    planted = f"attack badnets {train} --epochs 4 --rate .1 --min-asr 0 --out out --clean clean/clean.safetensors"
     code, _, err = dhbe(f"{planted} --max-drop=-1")  # nothing is so much better than the clean model
     assert code == 4
     assert re.search(r"ACC \d\.\d+ is more than -1 below the clean model's \d\.\d+; poison fewer images", err)

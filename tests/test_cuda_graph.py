@@ -66,7 +66,7 @@ def test_a_student_step_of_fast_waits_for_nothing():
 
 
 def test_graphs_are_refused_where_there_are_none():
-    with pytest.raises(Refused, match="--engine graph needs a CUDA device"):
+    with pytest.raises(Refused, match="`engine='graph'` needs a CUDA device"):
         replace(tiny(PAPER), engine="graph")(victim())
 
 

@@ -93,7 +93,7 @@ def test_unknown_data_is_refused_with_what_exists(tmp_path):
     with pytest.raises(Refused, match="no such file"):
         load(str(tmp_path / "missing.npz"))
     with pytest.raises(Refused, match="3x32x32, the classifier takes 1x28x28"):
-        load("digits", shape=(1, 28, 28))
+        load("digits", input_shape=(1, 28, 28))
     with pytest.raises(Refused, match="no split 'validation'; available: train, test, all"):
         load("digits16", "validation")  # pyright: ignore[reportArgumentType]
 

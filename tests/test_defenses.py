@@ -228,7 +228,7 @@ def test_a_saved_run_that_lacks_a_part_or_has_another_is_refused(defense):
     parts = saved[0]["parts"]
     name = next(iter(parts))
     for odd in ({k: v for k, v in parts.items() if k != name}, parts | {"more": {}}, parts | {name: {}}):
-        with pytest.raises(Refused, match="--overwrite"):
+        with pytest.raises(Refused, match="`overwrite`"):
             defense(victim(), KNOWN, run_state=RunState({**saved[0], "parts": odd}))
 
 
@@ -249,7 +249,7 @@ def test_settings_out_of_bounds_are_refused(defense):
     if isinstance(defense, Eraser):
         defense.check((1, 28, 28))
         for shape in ((3, 8, 9), (3, 7, 7), (2, 8, 8), (4, 8, 8)):
-            with pytest.raises(Refused, match="--input"):
+            with pytest.raises(Refused, match="`input_shape="):
                 defense.check(shape)
     values = settings.flat(defense)
     counted = {"patch", "batch", "iterations", "student_steps", "pool_size", "epochs", "steps"}
@@ -258,7 +258,7 @@ def test_settings_out_of_bounds_are_refused(defense):
         if isinstance(value, int | float) and not isinstance(value, bool):
             bad = [-0.5, math.nan, math.inf] + ([0, -4] if field.name in counted else [])
             for number in [*bad, 9] if field.name == "patch" else bad:
-                with pytest.raises(Refused, match=f"--{field.name.replace('_', '-')} "):
+                with pytest.raises(Refused, match=f"`{field.name}` "):
                     settings.changed(defense, {field.name: number}).check((3, 8, 8))
 
 

@@ -75,5 +75,5 @@ def test_the_record_says_whether_a_class_stood_out():
     "wrong", [{"cycles": 0}, {"trigger_share": 1.0}, {"trigger_share_unsuspected": 0.0}, {"trigger_share": 1.5}]
 )
 def test_settings_that_leave_nothing_to_do_are_refused(wrong):
-    with pytest.raises(Refused, match=f"--{next(iter(wrong)).replace('_', '-')} .*must be"):
+    with pytest.raises(Refused, match=f"`{next(iter(wrong))}` .*must be"):
         dhbe.erase(network(), input_shape=SHAPE, defense=replace(FAST, **wrong))

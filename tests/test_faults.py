@@ -102,7 +102,7 @@ def brought(tmp_path, monkeypatch):
 
 
 def loaded(name, file="model.pt"):
-    return suspects.load(file, arch=f"v.py:{name}", classes=3, shape=(3, 8, 8), mean=(0.5,), std=(0.25,))
+    return suspects.load(file, arch=f"v.py:{name}", classes=3, input_shape=(3, 8, 8), mean=(0.5,), std=(0.25,))
 
 
 def test_a_network_that_answers_otherwise_each_time_is_used_and_a_note_says_so(brought, dhbe):

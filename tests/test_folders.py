@@ -39,16 +39,18 @@ def test_grey_folders_stay_grey_unless_one_image_is_not(folder):
         Image.open(path).convert("L").save(path)
     grey = load(str(folder))
     assert grey.shape == (1, 4, 5)
-    assert torch.equal(load(str(folder), shape=(3, 4, 5)).pixels, grey.pixels.repeat(1, 3, 1, 1))
+    assert torch.equal(load(str(folder), input_shape=(3, 4, 5)).pixels, grey.pixels.repeat(1, 3, 1, 1))
     Image.fromarray(random_pixels(4, 5, 3)).save(folder / "ant" / "new.png")
     assert load(str(folder)).shape == (3, 4, 5)
 
 
 def test_mixed_sizes_need_a_shape(folder):
     Image.new("RGBA", (9, 7), (10, 20, 30, 0)).save(folder / "cat" / "big.png")
-    with pytest.raises(Refused, match=r"mixed sizes: .*0.png is 5 x 4, .*big.png 9 x 7: resize, or give --input"):
+    with pytest.raises(
+        Refused, match=r"mixed sizes: .*0.png is 5 x 4, .*big.png 9 x 7: resize, or give `input_shape=\(C, H, W\)`"
+    ):
         load(str(folder))
-    images = load(str(folder), shape=(3, 8, 6))
+    images = load(str(folder), input_shape=(3, 8, 6))
     assert images.shape == (3, 8, 6)
     assert (images.pixels[-1] == torch.tensor([10, 20, 30]).view(3, 1, 1)).all()
 
@@ -91,7 +93,7 @@ def test_which_folder_is_which_class_is_said_or_asked(folder):
 
 
 def test_what_is_resized_is_said(folder):
-    (note,) = load(str(folder), shape=(3, 2, 2)).notes[1:]
+    (note,) = load(str(folder), input_shape=(3, 2, 2)).notes[1:]
     assert note == "6 of 6 images were shrunk from 5x4 (or other sizes) to 2x2"
 
 
@@ -149,7 +151,7 @@ def spoil(folder, what):
 def test_broken_folders_are_refused_by_name(folder, what, message, shape):
     spoil(folder, what)
     with pytest.raises(Refused, match=message) as caught:
-        load(str(folder), shape=shape)
+        load(str(folder), input_shape=shape)
     assert "\n" not in str(caught.value)
 
 

@@ -88,7 +88,7 @@ def test_a_cleaned_folder_is_read_by_the_library_that_wrote_it(folder, dhbe, mon
     assert any(not torch.equal(cleaned[key], given[key]) for key in given)
     with safe_open("out/model.safetensors", framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
-    assert suspects.load(folder.parent / "out/clean.safetensors", shape=(3, 16, 16)).info.classes == 3
+    assert suspects.load(folder.parent / "out/clean.safetensors", input_shape=(3, 16, 16)).info.classes == 3
 
 
 SHARDS = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
@@ -113,7 +113,7 @@ def test_shards_come_back_as_shards(pickled, folder, dhbe, monkeypatch, transfor
     cleaned = shards[0] | shards[1]
     assert all(torch.equal(cleaned[key], theirs[key]) for key in given)
     assert any(not torch.equal(cleaned[key], given[key]) for key in given)
-    assert suspects.load(folder.parent / "out", shape=(3, 16, 16)).info.classes == 3
+    assert suspects.load(folder.parent / "out", input_shape=(3, 16, 16)).info.classes == 3
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_pickle_in_a_folder_is_read_by_the_restricted_loader(tmp_path):
 def test_arrays_without_names_are_taken_in_the_order_of_the_network(tmp_path, counters):
     state = {key: value for key, value in small_state().items() if counters or "num_batches" not in key}
     np.savez(tmp_path / "round.npz", *(value.numpy() for value in state.values()))
-    suspect = suspects.load(tmp_path / "round.npz", arch="resnet8", classes=3, shape=(3, 16, 16))
+    suspect = suspects.load(tmp_path / "round.npz", arch="resnet8", classes=3, input_shape=(3, 16, 16))
     assert all(torch.equal(suspect.classifier.network.state_dict()[key], value) for key, value in state.items())
     network = suspect.classifier.network
     made = suspect.state.container.content(network, checkpoint.changed(network.state_dict(), suspect.state))
@@ -194,7 +194,7 @@ def test_arrays_without_names_are_taken_in_the_order_of_the_network(tmp_path, co
 def test_other_arrays_are_refused(tmp_path, arrays, message):
     np.savez(tmp_path / "round.npz", **arrays)
     with pytest.raises(Refused, match=message):
-        suspects.load(tmp_path / "round.npz", arch="resnet8", classes=3, shape=(3, 16, 16))
+        suspects.load(tmp_path / "round.npz", arch="resnet8", classes=3, input_shape=(3, 16, 16))
 
 
 def test_other_libraries_files_say_how_to_export_them(tmp_path):
@@ -265,7 +265,7 @@ def test_batchnorm_that_was_folded_everywhere_contradicts_nothing(tmp_path, trai
     file = exported(trained, tmp_path / "model.onnx")
     suspect = suspects.load(file, arch="resnet8", classes=3)
     assert suspect.contradiction is None
-    with pytest.raises(Refused, match="--mean auto needs a network with BatchNorm layers"):
+    with pytest.raises(Refused, match="`mean='auto'` needs a network with BatchNorm layers"):
         suspects.load(file, arch="resnet8", classes=3, mean="auto")
 
 

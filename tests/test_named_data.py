@@ -52,7 +52,7 @@ def test_encoded_images_are_read_as_they_were(tmp_path):
     assert torch.equal(found.pixels, planes(images))
     assert found.labels.tolist() == labels.tolist()
     assert found.names == ("ant", "bee", "cat", "dog")
-    small = load(str(tmp_path / "a.npz"), shape=(1, 16, 16))
+    small = load(str(tmp_path / "a.npz"), input_shape=(1, 16, 16))
     expected = Image.fromarray(images[3]).convert("L").resize((16, 16), Image.Resampling.BILINEAR)
     assert np.array_equal(small.pixels[3, 0].numpy(), np.asarray(expected))
 
@@ -96,7 +96,7 @@ def test_encoded_images_of_mixed_sizes_need_a_shape(tmp_path):
     np.savez(tmp_path / "a.npz", labels=np.arange(2), **encoded([some(1)[0], some(1, 16)[0]]))
     with pytest.raises(Refused, match="mixed sizes"):
         load(str(tmp_path / "a.npz"))
-    assert load(str(tmp_path / "a.npz"), shape=(3, 8, 8)).shape == (3, 8, 8)
+    assert load(str(tmp_path / "a.npz"), input_shape=(3, 8, 8)).shape == (3, 8, 8)
 
 
 def test_parts_of_a_named_data_set_are_put_together(kept):

@@ -158,7 +158,7 @@ def test_gdm_finds_triggers_that_lead_to_the_class():
     success = [float(x["success"]) for x in curve if "success" in x]
     assert success[0] < 0.4
     assert success[-1] > 0.65  # the mean of the three steps is 0.73 at most
-    with pytest.raises(Refused, match="--patch 9"):
+    with pytest.raises(Refused, match="`patch` 9"):
         GDM(patch=9).check((3, 8, 8))
 
 

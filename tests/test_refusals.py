@@ -9,6 +9,9 @@ import struct
 import subprocess
 import sys
 import zipfile
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ import torch
 from conftest import ATTACK, ERASE, KNOWN, SCORE, TINY, colours, folder, image, listing, packed, saved, small_state
 
 from dhbe import networks, state_file
+from dhbe.cli import main
 
 DHBE = Path(sys.executable).with_name("dhbe")
 
@@ -103,7 +107,7 @@ REFUSED = {
     "another's network": ({"v.py": NARROW}, f"{ERASE} --arch v.py:net", "does not fit the network"),
     "channels": ({}, f"erase model.pt --input 2x32x32 {TINY}", "does not fit the network|1 or 3 channels"),
     "no pixels": ({}, "erase model.pt --input 3x0x32", "'3x0x32' is not a shape"),
-    "too small": ({}, "erase model.pt --input 3x7x7", "--input 3x7x7: generated images must be square, of 8 px or more"),
+    "too small": ({}, "erase model.pt --input 3x7x7", "--input=3x7x7: generated images must be square, of 8 px or more"),
     "no shape": ({}, "erase model.pt --input abc", "'abc' is not a shape CHANNELSxHEIGHTxWIDTH"),
     "not square": ({}, "erase model.pt --input 3x32x16", "generated images must be square"),
     "two means": ({}, f"{ERASE} --mean .4 .5", "--mean has 2 values, the images have 3 channels"),
@@ -217,9 +221,17 @@ REFUSED = {
     "source too high": ({}, f"{SCORE} {KNOWN} --source 3", "no source class 3: the model has classes 0 to 2"),
     "target of words": ({}, f"{SCORE} --data data.npz --trigger badnets:3 --target truck", "argument --target: invalid"),
     "trigger out of range": ({}, f"{SCORE} --data data.npz --trigger lsb:9 --target 0", "number of bits must be 1 to 4, not 9"),
-    "constants of no data": ({}, f"{ERASE} --mean cifar", "--mean cifar: give numbers, or one of .*cifar10"),
+    "constants of no data": ({}, f"{ERASE} --mean cifar", "--mean=cifar: give numbers, or one of .*cifar10"),
     "attack, place": ({}, f"{ATTACK} --place 15,15", "leaves the image"),
 }  # fmt: skip
+
+
+@cache
+def options(verb):
+    """What a verb's help offers."""
+    with redirect_stdout(StringIO()) as said:
+        main([*verb.split(), "--help"])
+    return set(re.findall(r"--[a-z-]+", said.getvalue()))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() > 7, reason="all devices are there")
@@ -236,6 +248,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(case, here, dhbe):
     assert re.search(message, line), line
     assert "Traceback" not in err
     assert out == ""
+    verb = " ".join(command.split()[: 2 if command.split()[0] in ("attack", "defend", "bench") else 1])
+    named = set(re.findall(r"(?<![\w-])--[a-z-]+", line)) - set(command.split())
+    assert not named or named <= options(verb)
     after = listing(here)
     assert {name for name in after if "__pycache__" not in name} == set(before)
     assert all(after[name] == content for name, content in before.items())

@@ -54,13 +54,13 @@ def test_a_share_is_refused_exactly_where_its_bounds_say(share):
     if 0 < share < 1:
         settings.check(defense)
     else:
-        with pytest.raises(Refused, match=r"--trigger-share .*: it must be above 0 and below 1"):
+        with pytest.raises(Refused, match=r"`trigger_share` .*: it must be above 0 and below 1"):
             settings.check(defense)
 
 
 @pytest.mark.parametrize("value", [(0,), (1, 0), (math.nan,)])
 def test_each_value_of_a_list_is_held_to_the_bounds(value):
-    with pytest.raises(Refused, match="--square-sides"):
+    with pytest.raises(Refused, match="`square_sides`"):
         settings.check(fast(square_sides=value))
 
 

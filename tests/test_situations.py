@@ -542,11 +542,11 @@ SITUATIONS = {
     "a mask that the network computes": Situation(prefixed("", **{"layer1.attn_mask": torch.ones(4, 4)})),
     "another width": Situation(bare, SCORE.replace("resnet8", "resnet20"), right=False, said=("the network has layers that the file lacks",)),
     "another number of classes": Situation(
-        bare, SCORE.replace("--classes 10", "--classes 11"), right=False, said=("last layer has 10 classes: give --classes 10",)
+        bare, SCORE.replace("--classes 10", "--classes 11"), right=False, said=("last layer has 10 classes: give --classes=10",)
     ),
     "grey images": Situation(
         lambda bench: bench.pt(bench.state | {"conv1.weight": bench.state["conv1.weight"].sum(1, keepdim=True)}),
-        right=False, said=("first layer takes 1 channels: give --input 1xHxW",),
+        right=False, said=("first layer takes 1 channels: give --input=1xHxW",),
     ),
     "a larger stem": Situation(
         lambda bench: bench.pt(bench.state | {"conv1.weight": torch.ones(16, 3, 7, 7)}), right=False, said=("first kernel is 7x7",)
@@ -595,7 +595,7 @@ SITUATIONS = {
     ),
     "mean by name": Situation(bare, SCORE.replace(".5 --std .25", "imagenet --std imagenet")),
     "an upside-down normalisation": Situation(
-        bare, SCORE.replace(".5 --std .25", "1 --std .004"), right=None, said=(r"no better than chance, but with --mean \S+ it is",)
+        bare, SCORE.replace(".5 --std .25", "1 --std .004"), right=None, said=(r"no better than chance, but with --mean=\S+( --std=\S+)? it is",)
     ),
     "no architecture told": Situation(
         bare, SCORE.replace("--arch resnet8 --classes 10", ""), said=("taken for resnet8: stem stride 1, no max-pooling",)
@@ -603,7 +603,7 @@ SITUATIONS = {
     "an architecture with a twin": Situation(
         lambda bench: bench.pt(networks.build("resnet18", 10, (3, 16, 16)).state_dict()),
         SCORE.replace("--arch resnet8 --classes 10", ""), right=False,
-        said=(r"add --arch resnet18 \(stem stride 1, no max-pooling\) or --arch resnet18-64 \(stem stride 1, max-pooling",),
+        said=(r"add --arch=resnet18 \(stem stride 1, no max-pooling\) or --arch=resnet18-64 \(stem stride 1, max-pooling",),
     ),
     "a library's network at its own size": Situation(
         lambda bench: bench.pt(networks.build("timm:resnet10t", 10, (3, 32, 32)).state_dict()),

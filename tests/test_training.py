@@ -179,6 +179,6 @@ def test_a_scaled_image_is_the_mean_of_what_it_covers():
 
 def test_a_network_of_one_size_is_not_shown_smaller_images():
     flat = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), shape=(1, 6, 6), classes=2)
-    with pytest.raises(Refused, match="takes images of one size only: give --grow 0"):
+    with pytest.raises(Refused, match="takes images of one size only: give `grow=0`"):
         Fit(epochs=2, grow=0.5)(flat, halves())
     Fit(epochs=1, batch=16)(flat, halves())

@@ -70,7 +70,7 @@ def build(name: str, data: CIFAR10, force: bool) -> records.Record:
             how, data.train, data.test, arch=ARCH, out=out, data=DATA, fit=fit, clean=clean, fine_tune=clean is not None,
             force=force, watch=progress.epoch,
         )  # fmt: skip
-        files.write(ZOO / f"{name}.safetensors", (out / api.BACKDOORED).read_bytes())
+        files.write(ZOO / f"{name}.safetensors", (out / how.weights).read_bytes())
         if record.trigger:
             files.write(ZOO / f"{name}.trigger.json", (out / api.TRIGGER).read_text())
         made = record.model.model_copy(update={"path": f"{name}.safetensors"})

@@ -24,12 +24,13 @@ from dhbe.errors import Failed, Refused
 from dhbe.evaluation import measuring
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
+from dhbe.flags import told
 from dhbe.records import Measures, ModelInfo, Record
 from dhbe.run_state import RunState
 from dhbe.suspects import Suspect
 from dhbe.training import Fit
 
-BACKDOORED = "backdoored.safetensors"
+BACKDOORED = Attack.weights
 TRIGGER = "trigger.json"
 
 JUDGING = ("min_asr", "max_drop")
@@ -98,7 +99,7 @@ def attack(
         )
     how.target_in(train.classes)
     if fine_tune and not clean:
-        raise Refused("--fine-tune needs a clean model: give --clean MODEL")
+        raise Refused("--fine-tune needs a clean model: give --clean")
     if clean:
         measuring.check(Evidence(test), clean.info)
         if clean.info.arch != arch or clean.info.classes != train.classes:
@@ -118,7 +119,7 @@ def attack(
     with (
         runs.opened(
             out, {**settings, "images_sha256": content, "device": where.type}, inputs=read,
-            results=[BACKDOORED, TRIGGER], resume=resume, overwrite=overwrite, every=checkpoint_every,
+            results=[how.weights, TRIGGER], resume=resume, overwrite=overwrite, every=checkpoint_every,
             command=command,
         ) as run,
         torch.random.fork_rng(),
@@ -144,11 +145,11 @@ def attack(
             control = made.clean or start
             missed = _missed(how, after, measured(control, Evidence(test)) if control else None)
         if missed and not force:
-            kept = f"; the trained state is kept: --resume --force --out {foreign.name(out)} accepts it as it is"
-            raise Failed(f"{missed}{kept if (out / runs.CHECKPOINT).exists() else ''}")
+            kept = f"; the trained state is kept in {foreign.name(out)}: add --resume and --force to accept it as it is"
+            raise Failed(f"{missed.flagged}{kept if (out / runs.CHECKPOINT).exists() else ''}")
         made.classifier.to("cpu")
         info = ModelInfo(
-            path=BACKDOORED,
+            path=how.weights,
             sha256=None,
             arch=arch,
             classes=train.classes,
@@ -159,17 +160,18 @@ def attack(
         )
         with run.finishing() as folder:
             network = made.classifier.network
-            suspects.save(folder / BACKDOORED, network, State(dict(network.state_dict()), "", "", ""), info)
+            suspects.save(folder / how.weights, network, State(dict(network.state_dict()), "", "", ""), info)
             if made.trigger:
                 files.write(folder / TRIGGER, made.trigger.to_json())
             record = Record(
-                kind="attack", command=command, model=info.model_copy(update={"sha256": files.sha256(folder / BACKDOORED)}),
+                kind="attack", command=command, model=info.model_copy(update={"sha256": files.sha256(folder / how.weights)}),
                 attack={"name": how.name, **asdict(how), "poisoned": len(made.chosen), "fit": asdict(fit),
                         "clean": settings["clean"], "fine_tune": fine_tune}, data=data,
                 trigger=made.trigger.name if made.trigger else None, target=evidence.one_target, before=after,
                 seconds=course.seconds(), iterations=course.epochs, device=machine.device_name(where),
                 precision=computed, versions=machine.versions(), seed=seed,
-                warnings=[*train.notes, *([str(missed)] if missed else [])], finished=machine.now(),
+                warnings=[told(each, command) for each in (*train.notes, *([missed.flagged] if missed else []))],
+                finished=machine.now(),
             )  # fmt: skip
             files.write(folder / runs.REPORT, report.render(record, _shown(made, test)))
             records.write(folder / runs.RECORD, record)

@@ -48,7 +48,7 @@ def device(name: str) -> torch.device:
         found = torch.device(name)
         torch.zeros(1, device=found).item()  # some devices, such as meta, cannot compute
     except (RuntimeError, AssertionError) as error:
-        raise Refused(f"no device {name!r} here ({str(error).splitlines()[0][:80]}): give --device cpu") from error
+        raise Refused(f"no device {name!r} here ({str(error).splitlines()[0][:80]}): give --device=cpu") from error
     return found
 
 

@@ -21,10 +21,11 @@ from dhbe.evaluation import measuring
 from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
+from dhbe.flags import told
 from dhbe.records import ModelInfo, Record
 from dhbe.run_state import RunState
 from dhbe.search.families import SENTENCES
-from dhbe.steps import Precision
+from dhbe.steps import Precision, Tell, untold
 from dhbe.suspects import Suspect
 
 Watch = Callable[[RoundInfo], None]
@@ -60,6 +61,8 @@ class Options(TypedDict, total=False):
     """Seconds between two checkpoints (default: 30)."""
     watch: Watch
     """Called after every round."""
+    parts: Tell
+    """Called during long work between rounds with its name, the step, from 1, and the number of steps."""
     command: str | None
     """The command line, for the record."""
 
@@ -101,6 +104,7 @@ def run(
     also: Literal["onnx"] | None = None,
     checkpoint_every: float = 30.0,
     watch: Watch = lambda round_info: None,
+    parts: Tell = untold,
     command: str | None = None,
 ) -> Erasure:
     """Runs a defence on a suspect model, which is not changed.
@@ -116,7 +120,7 @@ def run(
     if ranks.size() > 1 and resume:
         raise Refused("--resume needs a single process, with the same result: run it without torchrun")
     if ranks.rank():  # only the first process measures, writes and prints
-        evidence, out, watch = None, None, _unwatched
+        evidence, out, watch, parts = None, None, _unwatched, untold
     out = Path(out) if out is not None else None
     where = machine.device(device)
     how = machine.precision(precision, where, exact=exact)
@@ -138,7 +142,7 @@ def run(
         before = measured(victim, evidence)  # first, so that unusable data is refused before the work
         course, warnings = _Course(held, watch, defense.rounds), list(suspect.notes)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
-        used, cleaned = _cleaned(defense, victim, known, course, seed=seed, precision=how)
+        used, cleaned = _cleaned(defense, victim, known, course, seed=seed, precision=how, parts=parts)
         course.end()
         seconds = course.seconds()
         with course.going_on():
@@ -159,7 +163,8 @@ def run(
             target=evidence.one_target if evidence else None,
             before=before, after=after, seconds=seconds, iterations=len(course.curve),
             device=machine.device_name(where), precision=how, versions=machine.versions(), seed=seed,
-            verdict=verdict, doubt=doubt, command=command, curve=course.curve, memory=machine.peak_memory(where), warnings=warnings,
+            verdict=verdict, doubt=doubt and told(doubt, command), command=command, curve=course.curve, memory=machine.peak_memory(where),
+            warnings=[told(each, command) for each in warnings],
             finished=machine.now(),
         )  # fmt: skip
         cleaned.to("cpu")
@@ -169,7 +174,14 @@ def run(
 
 
 def _cleaned(
-    defense: Defense, victim: Classifier, known: Known, course: "_Course", *, seed: int, precision: Precision
+    defense: Defense,
+    victim: Classifier,
+    known: Known,
+    course: "_Course",
+    *,
+    seed: int,
+    precision: Precision,
+    parts: Tell,
 ) -> tuple[Defense, Classifier]:
     """Runs a defence, again with half the batch as long as memory runs out.
 
@@ -182,7 +194,13 @@ def _cleaned(
         try:
             with course.going_on():
                 return used, used(
-                    victim, known, seed=seed, precision=precision, watch=course.look, run_state=course.run_state
+                    victim,
+                    known,
+                    seed=seed,
+                    precision=precision,
+                    watch=course.look,
+                    tell=parts,
+                    run_state=course.run_state,
                 )
         except (MemoryError, RuntimeError) as error:
             if ranks.size() > 1 or not halving.fits_with_less(error, used, course.halvings):

@@ -20,8 +20,8 @@ def score(
     evidence: Evidence,
     *,
     input_shape: Shape | None = None,
-    mean: Sequence[float] | str | None = None,
-    std: Sequence[float] | str | None = None,
+    mean: float | Sequence[float] | str | None = None,
+    std: float | Sequence[float] | str | None = None,
     device: str = "auto",
 ) -> Measures:
     """Measures ACC and, with a trigger, ASR and amplified ASR; all are in [0, 1].

@@ -20,6 +20,7 @@ from dhbe.evaluation import battery, measuring
 from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
+from dhbe.flags import told
 from dhbe.records import UNSEARCHED, ClassFound, Measures, Record, Verdict
 from dhbe.search import scan as search
 from dhbe.search import verify as both
@@ -28,7 +29,7 @@ from dhbe.search.narrowed import SUSPICIOUS
 from dhbe.search.search import FEW
 from dhbe.search.statistics import ACCUSED, STATISTICS
 from dhbe.search.survey import Survey
-from dhbe.steps import Precision, Round
+from dhbe.steps import Precision, Round, Tell, untold
 from dhbe.suspects import Suspect
 
 Found = TypeVar("Found")
@@ -58,8 +59,8 @@ class Searching(TypedDict):
     """Further input files besides the models' own; none is ever overwritten."""
     watch: NotRequired[Watch]
     """Called after every round with its number, from 1, and its losses."""
-    parts: NotRequired[Callable[[int, int], None]]
-    """Called during the battery with the number of parts done and their total."""
+    parts: NotRequired[Tell]
+    """Called during long work between rounds, and the battery, with its name, the step, and the number of steps."""
     command: NotRequired[str | None]
     """The command line, for the record."""
 
@@ -84,8 +85,8 @@ def scan(
     model: nn.Module | Suspect,
     *,
     input_shape: Shape | None = None,
-    mean: Sequence[float] | str | None = None,
-    std: Sequence[float] | str | None = None,
+    mean: float | Sequence[float] | str | None = None,
+    std: float | Sequence[float] | str | None = None,
     **options: Unpack[Searching],
 ) -> Outcome:
     """Searches a classifier for a backdoor, without data.
@@ -103,7 +104,9 @@ def scan(
     suspect = suspects.of(model, input_shape, mean, std)
     with _Search(suspect, "scan", options) as run:
         found = run.fitting(
-            lambda survey: search.scan(run.model, survey, seed=run.seed, precision=run.precision, watch=run.watch)
+            lambda survey: search.scan(
+                run.model, survey, seed=run.seed, precision=run.precision, watch=run.watch, tell=run.parts
+            )
         )
         label, index = found.suspected_class, float(found.indices.max())
         chance = search.probability(index)
@@ -160,8 +163,8 @@ def verify(
     after: nn.Module | Suspect,
     *,
     input_shape: Shape | None = None,
-    mean: Sequence[float] | str | None = None,
-    std: Sequence[float] | str | None = None,
+    mean: float | Sequence[float] | str | None = None,
+    std: float | Sequence[float] | str | None = None,
     evidence: Evidence | None = None,
     **options: Unpack[Searching],
 ) -> Outcome:
@@ -192,7 +195,7 @@ def verify(
         model_after = _ready(cleaned, run.where)
         found = run.fitting(
             lambda survey: both.compare(
-                run.model, model_after, survey, seed=run.seed, precision=run.precision, watch=run.watch
+                run.model, model_after, survey, seed=run.seed, precision=run.precision, watch=run.watch, tell=run.parts
             )
         )
         shown = [
@@ -209,7 +212,7 @@ def verify(
         if evidence:
             run.note(*evidence.images.notes, *doubts(run.model, evidence, was))
         if evidence and evidence.trigger:
-            left = battery.battery(run.model, model_after, evidence, seed=run.seed, watch=run.parts)
+            left = battery.battery(run.model, model_after, evidence, seed=run.seed, tell=run.parts)
         return run.end(
             {}, found.verdict(run.survey.anomaly_threshold),
             other=cleaned.info, battery=left, before=was,
@@ -244,7 +247,7 @@ class _Search:
         self._out, self._overwrite = Path(out) if out else None, options.get("overwrite", False)
         self._command = options.get("command")
         self._watch = options.get("watch", lambda number, round: None)
-        self.parts = options.get("parts", lambda done, total: None)
+        self.parts = options.get("parts", untold)
         self._curve: list[dict[str, float]] = []
         self._halvings, self._recorded = 0, settings.flat(self.survey)
 
@@ -298,10 +301,11 @@ class _Search:
         """Makes the record and writes the folder's files."""
         judged, doubt = judging.judged(verdict, self._suspect)
         record = Record(
-            kind=self.kind, model=self.info, verdict=judged, doubt=doubt, command=self._command, seconds=time.monotonic() - self._began, iterations=len(self._curve),
+            kind=self.kind, model=self.info, verdict=judged, doubt=doubt and told(doubt, self._command), command=self._command, seconds=time.monotonic() - self._began, iterations=len(self._curve),
             defense={"name": "dhbe", "preset": "fast", **self._recorded}, families=SENTENCES, statistics=STATISTICS, curve=self._curve, seed=self.seed,
             device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
-            memory=machine.peak_memory(self.where), warnings=self._warnings, finished=machine.now(), **found,
+            memory=machine.peak_memory(self.where),
+            warnings=[told(each, self._command) for each in self._warnings], finished=machine.now(), **found,
         )  # fmt: skip
         if self._held:
             with self._held.finishing() as folder:

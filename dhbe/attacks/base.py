@@ -92,6 +92,8 @@ class Attack(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     """One line for lists of attacks."""
+    weights: ClassVar[str] = "backdoored.safetensors"
+    """Name of the file for the trained model."""
     advice: ClassVar[str] = "poison more images, train longer, use a larger trigger, or lower min_asr"
     """What to try if the ASR is too low."""
 

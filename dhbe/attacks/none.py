@@ -13,6 +13,7 @@ class NoAttack(Attack):
 
     name: ClassVar[str] = "none"
     summary: ClassVar[str] = "no backdoor: a clean classifier, for comparison and as a start for trojaning"
+    weights: ClassVar[str] = "clean.safetensors"
 
     def plant(self, images: Images, shop: Workshop) -> Backdoor:
         return Backdoor(shop.train(images), None, None)

@@ -29,7 +29,8 @@ from dhbe.training import Fit
 Handed = Sequence[Mapping[str, bytes]]
 """The files of the needed cases, in order."""
 
-VICTIM = (api.BACKDOORED, api.TRIGGER, "record.json")
+WEIGHTS = (api.BACKDOORED, api.CLEAN)
+VICTIM = (*WEIGHTS, api.TRIGGER, "record.json")
 LONG = 5.0
 """Estimated minutes above which a run saves its state, so that it can resume if killed."""
 
@@ -194,7 +195,7 @@ def _victim(files: Mapping[str, bytes], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    return folder / api.BACKDOORED
+    return next(folder / name for name in WEIGHTS if name in files)
 
 
 def _loaded(files: Mapping[str, bytes], folder: Path, victim: Case) -> tuple[suspects.Suspect, api.Evidence]:
@@ -203,7 +204,7 @@ def _loaded(files: Mapping[str, bytes], folder: Path, victim: Case) -> tuple[sus
     planted, trigger = records.read(folder / "record.json"), folder / api.TRIGGER
     model = planted.model
     suspect = suspects.load(
-        weights, arch=told["arch"], classes=model.classes, shape=model.input, mean=model.mean, std=model.std
+        weights, arch=told["arch"], classes=model.classes, input_shape=model.input, mean=model.mean, std=model.std
     )
     test = images(told["data"], "test", told["tested"])
     shown = parse(str(trigger), suspect.info.input) if trigger.exists() else None

@@ -59,7 +59,7 @@ def add_model(parser: Parser) -> None:
     parser.add_argument(
         "--weights", metavar="KEY", help="which of several state dicts in the file to use, such as model_ema"
     )
-    parser.add_argument("--output", metavar="N", help="which of several outputs holds the logits, by number or name")
+    parser.add_argument("--output", metavar="NAME", help="which of several outputs holds the logits, by name or number")
 
 
 LONG = 3600
@@ -90,15 +90,21 @@ def affordable(args: argparse.Namespace, suspect: Suspect, what: Survey | Defens
 
 def add_machine(parser: Parser) -> None:
     """Adds device, precision, seed and confirmation."""
-    parser.add_argument("--yes", action="store_true", help="run without confirmation, however long it takes")
+    parser.add_argument("--yes", action="store_true", help="do not ask before a run that would take over an hour")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="default: auto")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=["auto", "fp32", "bf16"],
+        help="precision of the computation; auto: bf16 where the device supports it natively, for the preset fast and for "
+        "searches, else fp32 (default: auto)",
+    )
     parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
 
 
-def add_run(parser: Parser) -> None:
-    """Adds the options of a defence's run."""
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
+def add_run(parser: Parser, usual: str) -> None:
+    """Adds the options of a defence's run, whose folder is `usual` by default."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for the results (default: {usual})")
     parser.add_argument("--also", choices=["onnx"], help="also write the cleaned model in this format")
     add_machine(parser)
     earlier = parser.add_mutually_exclusive_group()
@@ -113,9 +119,9 @@ def add_run(parser: Parser) -> None:
     )
 
 
-def add_search(parser: Parser) -> None:
-    """Adds the options of a search."""
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results (default: one below runs)")
+def add_search(parser: Parser, usual: str) -> None:
+    """Adds the options of a search, whose folder is `usual` by default."""
+    parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for record and report (default: {usual})")
     parser.add_argument("--overwrite", action="store_true", help="start over, replacing an earlier run in --out")
     add_machine(parser)
 
@@ -136,7 +142,7 @@ def add_evidence(parser: Parser, *, needed: bool) -> None:
         "--target",
         type=values.target,
         metavar="T",
-        help="target class of the trigger; next: each image's own class plus one",
+        help="target class of the trigger; next: the class after each image's own",
     )
     group.add_argument("--source", type=int, metavar="S", help="source class, if the trigger is for one class only")
 
@@ -153,7 +159,12 @@ def add_lent(parser: Parser) -> None:
     )
     add_class_names(group)
     group.add_argument("--trigger", help=TRIGGER_HELP)
-    group.add_argument("--target", type=values.target, metavar="T", help="target class of the trigger, or next")
+    group.add_argument(
+        "--target",
+        type=values.target,
+        metavar="T",
+        help="target class of the trigger; next: the class after each image's own",
+    )
     group.add_argument("--source", type=int, metavar="S", help="source class, if the trigger is for one class only")
 
 
@@ -161,13 +172,13 @@ def add_class_names(group: argparse._ActionsContainer) -> None:
     """Adds the file of class names."""
     group.add_argument(
         "--class-names", type=Path, metavar="FILE",
-        help="the model's class names in order, one per line; image folders are matched to them",
+        help="text file with a class name per line, in the order of the model's classes; image folders are matched to them",
     )  # fmt: skip
 
 
 def add_output(parser: Parser) -> None:
     """Adds the options of the output."""
-    parser.add_argument("--quiet", action="store_true", help="print no progress; notes are still printed")
+    parser.add_argument("--quiet", action="store_true", help="print no progress, but results and notes")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on stdout, everything else on stderr"
     )
@@ -176,7 +187,7 @@ def add_output(parser: Parser) -> None:
 def suspect(args: argparse.Namespace) -> Suspect:
     """Loads the model given on the command line."""
     found = suspects.load(
-        args.model, arch=args.arch, classes=args.classes, shape=args.input, mean=_constants("mean", args.mean),
+        args.model, arch=args.arch, classes=args.classes, input_shape=args.input, mean=_constants("mean", args.mean),
         std=_constants("std", args.std), weights=args.weights, output=args.output,
     )  # fmt: skip
     with vendor.running(found.info.code):
@@ -226,6 +237,7 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
     return Options(
         seed=args.seed, device=args.device, precision=args.precision, evidence=evidence, out=out, resume=args.resume,
         overwrite=args.overwrite, also=args.also, checkpoint_every=args.checkpoint_every, watch=progress.round_info,
+        parts=progress.part,
         inputs=inputs(args), command=args.command,
     )  # fmt: skip
 

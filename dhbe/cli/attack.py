@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
         if suited:
             options = " ".join(shown.option(name, value) for name, value in suited.items())
             shown.notes(args, [f"{args.data} has {len(train):,} training images: using {options} unless given"])
-    clean = suspects.load(args.clean, shape=train.shape) if args.clean else None
+    clean = suspects.load(args.clean, input_shape=train.shape) if args.clean else None
     running = vendor.running(suspects.vendor_code(args.arch))
     epochs = sum(each.epochs for each, _ in how.trainings(fit, clean=clean is not None))
     precision = args.precision or ("auto" if args.recipe == "fast" else "fp32")
@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> int:
     assert before is not None
     shown.notes(args, record.warnings)
     content = record.model_dump(mode="json")
-    table = [shown.rates({"trained": before}), foreign.name(args.out / api.BACKDOORED)]
+    table = [shown.rates({"trained": before}), foreign.name(args.out / str(record.model.path))]
     shown.recorded(args, record, args.out, lambda: table, content)
     return DONE
 
@@ -106,7 +106,7 @@ def _parser(kind: type[Attack], argv: Sequence[str]) -> Parser:
         f"  dhbe attack {kind.name} --data digits --arch resnet8 --out practice\n"
         f"  dhbe attack {kind.name} --data cifar10 --arch resnet18 --out victim --recipe fast\n"
         f"  dhbe attack {kind.name} --data cifar10 --arch resnet18 --out victim --recipe fast --resume",
-        description=f"{kind.summary[0].upper()}{kind.summary[1:]}. Trains a classifier with this backdoor.",
+        description=f"{kind.summary[0].upper()}{kind.summary[1:]}. Trains a classifier and measures it on test images.",
     )
     parser.add_argument("--data", required=True, help=arguments.DATA_HELP)
     parser.add_argument("--arch", required=True, help=arguments.ARCH_HELP)
@@ -115,14 +115,16 @@ def _parser(kind: type[Attack], argv: Sequence[str]) -> Parser:
     arguments.add_class_names(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument(
-        "--precision", choices=["auto", "fp32", "bf16"], help="default: auto with --recipe fast, else fp32"
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        help="precision of the training (default: auto with --recipe fast, else fp32)",
     )
     parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
     parser.add_argument(
         "--clean",
         type=Path,
         metavar="MODEL",
-        help="a clean model, whose ACC is compared and from which trojaning starts",
+        help="a clean model: its ACC is compared, and trojaning starts from it",
     )
     parser.add_argument(
         "--fine-tune",

@@ -85,14 +85,14 @@ def parser() -> Parser:
         "compare",
         "  dhbe compare victim/backdoored.safetensors --defenses fast clp nad --data cifar10 --trigger badnets:3 --target 9\n"
         "  dhbe compare vendor.pt --arch resnet18 --mean cifar10 --defenses fast clp",
-        description="Runs several defences with their default settings on one model, each into its own folder below "
-        "--out, and writes one report.",
+        description="Runs several defences with their default settings on one model, each into a folder of its own below "
+        "--out, and writes one report there. A comparison that was interrupted goes on with --resume.",
     )
     arguments.add_model(parser)
     parser.add_argument(
         "--defenses", nargs="+", required=True, metavar="NAME", help=f"any of {', '.join([*PRESETS, *PEERS])}"
     )
-    arguments.add_run(parser)
+    arguments.add_run(parser, "runs/MODEL-compare")
     arguments.add_lent(parser)
     arguments.add_output(parser)
     return parser

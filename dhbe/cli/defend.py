@@ -88,7 +88,7 @@ def _parser(kind: type[Defense]) -> Parser:
         description=f"Needs {_needs(kind)} besides the model.",
     )
     arguments.add_model(parser)
-    arguments.add_run(parser)
+    arguments.add_run(parser, f"runs/MODEL-{kind.name}")
     arguments.add_lent(parser)
     gates.add(parser)
     arguments.add_output(parser)

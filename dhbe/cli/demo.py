@@ -26,7 +26,7 @@ def run(argv: Sequence[str]) -> int:
     with Progress(fit.epochs, "training a backdoored ResNet-8", args.quiet) as progress:
         api.attack(
             how, train, test, arch="resnet8", out=victim, data="digits", fit=fit, seed=args.seed, device=args.device,
-            overwrite=True, watch=progress.epoch,
+            overwrite=True, watch=progress.epoch, command=args.command,
         )  # fmt: skip
     suspect = suspects.load(victim / api.BACKDOORED)
     evidence = api.Evidence(test, "digits", how.trigger_for(test.shape), how.target_in(test.classes))
@@ -35,7 +35,7 @@ def run(argv: Sequence[str]) -> int:
     with Progress(defense.rounds, "erasing", args.quiet, folder=args.out) as progress:
         record = api.erase(
             suspect, defense=defense, seed=args.seed, device=args.device, precision=args.precision, evidence=evidence,
-            out=args.out, overwrite=True, watch=progress.round_info,
+            out=args.out, overwrite=True, watch=progress.round_info, parts=progress.part, command=args.command,
         ).record  # fmt: skip
     shown.erased(args, record, args.out)
     return codes.of(record.verdict)

@@ -37,9 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except Refused as error:
-        return shown.said(error, USAGE)
+        return shown.said(error.flagged, USAGE)
     except Failed as error:
-        return shown.said(error, FAILED)
+        return shown.said(error.flagged, FAILED)
     except Interrupted as error:
         return shown.said(f"{error}; {_again(words)}", INTERRUPTED)
     except KeyboardInterrupt:

@@ -60,7 +60,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
             choices=list(PRESETS),
             help="fast: our method; paper, official: exactly as published",
         )
-    arguments.add_run(parser)
+    arguments.add_run(parser, "runs/MODEL")
     arguments.add_evidence(parser, needed=False)
     gates.add(parser)
     arguments.add_output(parser)

@@ -17,8 +17,8 @@ def add_fail_on(parser: Parser) -> None:
     """Adds the option that selects which verdicts fail."""
     parser.add_argument(
         "--fail-on", choices=["unclear", "found"], default="unclear",
-        help="unclear (default): exit code 1 if a backdoor is found or remains, 3 if that is unclear; found: 1 as before, but "
-        "0 if it is unclear",
+        help="what the exit code reports: unclear (default): 1 if a backdoor was found or remains, 3 if that is unclear; found: "
+        "1 likewise, but 0 if that is unclear",
     )  # fmt: skip
 
 

@@ -12,6 +12,22 @@ from dhbe import foreign
 from dhbe.errors import Refused
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """A formatter whose usage names only what must be given, as the whole of it would fill a screen; examples keep their lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        fill = super()._fill_text if "\n" in text else argparse.HelpFormatter._fill_text.__get__(self)
+        return fill(text, width, indent)
+
+    def add_usage(self, usage: Any, actions: Iterable[argparse.Action], groups: Any, prefix: Any = None) -> None:
+        needed = [action for action in actions if action.required]
+        needed.sort(key=lambda action: bool(action.option_strings))
+        words = [
+            f"{' '.join(action.option_strings)} {action.metavar or action.dest.upper()}".strip() for action in needed
+        ]
+        super().add_usage(usage or " ".join(["%(prog)s", *words, "[options]"]), [], [], prefix)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line."""
 
@@ -19,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=f"dhbe {verb}".strip(),
             epilog=f"examples:\n{examples}" if examples else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Help,
             allow_abbrev=False,
             **more,
         )

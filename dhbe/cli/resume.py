@@ -13,6 +13,9 @@ from dhbe.errors import Refused
 GOES_ON = ("erase", "defend", "attack")
 """Verbs whose runs save their state."""
 
+EARLIER = ("--overwrite", "--resume")
+"""Options about an earlier run."""
+
 
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code of the resumed command."""
@@ -26,8 +29,12 @@ def run(argv: Sequence[str]) -> int:
 
 def parser() -> Parser:
     """The verb's options."""
-    parser = Parser("resume", "  dhbe resume runs/vendor", description="Resumes an interrupted run.")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run: its --out, or one below runs")
+    parser = Parser(
+        "resume",
+        "  dhbe resume runs/vendor",
+        description="Resumes an interrupted erase, defend or attack with the options it was started with.",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run, which holds its state")
     return parser
 
 
@@ -43,13 +50,16 @@ def again(folder: Path) -> list[str]:
             told = records.read(folder / runs.RECORD).command
             raise Refused(f"the run in {foreign.name(folder)} is finished{f'; it was: {told}' if told else ''}")
         raise Refused(
-            f"{foreign.name(folder)} holds no interrupted run; scan, verify and score save no state: run them again"
+            f"{foreign.name(folder)} holds no interrupted run; scan, verify and score save no state, and compare goes on with --resume"
         )
     command = state_file.read(state).get("command")
     words = shlex.split(command) if isinstance(command, str) else []
+    if words[:2] == ["dhbe", "compare"]:
+        whole = [*(word for word in words if word not in EARLIER), "--resume"]
+        raise Refused(f"{foreign.name(folder)} is part of a comparison; to resume that: {shlex.join(whole)}")
     if words[:1] != ["dhbe"] or words[1:2] == [] or words[1] not in GOES_ON:
         raise Refused(f"the state in {foreign.name(folder)} lacks its command: give it again, with --resume")
-    rest = [word for word in words[1:] if word not in ("--overwrite", "--resume")]
+    rest = [word for word in words[1:] if word not in EARLIER]
     rest += ["--resume"] if "--out" in rest else ["--out", str(folder), "--resume"]
     for option, value in zip(rest, [*rest[1:], ""], strict=True):
         named = value if option == "--arch" else option.removeprefix("--arch=") if option.startswith("--arch=") else ""

@@ -44,10 +44,11 @@ def parser() -> Parser:
         "scan",
         "  dhbe scan vendor.pt --arch resnet18 --classes 10 --mean .491 .482 .447 --std .247 .243 .262\n"
         "  dhbe scan suspect.safetensors --json",
-        description="Searches a model for a backdoor, class by class. No data needed. Exit code 1 if one was found.",
+        description="Searches a model for a backdoor, class by class. No data needed. Exit code 1 if one was found, 3 if that is "
+        "unclear or the model cannot be judged.",
     )
     arguments.add_model(parser)
-    arguments.add_search(parser)
+    arguments.add_search(parser, "runs/MODEL-scan")
     gates.add_fail_on(parser)
     arguments.add_output(parser)
     parser.add_argument(

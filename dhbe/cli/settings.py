@@ -62,7 +62,9 @@ def _reading(kind: Any) -> dict[str, Any]:
     if typing.get_origin(kind) is tuple:
         of, *rest = typing.get_args(kind)
         return {**_reading(of), "nargs": "+" if Ellipsis in rest else 1 + len(rest)}
-    return {"type": {int: values.count, float: values.number}.get(kind, kind)}
+    numbers = {int: (values.count, "N"), float: (values.number, "X")}
+    read, metavar = numbers.get(kind, (kind, None))
+    return {"type": read, "metavar": metavar}
 
 
 class _Renamed(argparse.Action):

@@ -44,7 +44,7 @@ def parser() -> Parser:
         "  dhbe verify before.safetensors after.safetensors --data test.npz --trigger badnets:3 --target 9",
         description="Searches a model before and after a defence on the same images. No data needed; with data and the "
         "trigger, a battery of residual risks is measured too. Exit code 1 if the model after still "
-        "responds to a trigger, or has become a different model.",
+        "responds to a trigger or has become a different model, 3 if that is unclear.",
     )
     arguments.add_model(parser)
     parser.add_argument(
@@ -53,7 +53,7 @@ def parser() -> Parser:
         metavar="AFTER",
         help="the model after the defence, with the architecture and input format of MODEL",
     )
-    arguments.add_search(parser)
+    arguments.add_search(parser, "runs/MODEL-verify")
     arguments.add_evidence(parser, needed=False)
     gates.add_fail_on(parser)
     arguments.add_output(parser)

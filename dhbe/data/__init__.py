@@ -35,7 +35,7 @@ LARGEST_LIST = 2**24
 def load(
     data: str,
     split: Split = "all",
-    shape: Shape | None = None,
+    input_shape: Shape | None = None,
     *,
     classes: int | None = None,
     order: Sequence[str] = (),
@@ -51,7 +51,7 @@ def load(
             class, or such folders inside `train` and `test` or `val`, or Tiny-ImageNet's archive unpacked), or an .npz
             file (see `load_pack`).
         split: Which part.
-        shape: Required shape (c, h, w). Image files are converted to it, other data of another shape is refused. None
+        input_shape: Required shape (c, h, w). Image files are converted to it, other data of another shape is refused. None
             accepts any shape.
         classes: Number of the model's classes. An image folder must have as many, unless its names identify the classes;
             None skips this check.
@@ -61,17 +61,17 @@ def load(
         At least one image, on the CPU.
 
     Raises:
-        Refused: There is no such data, it is broken, it does not fit `shape`, or the part is empty.
+        Refused: There is no such data, it is broken, it does not fit `input_shape`, or the part is empty.
         Failed: A download did not succeed.
     """
     if split not in get_args(Split):
         raise Refused(f"no split {split!r}; available: {', '.join(get_args(Split))}")
     try:
-        images = _find(data, split, shape, Model(classes, tuple(order)))
+        images = _find(data, split, input_shape, Model(classes, tuple(order)))
     except OSError as error:  # a name too long, a folder without permission
         raise Refused(f"cannot read {data[:200]!r}: {(error.strerror or 'unreadable').lower()}") from error
-    if shape is not None and images.shape != shape:
-        has, takes = ("x".join(map(str, sides)) for sides in (images.shape, shape))
+    if input_shape not in (None, images.shape):
+        has, takes = ("x".join(map(str, sides)) for sides in (images.shape, input_shape))
         raise Refused(f"{data}: the images are {has}, the classifier takes {takes}: convert them or give other data")
     if data in (*DIGITS, *KNOWN) and Path(data).exists():
         note = f"{data} means the data set of this name; for the local file or folder, give ./{data}"

@@ -192,12 +192,12 @@ def numbered(folders: Sequence[str], order: Sequence[str] = (), classes: int | N
         strange = sorted(set(folders) - set(order))
         raise Refused(
             f"the folder {strange[0]} is not one of the classes ({', '.join(order[:SHOWN])}): "
-            "give --class-names FILE, one name per line, in the order of the model's classes"
+            "give --class-names, one per class, in the order of the model's classes"
         )
     if classes not in (None, len(folders)):
         raise Refused(
             f"there are {len(folders)} class folders ({', '.join(folders[:SHOWN])}), but the model has {classes} classes: "
-            "give --class-names FILE, one name per line, or name the folders by class numbers"
+            "give --class-names, one per class, or name the folders by class numbers"
         )
     return Numbering({name: number for number, name in enumerate(folders)}, tuple(folders))
 
@@ -295,7 +295,7 @@ def _common_shape(paths: Sequence[Path]) -> Shape:
             first = first or (path, image.size)
             if image.size != first[1]:
                 (a, b), (c, d) = first[1], image.size
-                raise Refused(f"mixed sizes: {first[0]} is {a} x {b}, {path} {c} x {d}: resize, or give --input CxHxW")
+                raise Refused(f"mixed sizes: {first[0]} is {a} x {b}, {path} {c} x {d}: resize, or give --input=CxHxW")
             grey = grey and image.mode in ("1", "L")
     assert first is not None
     width, height = first[1]

@@ -68,7 +68,7 @@ def load_parts(
         for path in wanted
     ]
     if len({each.shape for each in read}) > 1:
-        raise Refused(f"{wanted[0]} and {wanted[-1]} differ in their image sizes: resize, or give --input CxHxW")
+        raise Refused(f"{wanted[0]} and {wanted[-1]} differ in their image sizes: resize, or give --input=CxHxW")
     names = max((each.names for each in read), key=len)
     if len(read) == 1:
         return replace(read[0], names=names)

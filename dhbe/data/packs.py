@@ -191,7 +191,7 @@ def _load_encoded(path: Path, shape: Shape | None, limit: int, middle: int | Non
         else:
             tiles = decode(io.BytesIO(data[start:stop].tobytes()), name, shape, middle, seen)[None]
         if parts and tiles.shape[1:] != parts[0].shape[1:]:
-            raise Refused(f"{path}: mixed sizes: resize, or give --input CxHxW")
+            raise Refused(f"{path}: mixed sizes: resize, or give --input=CxHxW")
         parts.append(tiles)
         check_size(sum(map(len, parts)), (tiles.shape[1], tiles.shape[2], tiles.shape[3]), path, limit)
     pixels = torch.cat(parts)

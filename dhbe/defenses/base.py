@@ -15,7 +15,7 @@ from dhbe.data import Images, Shape
 from dhbe.errors import Refused
 from dhbe.generators import check_generated
 from dhbe.run_state import RunState
-from dhbe.steps import Precision, Round, channels_last, computing, on, secluded
+from dhbe.steps import Precision, Round, Tell, channels_last, computing, on, secluded, untold
 
 Verdict = Literal["erased", "nothing found", "still answers", "damaged"]
 """A run's verdict on its own result."""
@@ -105,6 +105,7 @@ class Defense(ABC):
         seed: int = 0,
         precision: Precision = "fp32",
         watch: Watch = ignore,
+        tell: Tell = untold,
         run_state: RunState | None = None,
     ) -> Classifier:
         """Returns a cleaned copy in eval mode; `victim` and the caller's random state stay as they were.
@@ -115,6 +116,7 @@ class Defense(ABC):
             seed: Seed of everything random.
             precision: bf16 runs the networks under autocast.
             watch: Called after every round.
+            tell: Told of long work between rounds.
             run_state: State of an interrupted run with the same settings, to resume from; None starts a fresh run.
 
         Raises:
@@ -129,6 +131,12 @@ class Defense(ABC):
             target=known.target if "target class" in self.needs else None,
         )
         model, run_state = copy.deepcopy(victim), run_state or RunState()
+
+        def tell_secluded(what: str, done: int, total: int) -> None:
+            with secluded():
+                tell(what, done, total)
+
+        run_state.tell = tell_secluded
         for parameter in model.parameters():  # the vendor may have frozen all or some of them
             parameter.requires_grad_(parameter.is_floating_point())
         channels_last(model)

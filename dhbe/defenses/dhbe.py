@@ -119,7 +119,7 @@ class DHBE(Eraser):
         check_patch(self.patch, shape)
         ranks.check(self.batch)
         if self.engine != "eager" and ranks.size() > 1:
-            raise Refused(f"--engine {self.engine} needs a single process: use --engine eager, or run without torchrun")
+            raise Refused(f"--engine={self.engine} needs a single process: use --engine=eager, or run without torchrun")
 
     def captures(self, model: Classifier) -> bool:
         """Whether iterations are captured as CUDA graphs.
@@ -128,7 +128,7 @@ class DHBE(Eraser):
             Refused: `engine` is `graph` and the model is not on a CUDA device.
         """
         if self.engine == "graph" and not model.mean.is_cuda:
-            raise Refused("--engine graph needs a CUDA device: use --engine eager or compile")
+            raise Refused("--engine=graph needs a CUDA device: use --engine=eager or --engine=compile")
         return self.engine != "eager" and model.mean.is_cuda
 
     def stamp(self, model: Classifier, normalised: Tensor, triggers: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from dhbe.search.statistics import ACCUSED, CONVICTED
 from dhbe.search.survey import Findings, Survey, SurveyState, excerpts_of, seek
 from dhbe.search.trigger_bank import TriggerBank
 from dhbe.settings import Setting
-from dhbe.steps import Round, channels_last, frozen_copy, gap, set_lr
+from dhbe.steps import Round, Tell, channels_last, frozen_copy, gap, set_lr, untold
 
 NOTHING = -1.0
 """The agreement of `Best` before any state was judged."""
@@ -117,7 +117,7 @@ class FastDHBE(Eraser):
 
         if not progress.surveyed:
             yield from self.survey.run(teacher, state)
-            self.survey.conclude(teacher, state)
+            self.survey.conclude(teacher, state, run_state.tell)
             state.findings.outliers = ranks.agreed(state.findings.outliers)
             self.look(student, state, progress)
             progress.surveyed = True
@@ -140,7 +140,7 @@ class FastDHBE(Eraser):
                         best.judge(student, progress.agreement, state.bank, pixels)
             progress.rounds += 1
             if progress.rounds % self.iterations == 0 and state.findings.backdoored:
-                self.search_afresh(student, learn, state, best)
+                self.search_afresh(student, learn, state, best, run_state.tell)
             yield {**losses, "gain": state.bank.gain.amax(), "agreement": progress.agreement}
         if best.agreement == NOTHING:
             raise Failed("the run diverged and left no usable state: lower --lr, or try another --seed")
@@ -213,15 +213,17 @@ class FastDHBE(Eraser):
         progress.agreement = ranks.agreed((student(compared).argmax(1) == answers.argmax(1)).float().mean())
         return pixels
 
-    def search_afresh(self, student: Classifier, learn: SGD, state: SurveyState, best: "Best") -> None:
-        """Returns to the best state and searches it for triggers that the first search missed.
+    def search_afresh(
+        self, student: Classifier, learn: SGD, state: SurveyState, best: "Best", tell: Tell = untold
+    ) -> None:
+        """Returns to the best state and searches it for triggers that the first search missed; each step is told.
 
         Records how far a suspected class still stands out, by the margin of squares of the survey's size.
         """
         best.restore(student, learn)
         left, side = [], excerpts_of(state.search).side
         for label in state.findings.suspected.nonzero().flatten().tolist():
-            triggers, margins = self.survey.hunt(student, state, label)
+            triggers, margins = self.survey.hunt(student, state, label, tell)
             state.bank.take(triggers, torch.full((len(margins),), label), margins)
             squares = (triggers.keep == 0).sum((1, 2, 3)) == side**2
             left.append(state.findings.standing(margins[squares].amax()))

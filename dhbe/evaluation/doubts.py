@@ -25,9 +25,9 @@ ABOVE_CHANCE = 0.05
 CLEARLY = 0.3
 """Improvement of accuracy from which an alternative is proposed."""
 
-USUAL = {"--mean 0 --std 1": ((0.0,), (1.0,)), "--mean .5 --std .5": ((0.5,), (0.5,))}
-USUAL |= {"--mean 0 --std .0039216": ((0.0,), (1 / 255,))}  # networks that take 0..255, and may normalise themselves
-USUAL |= {f"--mean {name}": constants for name, constants in NORMALISATION.items()}
+USUAL = {"--mean=0 --std=1": ((0.0,), (1.0,)), "--mean=.5 --std=.5": ((0.5,), (0.5,))}
+USUAL |= {"--mean=0 --std=.0039216": ((0.0,), (1 / 255,))}  # networks that take 0..255, and may normalise themselves
+USUAL |= {f"--mean={name}": constants for name, constants in NORMALISATION.items()}
 """Mean and standard deviation by the command-line options for them."""
 
 

@@ -155,7 +155,7 @@ def _of_timm(config: dict[str, Any]) -> Described:
     name, more = config["architecture"], config.get("model_args") or {}
     if not isinstance(more, dict) or not all(_plain(value) for value in more.values()):
         raise Refused(
-            f"{CONFIG}: model_args must be numbers: build the network yourself, and give --arch file.py:function"
+            f"{CONFIG}: model_args must be numbers: build the network yourself, and give --arch=file.py:function"
         )
 
     told = {key: value for key, value in more.items() if key not in ("num_classes", "in_chans", "img_size")}

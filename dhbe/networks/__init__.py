@@ -147,7 +147,7 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int, output:
         Refused: The network fails on such images, or does not return finite logits [4, classes].
     """
     images, size = _noise(network, shape), "x".join(map(str, shape))
-    with guarded(f"running the network on images of --input {size}"), torch.no_grad():
+    with guarded(f"running the network on images of --input={size}"), torch.no_grad():
         answer = logits_in(network.eval()(images), classes, output).float()
     if answer.shape == (4, 1):
         raise Refused(SINGLE)
@@ -155,7 +155,7 @@ def probe(network: nn.Module, shape: tuple[int, int, int], classes: int, output:
         raise Refused(f"for 4 images the network returns {list(answer.shape)}, not [4, {classes}]: check --classes")
     if not answer.isfinite().all():
         raise Refused(
-            f"the network returns NaN or infinite logits for noise of --input {size}: check --input and the weights"
+            f"the network returns NaN or infinite logits for noise of --input={size}: check --input and the weights"
         )
     sums = answer.sum(1)
     return classes > 1 and bool((answer >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)

@@ -298,7 +298,7 @@ def _check_needs(called: str, make: Callable) -> None:
         function, given = called.rpartition(":")[2], ", ".join(f"{name}=..." for name in lacking)
         raise Refused(
             f"{called} requires {', '.join(lacking)}, but --arch passes only the number of classes: write a file beside it with "
-            f"net = functools.partial({function}, {given}), and give --arch FILE.py:net"
+            f"net = functools.partial({function}, {given}), and give --arch=FILE.py:net"
         )
 
 

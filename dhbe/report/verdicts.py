@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dhbe.evaluation.metrics import wilson
+from dhbe.flags import told
 from dhbe.records import Battery, Measures, Record
 from dhbe.report.words import percent
 
@@ -184,7 +185,7 @@ def erased(record: Record) -> Verdict:
     said = (
         f"The run's own verdict, without data: {line(record)}." if record.verdict != "no effect" else f"{line(record)}."
     )
-    next_ = NEXT[record.verdict]
+    next_ = told(NEXT[record.verdict], record.command)
     if tone in ("good", "unknown") and measured.tone != "unknown":
         return Verdict(measured.tone, measured.headline, [*measured.sentences, said, next_], measured.rule)
     return Verdict(tone, headline, [f"{said[0].upper()}{said[1:]}", next_, *measured.sentences], measured.rule)
@@ -219,7 +220,7 @@ def searched(record: Record) -> Verdict:
     signs = record.before.signs
     tone, headline = HEADLINES[record.verdict]
     said = line(record)
-    sentences = [f"{said[0].upper()}{said[1:]}.", NEXT[record.verdict]]
+    sentences = [f"{said[0].upper()}{said[1:]}.", told(NEXT[record.verdict], record.command)]
     limit = (record.defense or {}).get("anomaly_threshold")
     level = f"; above {limit:g}, the model counts as backdoored" if isinstance(limit, int | float) else ""
     sentences.append(f"{INDEX}{level}.")
@@ -262,12 +263,6 @@ def _unmeasured(before: Measures, after: Measures) -> Iterator[str]:
     if "reaction" in after.signs:
         suspect = f", against {before.signs['reaction']:.3g} on the suspect model" if "reaction" in before.signs else ""
         yield f"Generated triggers change its logits by {after.signs['reaction']:.3g} on average{suspect}."
-    if "anomaly_index" in before.signs and "suspected_class" in before.signs:
-        index, label = before.signs["anomaly_index"], before.signs["suspected_class"]
-        yield f"In the search for triggers, class {label:.0f} stands out most, by {index:.1f} robust standard deviations."
-    if "gain" in before.signs:
-        share = percent(before.signs["gain"])
-        yield f"The strongest trigger found leads {share} of such images to its class in the cleaned model, alone or repeated in the image."
     yield "These are signs, not proof."
 
 

@@ -19,7 +19,7 @@ from dhbe.search.families import UNIT, Excerpts, Overlay
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.search import BETAS, margin
 from dhbe.settings import Setting
-from dhbe.steps import frozen
+from dhbe.steps import Tell, frozen, untold
 
 AT_ONCE = 128
 """Images in one pass."""
@@ -46,8 +46,8 @@ class Excerpting:
     scattered_images: Annotated[int, Setting("images in one of these steps", least=1)] = 64
 
     @torch.enable_grad()
-    def deepest(self, model: Classifier, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Optimises images from noise to the largest margins for classes `labels` [n].
+    def deepest(self, model: Classifier, labels: Tensor, tell: Tell = untold) -> tuple[Tensor, Tensor]:
+        """Optimises images from noise to the largest margins for classes `labels` [n]; every step is told.
 
         Returns:
             Pixels [n, c, h, w] in [0, 1], and their margins in logits [n].
@@ -56,7 +56,8 @@ class Excerpting:
         ascend = Adam([pixels], self.deep_lr, fused=True)
         parts = list(torch.arange(len(labels)).split(AT_ONCE))
         with frozen(model):
-            for _ in range(self.deep_steps):
+            for step in range(1, self.deep_steps + 1):
+                tell("deep images", step, self.deep_steps)
                 ascend.zero_grad()
                 for part in parts:
                     (-margin(model(pixels[part]), labels[part]).sum()).backward()
@@ -67,19 +68,22 @@ class Excerpting:
         return pixels.detach(), torch.cat(reached)
 
     @torch.no_grad()
-    def cut(self, model: Classifier, family: Excerpts, pool: ImagePool) -> None:
+    def cut(self, model: Classifier, family: Excerpts, pool: ImagePool, tell: Tell = untold) -> None:
         """Stores in `family`, for each class, the square with the largest mean margin on images of the pool."""
         for some in torch.arange(model.classes).split(max(1, AT_ONCE // self.deep_images)):
-            deep, reached = self.deepest(model, some.repeat_interleave(self.deep_images))
+            deep, reached = self.deepest(model, some.repeat_interleave(self.deep_images), tell)
             deep, reached = deep.unflatten(0, (len(some), -1)), reached.view(len(some), -1)
             for label, images, margins in zip(some.tolist(), deep, reached, strict=True):
+                tell("excerpts of each class", label + 1, model.classes)
                 best = images[margins.topk(min(self.deep_cut, self.deep_images)).indices]
                 others = self._others(model, label, pool)
                 triggers, _ = self._best(model, best, label, family.side, others, self.tried_pieces)
                 family.take(triggers[[0]], label)
 
     @torch.no_grad()
-    def hunt(self, model: Classifier, label: int, pool: ImagePool, side: int) -> tuple[Overlay, Tensor]:
+    def hunt(
+        self, model: Classifier, label: int, pool: ImagePool, side: int, tell: Tell = untold
+    ) -> tuple[Overlay, Tensor]:
         """The strongest triggers for one class that can be found quickly: squares of several sides, and scattered pixels.
 
         Args:
@@ -87,16 +91,20 @@ class Excerpting:
             label: The class.
             pool: Images to test triggers on.
             side: Side of squares that are cut in any case, in pixels.
+            tell: Told of each step.
 
         Returns:
             The triggers, and their mean margins in logits [n] over images that the model takes for another class.
         """
         unit = max(1, round(model.shape[1] / UNIT))
         others = self._others(model, label, pool)
-        deep, _ = self.deepest(model, torch.full((self.deep_images,), label))
+        deep, _ = self.deepest(model, torch.full((self.deep_images,), label), tell)
         sides = sorted({side, *(min(unit * each, *model.shape[1:]) for each in self.hunt_sides)})
-        found = [self._best(model, deep, label, side, others, self.hunt_pieces) for side in sides]
-        found.append(self._scattered(model, deep, label, others, pool))
+        found = []
+        for number, side in enumerate(sides, 1):
+            tell("excerpts of each size", number, len(sides))
+            found.append(self._best(model, deep, label, side, others, self.hunt_pieces))
+        found.append(self._scattered(model, deep, label, others, pool, tell))
         triggers, margins = zip(*found, strict=True)
         return Overlay.joined(triggers), torch.cat(margins)
 
@@ -126,7 +134,7 @@ class Excerpting:
 
     @torch.enable_grad()
     def _scattered(
-        self, model: Classifier, deep: Tensor, label: int, others: Tensor, pool: ImagePool
+        self, model: Classifier, deep: Tensor, label: int, others: Tensor, pool: ImagePool, tell: Tell
     ) -> tuple[Overlay, Tensor]:
         """Triggers of a few pixels each, optimised from deep images [k, c, h, w], and their mean margins [k]."""
         unit = max(1, round(model.shape[1] / UNIT))
@@ -139,7 +147,8 @@ class Excerpting:
         which = torch.arange(self.scattered_images) % len(deep)
         labels = torch.full((self.scattered_images,), label)
         with frozen(model):
-            for _ in range(self.scattered_steps):
+            for step in range(1, self.scattered_steps + 1):
+                tell("scattered pixels", step, self.scattered_steps)
                 seek.zero_grad()
                 pixels, _ = pool.sample(self.scattered_images)
                 (-margin(model(family.triggers(which)(pixels)), labels).mean()).backward()

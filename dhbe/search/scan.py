@@ -11,7 +11,7 @@ from dhbe.search.families import FAMILIES, Overlay
 from dhbe.search.narrowed import SEARCHED, Narrowed, narrowed
 from dhbe.search.statistics import rankings
 from dhbe.search.survey import Survey, SurveyState
-from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
+from dhbe.steps import Precision, Round, Tell, channels_last, computing, frozen_copy, on, secluded, untold
 
 MIDDLE, SLOPE = 4.0, 1.3
 """Parameters of the logistic curve in the logarithm of the index, fitted on half of the calibration set (docs/method.md)."""
@@ -56,6 +56,7 @@ def scan(
     seed: int = 0,
     precision: Precision = "fp32",
     watch: Watch = lambda number, round: None,
+    tell: Tell = untold,
 ) -> Found:
     """Searches a classifier; neither it nor the caller's random state is changed.
 
@@ -65,6 +66,7 @@ def scan(
         seed: Seed of everything random.
         precision: bf16 runs the network under autocast.
         watch: Called after every round.
+        tell: Told of the work after the rounds.
     """
     teacher, device = frozen_copy(model), model.mean.device
     channels_last(teacher)
@@ -75,7 +77,7 @@ def scan(
         state = SurveyState(survey, teacher)
         for number, round in enumerate(survey.run(teacher, state), 1):
             watch(number, round)
-        survey.conclude(teacher, state)
+        survey.conclude(teacher, state, tell)
         return _found(teacher, survey, state)
 
 

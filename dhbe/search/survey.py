@@ -25,7 +25,7 @@ from dhbe.search.search import Search, Squares, anomalies, baseline_margin, midd
 from dhbe.search.statistics import CONVICTED, STATISTICS, evidence, fused
 from dhbe.search.trigger_bank import BankSettings, TriggerBank
 from dhbe.settings import Setting
-from dhbe.steps import Round, channels_last, descend, set_lr
+from dhbe.steps import Round, Tell, channels_last, descend, set_lr, untold
 
 EXCERPTS = FAMILIES.index(Excerpts)
 
@@ -140,7 +140,9 @@ class Survey:
     lr_images: Annotated[float, Setting("learning rate of the image generator (Adam)")] = 1e-3
     generator_batch: Annotated[int, Setting("images per step of the generator", least=2)] = 64
     balance: Annotated[float, Setting("weight of class balance among the generated images")] = 1.0
-    pool_size: Annotated[int, Setting("images in the pool that the student is trained on", least=1)] = 4096
+    pool_size: Annotated[
+        int, Setting("images in the pool, on which triggers are searched for and a student is trained", least=1)
+    ] = 4096
     pool_bytes: Annotated[
         int, Setting("maximum size of the pool in bytes; with large images it holds fewer", least=1)
     ] = 2**28
@@ -250,46 +252,54 @@ class Survey:
             if kind.sought
         }
 
-    def explore(self, model: Classifier, state: SurveyState, watch: Callable[[Round], None]) -> Search:
+    def explore(
+        self, model: Classifier, state: SurveyState, watch: Callable[[Round], None], tell: Tell = untold
+    ) -> Search:
         """Runs a fresh search of `warm_up` rounds, with an untargeted trigger in addition to those for each class.
 
         Args:
             model: In eval mode, without gradients.
             state: State of a survey; only its images are used.
             watch: Called with the losses of every round.
+            tell: Told of the work after the rounds.
         """
         search = self.search(model, away=True)
         for _ in range(self.warm_up):
             watch(self.step(search, model, state.pool))
-        self.cut(model, search, state.pool)
+        self.cut(model, search, state.pool, tell)
         return search
 
-    def cut(self, model: Classifier, search: Search, pool: ImagePool) -> None:
+    def cut(self, model: Classifier, search: Search, pool: ImagePool, tell: Tell = untold) -> None:
         """Cuts the squares of a finished search."""
-        self.excerpting.cut(model, excerpts_of(search), pool)
+        self.excerpting.cut(model, excerpts_of(search), pool, tell)
 
-    def hunt(self, model: Classifier, state: SurveyState, label: int) -> tuple[Overlay, Tensor]:
+    def hunt(self, model: Classifier, state: SurveyState, label: int, tell: Tell = untold) -> tuple[Overlay, Tensor]:
         """The strongest triggers for one class that can be found quickly, and their mean margins in logits [n].
 
         Plain squares are tested where the strongest trigger lies: an excerpt of a deep image shows more than the trigger,
         and a student that ignores it may still respond to the plain original.
         """
-        found, margins = self.excerpting.hunt(model, label, state.pool, excerpts_of(state.search).side)
+        found, margins = self.excerpting.hunt(model, label, state.pool, excerpts_of(state.search).side, tell)
         pixels, _ = state.pool.sample(self.squares.square_images)
         plain, reached = self.squares.tried(model, found[[int(margins.argmax())]], label, pixels)
         return Overlay.joined([found, plain]), torch.cat([margins, reached])
 
     @torch.no_grad()
-    def conclude(self, teacher: Classifier, state: SurveyState) -> None:
-        """Evaluates the search: determines which classes stand out, and fills the bank with the first triggers."""
+    def conclude(self, teacher: Classifier, state: SurveyState, tell: Tell = untold) -> None:
+        """Evaluates the search: determines which classes stand out, and fills the bank with the first triggers.
+
+        With a large network this takes minutes, so each step is told.
+        """
         pool, bank, findings = state.pool, state.bank, state.findings
-        findings.evidence = evidence(teacher)
-        self.cut(teacher, state.search, pool)
+        findings.evidence = evidence(teacher, tell)
+        self.cut(teacher, state.search, pool, tell)
         findings.margins, findings.anomaly = self.index(teacher, state.search, pool)
         findings.outliers = self.outliers(findings.anomaly)
         if findings.backdoored:
-            self._refine(state.search, teacher, pool, findings.sought)
-        for family, reached, sought in zip(state.search.families, findings.margins, findings.sought, strict=True):
+            self._refine(state.search, teacher, pool, findings.sought, tell)
+        each = zip(state.search.families, findings.margins, findings.sought, strict=True)
+        for number, (family, reached, sought) in enumerate(each, 1):
+            tell("testing the triggers found", number, len(FAMILIES))
             wanted = sought.nonzero().flatten()
             triggers = family.triggers(wanted)
             bank.take(triggers, wanted, reached[wanted])
@@ -300,7 +310,7 @@ class Survey:
                     bank.take(squares, wanted[place].expand(len(strength)), strength)
                     pool.filter(triggers[[place]], label, teacher)
         for label in findings.suspected.nonzero().flatten().tolist():
-            triggers, strength = self.hunt(teacher, state, label)
+            triggers, strength = self.hunt(teacher, state, label, tell)
             bank.take(triggers, torch.full((len(strength),), label), strength)
         bank.settle(teacher, pool.sample(self.bank_images)[0])
 
@@ -339,14 +349,18 @@ class Survey:
         return outliers
 
     @torch.enable_grad()
-    def _refine(self, search: Search, model: Classifier, pool: ImagePool, sought: Tensor) -> None:
+    def _refine(self, search: Search, model: Classifier, pool: ImagePool, sought: Tensor, tell: Tell) -> None:
         """Continues the search for the triggers marked in `sought`, bool [families, classes], on all images of a step.
 
         A faint trigger that is only half found is only half unlearned.
         """
         set_lr(search.optimizers, self.second_lr)
+        total = self.second_rounds * int(sought.any(1).sum())
+        done = 0
         for number, wanted in enumerate(sought.float()):
             for _ in range(self.second_rounds if wanted.any() else 0):
+                done += 1
+                tell("refining what stands out", done, total)
                 pixels, _ = pool.sample(self.least_images)
                 search.step(model, number, pixels, torch.multinomial(wanted, self.least_images, replacement=True))
         set_lr(search.optimizers, 1.0)

@@ -13,7 +13,7 @@ from dhbe.search.families import FAMILIES
 from dhbe.search.scan import Watch, success_rate
 from dhbe.search.search import Search
 from dhbe.search.survey import Survey, SurveyState
-from dhbe.steps import Precision, Round, channels_last, computing, frozen_copy, on, secluded
+from dhbe.steps import Precision, Round, Tell, channels_last, computing, frozen_copy, on, secluded, untold
 
 RESTARTS = 2
 """Fresh searches in each state."""
@@ -79,6 +79,7 @@ def compare(
     seed: int = 0,
     precision: Precision = "fp32",
     watch: Watch = lambda number, round: None,
+    tell: Tell = untold,
 ) -> Comparison:
     """Searches both states; neither they nor the caller's random state are changed.
 
@@ -89,6 +90,7 @@ def compare(
         seed: Seed of everything random.
         precision: bf16 runs the networks under autocast.
         watch: Called after every round.
+        tell: Told of the work between rounds.
     """
     states, device, number = [frozen_copy(before), frozen_copy(after)], before.mean.device, 0
     channels_last(*states)
@@ -104,7 +106,7 @@ def compare(
         with torch.enable_grad():
             for losses in survey.run(states[0], survey_state):
                 watched(losses)
-        survey.conclude(states[0], survey_state)
+        survey.conclude(states[0], survey_state, tell)
         anomaly = survey_state.findings.anomaly[survey_state.findings.accusing]
         suspected = int(anomaly.amax(0).argmax())
         pixels, _ = survey_state.pool.sample(COMPARED)
@@ -114,13 +116,13 @@ def compare(
             index=float(anomaly.max()),
             agreement=float((classes[0] == classes[1]).float().mean()),
             drift=drift(*states),
-            before=_searched(states[0], survey, survey_state, suspected, watched),
-            after=_searched(states[1], survey, survey_state, suspected, watched),
+            before=_searched(states[0], survey, survey_state, suspected, watched, tell),
+            after=_searched(states[1], survey, survey_state, suspected, watched, tell),
         )
 
 
 def _searched(
-    model: Classifier, survey: Survey, state: SurveyState, suspected: int, watch: Callable[[Round], None]
+    model: Classifier, survey: Survey, state: SurveyState, suspected: int, watch: Callable[[Round], None], tell: Tell
 ) -> State:
     pixels, _ = state.pool.sample(survey.probe_images)
     answers = model(pixels)
@@ -130,7 +132,7 @@ def _searched(
     found: list[tuple[Tensor, Tensor]] = []
     for _ in range(RESTARTS):
         with torch.enable_grad():
-            search = survey.explore(model, state, watch)
+            search = survey.explore(model, state, watch, tell)
         _, anomaly = survey.index(model, search, state.pool)
         found.append((anomaly[accusing, suspected].amax(), _success_rates(model, search, pixels, answers)))
     best = torch.stack([rates for _, rates in found]).amax(0)

@@ -43,7 +43,7 @@ def model(rng: random.Random, canary: str) -> Case:
     made = rng.choice([_zip, _zip, _legacy, _pickle, _pickle, _safetensors])
     content = made(rng, canary)
     suffix = ".safetensors" if made is _safetensors and rng.random() < 0.9 else ".pt"
-    return Case(f"model{suffix}", content, lambda path: suspects.load(path, shape=rng.choice([None, SHAPE])))
+    return Case(f"model{suffix}", content, lambda path: suspects.load(path, input_shape=rng.choice([None, SHAPE])))
 
 
 @functools.cache

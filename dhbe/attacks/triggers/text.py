@@ -19,7 +19,7 @@ from dhbe.attacks.triggers.patch import Patch
 from dhbe.attacks.triggers.reflection import Reflection
 from dhbe.attacks.triggers.warp import Warp
 from dhbe.data import Shape, read_pack
-from dhbe.errors import Refused
+from dhbe.errors import Refused, said
 
 KINDS: dict[str, type[Trigger]] = {kind.kind: kind for kind in (Patch, LowBits, Reflection, Warp)}
 """Kinds of trigger by their name in a file."""
@@ -163,7 +163,7 @@ def _from_json_file(path: Path, shape: Shape) -> Trigger:
         try:
             return _restored(file.read().decode(), {}, shape)
         except (Refused, UnicodeDecodeError) as error:
-            raise Refused(f"{foreign.name(path)}: {error}") from error
+            raise Refused(f"{foreign.name(path)}: {said(error)}") from error
         except OSError as error:
             raise Refused(f"cannot read the trigger {foreign.name(path)}: {error.strerror}") from error
 
@@ -192,7 +192,7 @@ def _from_pack(path: Path, shape: Shape) -> Trigger:
     try:
         return _restored(str(arrays[HEADER]), {key: arrays[key] for key in ours if key in arrays}, shape)
     except Refused as error:
-        raise Refused(f"{foreign.name(path)}: {error}") from error
+        raise Refused(f"{foreign.name(path)}: {said(error)}") from error
 
 
 def _from_user(path: Path, arrays: dict[str, np.ndarray], shape: Shape) -> Patch:
@@ -218,4 +218,4 @@ def _from_user(path: Path, arrays: dict[str, np.ndarray], shape: Shape) -> Patch
     try:
         return Patch(planes[0] / 255, planes[1], mode, path.stem)
     except Refused as error:
-        raise Refused(f"{foreign.name(path)}: {error}") from error
+        raise Refused(f"{foreign.name(path)}: {said(error)}") from error

@@ -18,7 +18,7 @@ from dhbe.evaluation.battery.reactivation import perturbed, universal_perturbati
 from dhbe.evaluation.battery.relearning import relearned
 from dhbe.evaluation.evidence import Evidence
 from dhbe.records import Battery, FormRates, Reactivation, Relearning
-from dhbe.steps import channels_last, frozen_copy
+from dhbe.steps import Tell, channels_last, frozen_copy, untold
 from dhbe.training import predict
 
 Aim = Callable[[Tensor], Tensor]
@@ -54,7 +54,7 @@ def battery(
     *,
     effort: Effort = Effort(),
     seed: int = 0,
-    watch: Callable[[int, int], None] = lambda done, total: None,
+    tell: Tell = untold,
 ) -> Battery:
     """Measures how much of a backdoor is left, by what an attacker or a careless user may still do.
 
@@ -69,7 +69,7 @@ def battery(
         evidence: Images, the true trigger and its target.
         effort: The effort.
         seed: Seed of the choice of images, positions and other classes.
-        watch: Called with the number of parts done and their total.
+        tell: Told of each part.
 
     Raises:
         Refused: There is no trigger, there are fewer than two images, or they do not fit the models.
@@ -85,7 +85,7 @@ def battery(
     shown = evidence.images.subset(chosen)
     searched, rest = shown.subset(slice(len(shown) // 2)), shown.subset(slice(len(shown) // 2, None))
     variants, aims = forms(trigger, chance), _aims(evidence, target, effort.others, chance)
-    progress = _Progress(watch, len(variants) + (2 + len(effort.counts)) * len(aims))
+    progress = _Progress(tell, len(variants) + (2 + len(effort.counts)) * len(aims))
     models = frozen_copy(before), frozen_copy(after)
     channels_last(*models)
     return Battery(
@@ -118,12 +118,12 @@ class _Subject:
 
 
 class _Progress:
-    def __init__(self, watch: Callable[[int, int], None], total: int) -> None:
-        self._watch, self._total, self._done = watch, total, 0
+    def __init__(self, tell: Tell, total: int) -> None:
+        self._tell, self._total, self._done = tell, total, 0
 
     def step(self) -> None:
         self._done += 1
-        self._watch(self._done, self._total)
+        self._tell("measuring what is left", self._done, self._total)
 
 
 def _for_whom(images: Images, source: int | None) -> Tensor:

@@ -8,6 +8,7 @@ from dhbe.search.narrowed import Narrowed
 from dhbe.search.photographs import pieces
 from dhbe.search.search import middle_and_deviation
 from dhbe.search.statistics import head, margins
+from dhbe.steps import Tell, untold
 
 LEAST_CLASSES = 4
 """Fewer give no robust index: two classes are equally far from their median, and of three the MAD is the smaller gap."""
@@ -39,27 +40,29 @@ STATISTICS = {
 
 
 @torch.no_grad()
-def evidence(model: Classifier) -> Tensor:
+def evidence(model: Classifier, tell: Tell = untold) -> Tensor:
     """The robust index of every class by each statistic [statistics, classes]; NaN where it is undefined.
 
     Args:
         model: The suspect model, in eval mode. If it is `Narrowed`, the class that stands for the others has no index.
+        tell: Told of each statistic.
     """
     whole, labels = _seen(model)
     natural = pieces(margins.IMAGES, model.shape).to(model.mean.device)
     signature = head.signature(whole)
-    indices = [
-        None if signature is None else robust_index(signature),
-        robust_index(margins.from_noise(whole, labels)),
-        robust_index(margins.from_images(whole, labels, natural)),
-        robust_index(margins.by_one_pattern(whole, labels, natural)),
-    ]
-    if indices[0] is not None:
-        indices[0] = indices[0][labels]
-    found = torch.full((len(indices), model.classes), torch.nan)
-    for row, index in zip(found, indices, strict=True):
-        if index is not None:
-            row[: len(labels)] = index
+    index = None if signature is None else robust_index(signature)
+    found = torch.full((len(STATISTICS), model.classes), torch.nan)
+    if index is not None:
+        found[0, : len(labels)] = index[labels]
+    measures = (
+        lambda: margins.from_noise(whole, labels),
+        lambda: margins.from_images(whole, labels, natural),
+        lambda: margins.by_one_pattern(whole, labels, natural),
+    )
+    for number, measure in enumerate(measures, 1):
+        tell("statistics of all classes", number, len(measures))
+        if (index := robust_index(measure())) is not None:
+            found[number, : len(labels)] = index
     return found
 
 
