@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from dhbe import candidates, containers, files, foreign, matching, opcodes
 from dhbe.containers import Container, TorchFile
-from dhbe.errors import Failed, Refused, out_of_memory
+from dhbe.errors import Failed, Refused, out_of_memory, said
 from dhbe.matching import show, some
 from dhbe.networks.external import guarded
 
@@ -159,7 +159,7 @@ def read(path: Path, weights: str | None = None) -> State:
             choice, outer = _load(file, status.st_size, weights)
             tensors = _own(choice.chosen.tensors)
     except Refused as refusal:
-        raise Refused(f"{name} {refusal}") from refusal.__cause__
+        raise Refused(f"{name} {said(refusal)}") from refusal.__cause__
     except Exception as error:  # parsers of hostile bytes may raise anything
         if out_of_memory(error):
             raise Failed(f"not enough memory to read {name}") from error
@@ -393,10 +393,10 @@ def _find(outer: Any, weights: str | None) -> candidates.Choice:
             "no model needs that"
         )
     if nameless := candidates.unnamed(outer, choice.chosen):
-        said = (
+        told = (
             f"weights without names ({some(map(show, nameless))}) are neither read nor written; they may be an average"
         )
-        notes = "; ".join(filter(None, (choice.note, said)))
+        notes = "; ".join(filter(None, (choice.note, told)))
         choice = replace(choice, note=notes, unnamed=tuple(nameless.values()))
     return choice
 

@@ -132,7 +132,7 @@ HOSTILE = {
     ),
     "several": (
         lambda: saved({"student": WEIGHTS, "teacher": dict(WEIGHTS)}),
-        "add --weights with one of student, teacher",
+        "add `weights` with one of student, teacher",
     ),
     "mixed": (lambda: saved({"net": WEIGHTS | {"epoch": 3, "losses": [0.5]}}), r"plain tensors: losses \(list\)"),
     "numbered": (lambda: saved({1: torch.ones(1)}), r"<int> \(torch.float32\)"),
@@ -313,7 +313,7 @@ def test_any_state_dict_survives_reading_and_saving(tmp_path, kinds, write):
     tensors = {key: (torch.randn(shape) * 9).to(dtype) for key, (dtype, shape) in kinds.items()}
     (tmp_path / "in").write_bytes(write(tensors))
     state = checkpoint.read(tmp_path / "in")
-    checkpoint.save(tmp_path / "out", state.plain, state, {"a": "b"})
+    checkpoint.save(tmp_path / "out", state.tensors, state, {"a": "b"})
     for loaded in (state.tensors, checkpoint.read(tmp_path / "out").tensors):
         assert loaded.keys() == tensors.keys()
         for key, tensor in loaded.items():

@@ -315,9 +315,9 @@ def test_linear_layers_that_lie_the_other_way_round_are_turned_and_turned_back(t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"arch": "resnet20"}, "the ONNX graph has 10 layers with weights, the network 22|is where .* check --arch"),
+        ({"arch": "resnet20"}, "the ONNX graph has 10 layers with weights, the network 22|is where .* check `arch`"),
         ({"arch": "wrn16-1"}, "does not fit the network: its Conv|layers with weights, the network"),
-        ({"shape": (3, 32, 32)}, "takes images of 3x16x16: give that as --input"),
+        ({"input_shape": (3, 32, 32)}, "takes images of 3x16x16: give that as `input_shape`"),
     ],
 )
 def test_an_onnx_file_that_does_not_fit_is_refused(tmp_path, trained, options, message):

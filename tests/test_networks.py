@@ -238,8 +238,8 @@ def test_probabilities_are_told_from_logits(answer, softmax):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda x: LOGITS(x[:, :, 1:]), r"--input 3x32x32 fails: RuntimeError: mat1 and mat2"),
-        (lambda x: LOGITS(x)[:, :9], r"returns \[4, 9\], not \[4, 10\]: check --classes"),
+        (lambda x: LOGITS(x[:, :, 1:]), r"`input_shape=\(3, 32, 32\)` fails: RuntimeError: mat1 and mat2"),
+        (lambda x: LOGITS(x)[:, :9], r"returns \[4, 9\], not \[4, 10\]: check `classes`"),
         (lambda x: LOGITS(x)[:1], r"returns \[1, 10\]"),
         (lambda x: x, "it must return logits"),
         (lambda x: None, "it must return logits"),

@@ -585,7 +585,7 @@ SITUATIONS = {
     ),
     "code that takes pixels in 0..255": Situation(vendor(SHIFTED), V.replace(".5 --std .25", "0 --std .0039216")),
     "code that takes pixels in 0..255, untold": Situation(
-        vendor(SHIFTED), V.replace("--mean .5 --std .25", ""), right=None, said=("but with --mean 0 --std .0039216 it is 9",)
+        vendor(SHIFTED), V.replace("--mean .5 --std .25", ""), right=None, said=("but with --mean=0 --std=.0039216 it is 9",)
     ),
     "no normalisation told": Situation(
         bare, SCORE.replace("--mean .5 --std .25", ""), right=None, said=("no --mean or --std given: assuming that the network expects pixels",)
@@ -753,7 +753,7 @@ COPIES = (
 @pytest.mark.parametrize("name", COPIES)
 def test_no_copy_of_the_old_weights_comes_back(name, bench):
     SITUATIONS[name].make(bench)
-    suspect = suspects.load("model.pt", arch="resnet8", classes=10, shape=(3, 16, 16), mean=(0.5,), std=(0.25,))
+    suspect = suspects.load("model.pt", arch="resnet8", classes=10, input_shape=(3, 16, 16), mean=(0.5,), std=(0.25,))
     network, container = suspect.classifier.network, suspect.state.container
     with torch.no_grad():
         network.fc.weight.add_(1)
