@@ -290,7 +290,7 @@ class _Search:
 
     def watch(self, number: int, round: Round) -> None:
         """Records a round."""
-        self._curve.append({"iteration": number, **{name: float(x) for name, x in round.items()}})
+        self._curve.append({"iteration": number, **{name: float(x.detach()) for name, x in round.items()}})
         self._watch(number, round)
 
     def note(self, *lines: str) -> None:
