@@ -66,14 +66,14 @@ def table() -> str:
     """A row for each model; wrong identifications are marked."""
     rows = []
     for each in json.loads(OUT.read_text())["models"]:
-        right = (each["right"] or "—").replace("--mean ", "").replace(" --std", " /")
+        right = (each["right"] or "—").replace("--mean=", "").replace(" --std=", " / ")
         told = sorted(each["distances"].items(), key=lambda pair: pair[1])
         if not told:
             rows.append((each["model"], right, "cannot tell: no BatchNorm", "—", "—", "—", f"{each['variety']:.2f}"))
             continue
         (best, nearest), (_, second) = told[:2]
-        named = best.replace("--mean ", "").replace(" --std", " /")
-        raw = each["distances"]["--mean 0 --std 1"]
+        named = best.replace("--mean=", "").replace(" --std=", " / ")
+        raw = each["distances"]["--mean=0 --std=1"]
         rows.append(
             (each["model"], right, named if named == right else f"**{named}**", f"{nearest:.2f}", f"{second:.2f}", f"{raw:.2f}", f"{each['variety']:.2f}")
         )  # fmt: skip
