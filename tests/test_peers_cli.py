@@ -6,7 +6,7 @@ import pytest
 from conftest import colours, listing, packed
 
 from dhbe import records
-from dhbe.api import running
+from dhbe.api import costing, running
 from dhbe.defenses import PEERS, Defense
 
 TUNED = "--epochs 1 --size 16 --batch 8 --quiet"
@@ -131,3 +131,13 @@ def test_what_neural_cleanse_found_is_told(here, dhbe):
     page = (here / "out" / "report.html").read_text()
     assert "suspected_class" in page
     assert "How the two models differ on generated images" not in page
+
+
+def test_a_comparison_says_what_each_defence_costs_and_asks_above_an_hour(here, dhbe, handed, monkeypatch):
+    monkeypatch.setattr(costing, "_timed", lambda *_: (10.0, 1.0))  # seconds for an image, and its bytes
+    code, _, said = dhbe(f"compare {MODEL} --defenses clp fast --out out")
+    assert (code, handed, (here / "out").exists()) == (2, [], False)
+    assert "dhbe: fast would take" in said
+    assert "add --yes" in said
+    dhbe(f"compare {MODEL} --defenses clp fast --out out --yes")
+    assert handed, "it ran"

@@ -66,8 +66,10 @@ LONG = 3600
 """Seconds above which a run needs confirmation."""
 
 
-def affordable(args: argparse.Namespace, suspect: Suspect, what: Survey | Defense, *, twice: bool = False) -> None:
-    """Prints the estimated cost of a run, and asks for confirmation if it exceeds an hour.
+def affordable(
+    args: argparse.Namespace, suspect: Suspect, what: Survey | Defense, *, twice: bool = False, name: str = "this"
+) -> None:
+    """Prints the estimated cost of a run, called `name`, and asks for confirmation if it exceeds an hour.
 
     Raises:
         Refused: The run was not confirmed.
@@ -78,19 +80,18 @@ def affordable(args: argparse.Namespace, suspect: Suspect, what: Survey | Defens
         cost = costing.of(suspect, what, args.device, args.precision, twice=twice)
     if cost is None:
         return
-    shown.tell(args, f"note: this will take at most {cost}")
+    shown.tell(args, f"note: {name} will take at most {cost}")
     if cost.seconds <= LONG or args.yes:
         return
     if sys.stdin.isatty() and sys.stderr.isatty():
         print("continue? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             return
-    raise Refused(f"this would take {cost}: add --yes to run it anyway")
+    raise Refused(f"{name} would take {cost}: add --yes to run it anyway")
 
 
 def add_machine(parser: Parser) -> None:
-    """Adds device, precision, seed and confirmation."""
-    parser.add_argument("--yes", action="store_true", help="do not ask before a run that would take over an hour")
+    """Adds device, precision and seed."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     parser.add_argument(
         "--precision",
@@ -100,6 +101,11 @@ def add_machine(parser: Parser) -> None:
         "searches, else fp32 (default: auto)",
     )
     parser.add_argument("--seed", type=values.seed, default=0, help="seed of everything random (default: 0)")
+
+
+def add_yes(parser: Parser) -> None:
+    """Adds the confirmation of what `affordable` asks."""
+    parser.add_argument("--yes", action="store_true", help="do not ask before a run that would take over an hour")
 
 
 def add_run(parser: Parser, usual: str) -> None:
@@ -123,6 +129,7 @@ def add_search(parser: Parser, usual: str) -> None:
     """Adds the options of a search, whose folder is `usual` by default."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for record and report (default: {usual})")
     parser.add_argument("--overwrite", action="store_true", help="start over, replacing an earlier run in --out")
+    add_yes(parser)
     add_machine(parser)
 
 

@@ -37,6 +37,8 @@ def run(argv: Sequence[str]) -> int:
     clean = _lent(args, suspect) if "clean images" in needs else None
     evidence = arguments.evidence(args, suspect)
     out = args.out or Path("runs") / f"{args.model.stem}-compare"
+    for name, defense in chosen.items():
+        arguments.affordable(args, suspect, defense, name=name)
     records = {}
     for name, defense in chosen.items():
         with (
@@ -93,6 +95,7 @@ def parser() -> Parser:
         "--defenses", nargs="+", required=True, metavar="NAME", help=f"any of {', '.join([*PRESETS, *PEERS])}"
     )
     arguments.add_run(parser, "runs/MODEL-compare")
+    arguments.add_yes(parser)
     arguments.add_lent(parser)
     arguments.add_output(parser)
     return parser

@@ -61,6 +61,7 @@ def parser(argv: Sequence[str] = ()) -> Parser:
             help="fast: our method; paper, official: exactly as published",
         )
     arguments.add_run(parser, "runs/MODEL")
+    arguments.add_yes(parser)
     arguments.add_evidence(parser, needed=False)
     gates.add(parser)
     arguments.add_output(parser)
