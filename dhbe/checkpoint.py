@@ -1,40 +1,31 @@
 """Reads plain tensors from untrusted checkpoints without executing anything in them.
 
-A checkpoint of a suspect model is considered hostile. Safetensors files hold no code. Pickles are first disassembled: those
-that name anything besides tensors, numpy numbers and plain containers are refused, with these names, and so are those whose
-objects would exhaust the process (see `opcodes`). The rest is read by torch's restricted loader twice: once without data, to
-compare the claimed sizes with the size of the file, and then for real. There is no way to bypass that loader, and TorchScript
-is not supported.
+A checkpoint of a suspect model is considered hostile. Safetensors files hold no code. Pickles are checked first (`pickles`),
+then read by torch's restricted loader twice: once without data, to compare the claimed sizes with the size of the file, and
+then for real. There is no way to bypass that loader, and TorchScript is not supported.
 """
 
-import io
 import math
-import pickletools
 import re
 import stat
-import sys
 import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from dhbe import candidates, containers, files, foreign, matching, opcodes
+from dhbe import candidates, containers, files, foreign, matching, opcodes, pickles
 from dhbe.containers import Container, TorchFile
 from dhbe.errors import Failed, Refused, out_of_memory, said
 from dhbe.matching import show, some
 from dhbe.networks.external import guarded
+from dhbe.pickles import DTYPES, MEND
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, Lightning and the like
-DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool}
-DTYPES |= {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
 LARGEST_HEADER = 8 * 2**20  # bytes of a safetensors header; 20,000 tensors take two MiB
 SLACK = (
     3  # claimed size / file size above which a file is a bomb; tied weights are stored once but counted at each name
@@ -49,52 +40,6 @@ SIGNS = {
         re.compile(rb"\x89HDF"),
 }  # fmt: skip
 """What files that are no models begin with."""
-MEND = "ask for a .safetensors file, or for what torch.save(model.state_dict(), path) writes"
-
-
-class Inert:
-    """Replaces an object beside the weights, such as a training script's settings; accepts any arguments and state.
-
-    Restoring the real objects would be unsafe: the state that a pickle sets on a numpy dtype changes it process-wide.
-    """
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __setstate__(self, _: object) -> None: ...
-
-
-class _NoItems:
-    """Replaces a kind of dict by a plain one: the restricted loader fills no others."""
-
-    def __new__(cls, *_: object) -> dict:  # type: ignore[misc]
-        return {}
-
-
-def _no_elements(*_: object) -> list:
-    return []
-
-
-_MULTIARRAY = [f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")]
-_PATHS = [
-    f"{module}.{pure}{system}Path"
-    for module in ("pathlib", "pathlib._local")
-    for pure in ("", "Pure")
-    for system in ("Posix", "Windows")
-]
-_LOSSES = ("CrossEntropy", "NLL", "BCE", "BCEWithLogits", "MSE", "L1", "SmoothL1", "KLDiv")
-_STAND_INS: dict[str, Callable] = dict.fromkeys([
-    "numpy.ndarray", "numpy.dtype", *_MULTIARRAY, *_PATHS, "argparse.Namespace", "types.SimpleNamespace", "builtins.frozenset",
-    *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
-    *(f"builtins.{name}" for name in ("int", "float", "str", "bool", "list", "dict", "tuple")),  # factories of defaultdict
-    "omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode", "typing.Any",
-    "torch.torch_version.TorchVersion", *(f"torch.nn.modules.loss.{name}Loss" for name in _LOSSES),
-    "omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata", "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-], Inert) | dict.fromkeys(opcodes.DICTS, _NoItems) | {"collections.deque": _no_elements}  # fmt: skip
-_TENSOR = re.compile(
-    r"torch\.((cuda|storage)\.)?\w+Storage|torch\.(Size|device)|torch\._utils\._rebuild_(tensor(_v[23])?|parameter)"
-)
-_HARMLESS = {"collections.OrderedDict", "collections.Counter", "_codecs.encode"}  # the last spells bytes in protocol 2
-_HARMLESS |= {*_STAND_INS, "builtins.set", *map(str, DTYPES)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,15 +214,8 @@ def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice
                 f"has a header of {header:,} bytes, over the limit of {LARGEST_HEADER:,}: no model needs that much"
             )
         return _find(safetensors.torch.load_file(file), weights), None
-    if zipped := head.startswith(b"PK\x03\x04"):
-        with file.open("rb") as stream:
-            check_zip(stream, size)
-    else:
-        with opcodes.Whole(file) as stream:
-            _refuse_strangers(stream, pickles=5)  # the legacy format: five pickles in a row, then bytes
-            stream.seek(0)
-            opcodes.check(stream, 5, size)
-    with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _STAND_INS.items()]):
+    zipped = pickles.check(file, size)
+    with pickles.restricted():
         with torch.serialization.skip_data():  # a dry run without data, to check the claimed sizes
             outer = torch.load(str(file), map_location="meta", weights_only=True)
         _find(outer, weights)
@@ -286,87 +224,6 @@ def _load(file: Path, size: int, weights: str | None) -> tuple[candidates.Choice
             raise Refused(f"has {size} bytes, but its tensors claim {total}: refused as a bomb")
         outer = torch.load(str(file), map_location="cpu", weights_only=True, mmap=zipped)
         return _find(outer, weights), outer
-
-
-def check_zip(stream: IO[bytes], size: int) -> None:
-    """Checks a zip file of `torch.save` before it goes to the restricted loader.
-
-    Args:
-        stream: The file.
-        size: Its size in bytes.
-
-    Raises:
-        Refused: It asks for more than tensors and plain containers, or for too many; the message lacks its subject.
-        Exception: It is broken.
-    """
-    with zipfile.ZipFile(stream) as archive:
-        pickled = _pickle_of(archive, size)
-    _refuse_strangers(io.BytesIO(pickled), pickles=1)
-    stream.seek(0)
-    if torch._C.PyTorchFileReader(stream).get_record("data.pkl") != pickled:
-        raise Refused(f"is an ambiguous zip archive, which different programs read differently: {MEND}")
-    opcodes.check(io.BytesIO(pickled), 1, size)
-
-
-def _pickle_of(archive: zipfile.ZipFile, size: int) -> bytes:
-    """The pickle inside a zip of ``torch.save``, whose members must be uncompressed."""
-    members = archive.infolist()
-    names = [member.filename.partition("/")[2].lower() for member in members]  # torch ignores case
-    if "constants.pkl" in names:
-        raise Refused(
-            "is a TorchScript archive, which is a program: if you trust it, extract the weights with "
-            "torch.save(torch.jit.load(path).state_dict(), 'model.pt')"
-        )
-    if inside := next((name for name in names if name.endswith(SUFFIXES)), None):
-        raise Refused(f"is a zip archive that holds {show(inside)}: unpack it, and give the model inside")
-    if names.count("data.pkl") != 1:
-        raise Refused(f"is a zip archive, but not of torch.save (which has one data.pkl): {MEND}")
-    unpacked = sum(member.file_size for member in members)
-    if unpacked > size:
-        raise Refused(f"has {size} bytes and would unpack to {unpacked}: refused as a zip bomb")
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise Refused(f"is compressed, and so not written by torch.save: {MEND}")
-    orders = {archive.read(member) for member, name in zip(members, names, strict=True) if name == "byteorder"}
-    if orders - {sys.byteorder.encode()}:  # torch would swap bytes in the read-only mapped file, and crash
-        raise Refused(f"has the byte order of another machine: {MEND}")
-    return archive.read(members[names.index("data.pkl")])
-
-
-def _refuse_strangers(stream: IO[bytes], pickles: int) -> None:
-    """Refuses pickles that import more than plain tensors need."""
-    strangers, broken = {}, None
-    try:
-        for name in _imports(stream, pickles):
-            if name not in _HARMLESS and not _TENSOR.fullmatch(name):
-                strangers[show(name)] = None  # a set in order
-    except Exception as error:  # the names before may be enough to refuse it
-        broken = error
-    if any(name.startswith("torch.nn.modules.") for name in strangers):
-        own_first = sorted(strangers, key=lambda name: name.startswith(("torch.", "__builtin__.")))
-        raise Refused(f"is a whole pickled network, which is a program and was not run ({some(own_first)}): {MEND}")
-    if strangers and all(name.startswith("torch.") for name in strangers):
-        raise Refused(f"holds sparse, quantised or other special tensors ({some(strangers)}): save plain dense ones")
-    if strangers:
-        raise Refused(f"asks to import {some(strangers)}; nothing was run: {MEND}")
-    if broken:
-        raise broken
-
-
-def _imports(stream: IO[bytes], pickles: int) -> Iterator[str]:
-    """The names that consecutive pickles would import, from their opcodes; nothing is executed."""
-    texts, memo = ["", ""], {}
-    for _ in range(pickles):
-        for opcode, argument, _ in islice(pickletools.genops(stream), opcodes.MOST_OPCODES):
-            if opcode.name in ("GLOBAL", "INST"):
-                yield re.sub("^__builtin__\\.", "builtins.", str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
-                yield ".".join(texts[-2:])
-            elif opcode.name == "MEMOIZE" or opcode.name.endswith("PUT"):
-                memo[len(memo) if argument is None else argument] = texts[-1]
-            elif opcode.name.endswith("GET"):
-                texts.append(memo.get(argument, ""))
-            elif isinstance(argument, str):
-                texts.append(argument)
 
 
 def _find(outer: Any, weights: str | None) -> candidates.Choice:

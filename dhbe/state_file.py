@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dhbe import checkpoint, files
+from dhbe import files, pickles
 from dhbe.errors import Refused, said
 from dhbe.foreign import name
 
@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Any]:
         if MAGIC + hashlib.sha256(content).hexdigest().encode() + b"\n" != head:
             raise ValueError("its checksum is wrong")
         stream = io.BytesIO(content)
-        checkpoint.check_zip(stream, len(content))
+        pickles.check_zip(stream, len(content))
         stream.seek(0)
         saved = torch.load(stream, map_location="cpu", weights_only=True)
         if not isinstance(json.loads(saved["settings"]), dict):

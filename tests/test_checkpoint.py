@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dhbe import candidates, checkpoint
+from dhbe import candidates, checkpoint, pickles
 from dhbe.errors import Failed, Refused
 
 WEIGHTS = {
@@ -296,7 +296,7 @@ def test_a_vendors_own_self_model_is_not_taken_for_a_wrapper(tmp_path):
     )
 
 
-DTYPES = sorted(checkpoint.DTYPES, key=str)
+DTYPES = sorted(pickles.DTYPES, key=str)
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dhbe import files, foreign, networks, records, report, runs, state_file, suspects
 from dhbe.api import machine
-from dhbe.api.running import SavedRounds, misfit
+from dhbe.api.course import SavedRounds, misfit
 from dhbe.attacks import Attack, Backdoor, Workshop
 from dhbe.checkpoint import State
 from dhbe.classifier import Classifier

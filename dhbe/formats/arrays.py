@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dhbe import files
-from dhbe.checkpoint import DTYPES, State
+from dhbe.checkpoint import State
 from dhbe.containers import Container
 from dhbe.data import read_pack
 from dhbe.errors import Refused
 from dhbe.matching import Match, in_order
+from dhbe.pickles import DTYPES
 
 NAME = re.compile(r"arr_(\d+)(\.npy)?")
 """NumPy's names for arrays saved without names."""

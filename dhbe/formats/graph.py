@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dhbe import files
-from dhbe.checkpoint import DTYPES, State
+from dhbe.checkpoint import State
 from dhbe.classifier import logits_in
 from dhbe.containers import Container
 from dhbe.errors import Refused
 from dhbe.matching import Match, show, some
 from dhbe.networks.external import guarded, import_extra
+from dhbe.pickles import DTYPES
 
 PLAIN = set(
     [

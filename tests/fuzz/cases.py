@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 
 from dhbe import networks, records, report, state_file, suspects
-from dhbe.api import running
+from dhbe.api import course
 from dhbe.attacks.triggers import parse
 from dhbe.data import load
 from tests.fuzz import mutations as m
@@ -189,4 +189,4 @@ def state(rng: random.Random, canary: str) -> Case:
 
 
 def _resumed(path: Path) -> object:
-    return running.fault(state_file.read(path), 4)
+    return course.fault(state_file.read(path), 4)
