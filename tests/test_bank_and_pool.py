@@ -4,9 +4,11 @@ import pytest
 import torch
 from test_search import LEFT, SHAPE, SIDE, TARGET, TOP, planted, square
 
+from dhbe.search.families import Overlay
 from dhbe.search.image_pool import ImagePool
 from dhbe.search.photographs import pieces
 from dhbe.search.search import margin
+from dhbe.search.survey import EXCERPTS, Survey, SurveyState
 from dhbe.search.trigger_bank import BankSettings, TriggerBank
 
 
@@ -118,3 +120,16 @@ def test_a_full_bank_gives_up_what_acts_no_longer_first():
     bank.gain[:] = torch.tensor([0.0, 0.5, 0.5])
     bank.take(square(1, 2, 0), torch.tensor([2]), torch.tensor([0.1]))
     assert sorted(bank.strength.tolist()) == pytest.approx([0.1, 1.0, 3.0])
+
+
+def test_what_the_untouched_model_takes_for_natural_is_no_trigger():
+    """Triggers of a suspected class are kept if they stand out there; where no class is suspected, all are."""
+    survey = Survey(anomaly_threshold=3.0, bank=BankSettings(bank_size=8))
+    for suspected, kept in ((True, [9.0]), (False, [1.0, 3.0, 9.0])):
+        state = SurveyState(survey, planted())
+        state.findings.margins[EXCERPTS] = torch.tensor([0.0, 1.0, 20.0, 2.0])  # the middle 1, the deviation 1.48
+        state.findings.outliers[EXCERPTS, TARGET] = suspected
+        untouched = torch.tensor([1.0, 5.0, 5.9])  # 0, 2.7 and 3.3 deviations
+        triggers = Overlay.joined([square(SIDE, row, 0) for row in range(3)])
+        survey.keep(state, triggers, torch.full((3,), TARGET), torch.tensor([3.0, 1.0, 9.0]), untouched)
+        assert sorted(state.bank.strength[: len(state.bank)].tolist()) == kept

@@ -230,6 +230,20 @@ def test_an_early_state_is_judged_by_what_was_found_later():
     assert not kept(answering, 0.9)
 
 
+def test_a_destroyed_student_is_no_better_than_the_teacher():
+    """It no longer answers the trigger, nor anything else; the first state that is kept must be worth more."""
+    model, bank, pixels = planted(), TriggerBank(BankSettings(bank_size=8), SHAPE, 1), pieces(32, SHAPE)
+    bank.take(square(SIDE, TOP, LEFT), torch.tensor([TARGET]), torch.tensor([1.0]))
+    best, teacher = Best(model), copy.deepcopy(model.state_dict())
+    for weights, agreement, gain, replaced in ((0.0, 0.3, 0.4, False), (2.0, 0.9, 0.4, True)):
+        model.network.weight.data.fill_(weights)
+        bank.gain[0] = gain
+        best.judge(model, torch.tensor(agreement), bank, pixels)
+        assert best.judged
+        assert best.replaced == replaced
+        assert torch.equal(best.weights["network.weight"], teacher["network.weight"]) != replaced
+
+
 def test_a_student_that_is_lost_goes_back_and_slows_down():
     model, run_state, rounds = planted(), RunState(), []
     defense = fast(warm_up=20, iterations=30, cycles=1, batch=32, pool_size=256, patch=3, lr=1e3, clip=1e30)

@@ -34,9 +34,6 @@ from dhbe.search.trigger_bank import TriggerBank
 from dhbe.settings import Setting
 from dhbe.steps import Round, Tell, channels_last, frozen_copy, gap, set_lr, untold
 
-NOTHING = -1.0
-"""The agreement of `Best` before any state was judged."""
-
 
 @dataclass(frozen=True)
 class FastDHBE(Eraser):
@@ -83,7 +80,7 @@ class FastDHBE(Eraser):
     ] = 1.0
     trigger_share: Annotated[
         float, Setting("share of triggered images in a student batch when a class stands out", above=0, below=1)
-    ] = 0.5
+    ] = 0.25
     trigger_share_unsuspected: Annotated[
         float, Setting("share of triggered images in a student batch when none does", above=0, below=1)
     ] = 0.125
@@ -119,7 +116,7 @@ class FastDHBE(Eraser):
             yield from self.survey.run(teacher, state)
             self.survey.conclude(teacher, state, run_state.tell)
             state.findings.outliers = ranks.agreed(state.findings.outliers)
-            self.look(student, state, progress)
+            self.look(student, teacher, state, progress)
             progress.surveyed = True
         state.close(run_state)
 
@@ -129,20 +126,20 @@ class FastDHBE(Eraser):
             if diverged(student):
                 best.restore(student, learn, slower=True)
                 losses = {}
-                self.look(student, state, progress)
+                self.look(student, teacher, state, progress)
             else:
                 losses |= self.step_triggers(student, state, progress.rounds)
                 if (progress.rounds + 1) % self.look_every == 0 or (progress.rounds + 1) % self.iterations == 0:
-                    pixels = self.look(student, state, progress)
+                    pixels = self.look(student, teacher, state, progress)
                     if progress.agreement < self.lost_agreement:
                         best.restore(student, learn, slower=True)
                     else:
                         best.judge(student, progress.agreement, state.bank, pixels)
             progress.rounds += 1
             if progress.rounds % self.iterations == 0 and state.findings.backdoored:
-                self.search_afresh(student, learn, state, best, run_state.tell)
+                self.search_afresh(student, teacher, learn, state, best, run_state.tell)
             yield {**losses, "gain": state.bank.gain.amax(), "agreement": progress.agreement}
-        if best.agreement == NOTHING:
+        if not best.judged:
             raise Failed("the run diverged and left no usable state: lower --lr, or try another --seed")
         student.load_state_dict(best.weights)
 
@@ -194,7 +191,7 @@ class FastDHBE(Eraser):
         return losses
 
     @torch.no_grad()
-    def look(self, student: Classifier, state: SurveyState, progress: "Progress") -> Tensor:
+    def look(self, student: Classifier, teacher: Classifier, state: SurveyState, progress: "Progress") -> Tensor:
         """Adds newly found triggers to the bank, and updates their gains and the agreement with the teacher.
 
         Returns:
@@ -202,11 +199,12 @@ class FastDHBE(Eraser):
         """
         bank, findings = state.bank, state.findings
         pixels, _ = state.pool.sample(self.gain_images)
-        for family, sought, natural in zip(state.search.families, findings.sought, findings.natural, strict=True):
+        for number, (family, sought) in enumerate(zip(state.search.families, findings.sought, strict=True)):
             wanted = sought.nonzero().flatten()
-            margin = state.search.margin(student, family, wanted, pixels)
-            stronger = margin > natural
-            bank.take(family.triggers(wanted[stronger]), wanted[stronger], margin[stronger])
+            reached = state.search.margin(student, family, wanted, pixels)
+            wanted, reached = (each[reached > findings.natural[number]] for each in (wanted, reached))
+            untouched = state.search.margin(teacher, family, wanted, pixels)
+            self.survey.keep(state, family.triggers(wanted), wanted, reached, untouched, number)
         bank.retry(student, pixels)
         bank.gain = ranks.agreed(bank.gain)
         compared, answers = state.pool.same(self.agreement_images)
@@ -214,7 +212,13 @@ class FastDHBE(Eraser):
         return pixels
 
     def search_afresh(
-        self, student: Classifier, learn: SGD, state: SurveyState, best: "Best", tell: Tell = untold
+        self,
+        student: Classifier,
+        teacher: Classifier,
+        learn: SGD,
+        state: SurveyState,
+        best: "Best",
+        tell: Tell = untold,
     ) -> None:
         """Returns to the best state and searches it for triggers that the first search missed; each step is told.
 
@@ -224,7 +228,8 @@ class FastDHBE(Eraser):
         left, side = [], excerpts_of(state.search).side
         for label in state.findings.suspected.nonzero().flatten().tolist():
             triggers, margins = self.survey.hunt(student, state, label, tell)
-            state.bank.take(triggers, torch.full((len(margins),), label), margins)
+            untouched = self.survey.excerpting.reached(teacher, triggers, label, state.pool)
+            self.survey.keep(state, triggers, torch.full((len(margins),), label), margins, untouched)
             squares = (triggers.keep == 0).sum((1, 2, 3)) == side**2
             left.append(state.findings.standing(margins[squares].amax()))
         state.findings.left = ranks.agreed(torch.stack(left).amax())
@@ -323,11 +328,17 @@ class Progress(Plain):
 
 
 class Best(Plain):
-    """The best state of the student so far: the one with the largest agreement minus the strongest trigger's gain."""
+    """The best state of the student so far: the one with the largest agreement minus the strongest trigger's gain.
+
+    It starts as the teacher, which agrees with itself and on which a trigger acts: a student that lost more than it
+    unlearned is no better.
+    """
 
     def __init__(self, student: Classifier) -> None:
         self.weights = _copied(student)
-        self.agreement, self.gain, self.lr_scale = NOTHING, 1.0, 1.0
+        self.agreement, self.gain, self.lr_scale = 1.0, 1.0, 1.0
+        self.judged = self.replaced = False
+        """Whether a state was compared with it, and whether one was better."""
 
     def judge(self, student: Classifier, agreement: Tensor, bank: TriggerBank, pixels: Tensor) -> None:
         """Keeps the current state if it is at least as good as the best so far.
@@ -335,14 +346,14 @@ class Best(Plain):
         The best state is tested again, on the same images [n, c, h, w] and with all triggers of the bank: a state that
         was never tested with triggers found later would look better than it is.
         """
-        now = _copied(student)
-        if self.agreement > NOTHING:
+        self.judged, now = True, _copied(student)
+        if self.replaced:
             student.load_state_dict(self.weights)
             self.gain = float(ranks.agreed(bank.tried(student, pixels).amax()))
             student.load_state_dict(now)
         gain = float(bank.gain.amax())
         if float(agreement) - gain >= self.agreement - self.gain:
-            self.agreement, self.gain, self.weights = float(agreement), gain, now
+            self.agreement, self.gain, self.weights, self.replaced = float(agreement), gain, now, True
 
     def restore(self, student: Classifier, learn: SGD, *, slower: bool = False) -> None:
         """Returns to the best state and clears the momentum; `slower` halves the learning rate."""

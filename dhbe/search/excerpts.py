@@ -108,6 +108,11 @@ class Excerpting:
         triggers, margins = zip(*found, strict=True)
         return Overlay.joined(triggers), torch.cat(margins)
 
+    @torch.no_grad()
+    def reached(self, model: Classifier, triggers: Overlay, label: int, pool: ImagePool) -> Tensor:
+        """The mean margin of each trigger [n] for a class, in logits, over images that the model takes for another class."""
+        return _margins(model, triggers, label, self._others(model, label, pool))
+
     def _others(self, model: Classifier, label: int, pool: ImagePool) -> Tensor:
         """Images [n, c, h, w] that the model takes for a class other than `label`, or any images if there are none."""
         pixels, _ = pool.sample(4 * self.tried_images)

@@ -75,11 +75,16 @@ class Findings(Plain):
         """The median margin of each family in the untouched model [families]."""
         return self.margins.quantile(0.5, dim=1)
 
-    def standing(self, margin: Tensor) -> Tensor:
-        """How far a square's margin stands out from those of other classes' squares in the untouched model."""
-        others = self.margins[EXCERPTS][~self.suspected] if not self.suspected.all() else self.margins[EXCERPTS]
+    def standing(self, margins: Tensor, family: int = EXCERPTS) -> Tensor:
+        """How far margins stand out from those of the classes that are not suspected, in the untouched model.
+
+        Args:
+            margins: Margins of triggers of any class, in logits [n] or a scalar.
+            family: Index of the family whose triggers they are compared with; squares are compared with excerpts.
+        """
+        others = self.margins[family][~self.suspected] if not self.suspected.all() else self.margins[family]
         middle, deviation = middle_and_deviation(others)
-        return (margin - middle) / deviation.clamp_min(1e-6)
+        return (margins - middle) / deviation.clamp_min(1e-6)
 
     @property
     def fused(self) -> Tensor:
@@ -307,12 +312,39 @@ class Survey:
                 for place, label in enumerate(wanted.tolist()):
                     pixels, _ = pool.sample(self.squares.square_images)
                     squares, strength = self.squares.tried(teacher, triggers[[place]], label, pixels)
-                    bank.take(squares, wanted[place].expand(len(strength)), strength)
+                    self.keep(state, squares, wanted[place].expand(len(strength)), strength, strength)
                     pool.filter(triggers[[place]], label, teacher)
         for label in findings.suspected.nonzero().flatten().tolist():
             triggers, strength = self.hunt(teacher, state, label, tell)
-            bank.take(triggers, torch.full((len(strength),), label), strength)
+            self.keep(state, triggers, torch.full((len(strength),), label), strength, strength)
         bank.settle(teacher, pool.sample(self.bank_images)[0])
+
+    def keep(
+        self,
+        state: SurveyState,
+        triggers: Overlay,
+        wanted: Tensor,
+        strength: Tensor,
+        untouched: Tensor,
+        family: int = EXCERPTS,
+    ) -> None:
+        """Takes into the bank those triggers that stand out in the untouched model; where no class does, all of them.
+
+        A pattern that leads there no further than those of other classes shows what the class looks like. A student that
+        must ignore it unlearns the class with the backdoor.
+
+        Args:
+            state: Its bank is updated.
+            triggers: The triggers, k of them.
+            wanted: Their classes [k].
+            strength: Their mean margins in the model that they were found in, in logits [k].
+            untouched: The same in the untouched model [k].
+            family: Index of the family that they are compared with.
+        """
+        findings = state.findings
+        stand = findings.standing(untouched, family) > self.anomaly_threshold
+        taken = stand if findings.backdoored else torch.ones_like(stand)
+        state.bank.take(triggers[taken], wanted[taken], strength[taken])
 
     @torch.no_grad()
     def index(self, model: Classifier, search: Search, pool: ImagePool) -> tuple[Tensor, Tensor]:
