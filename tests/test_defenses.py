@@ -371,8 +371,13 @@ class NeedsAll(Curious):
     needs = frozenset({"clean images", "target class"})
 
 
+class UsesPictures(Curious):
+    uses = frozenset({"pictures"})
+
+
 def test_a_defence_is_handed_what_it_needs_and_nothing_else():
     Curious.handed.clear()
-    for kind in (Curious, NeedsImages, NeedsAll):
-        kind()(victim(), KNOWN)
-    assert Curious.handed == [Known(), Known(clean=KNOWN.clean), KNOWN]
+    known = replace(KNOWN, pictures=(torch.zeros(3, 8, 8, dtype=torch.uint8),))
+    for kind in (Curious, NeedsImages, NeedsAll, UsesPictures):
+        kind()(victim(), known)
+    assert Curious.handed == [Known(), Known(clean=KNOWN.clean), KNOWN, Known(pictures=known.pictures)]

@@ -4,11 +4,14 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from PIL import Image
 
 import dhbe
+from dhbe.data import pictures
 from dhbe.errors import Refused
 from dhbe.networks import build
 
@@ -77,3 +80,55 @@ def test_the_record_says_whether_a_class_stood_out():
 def test_settings_that_leave_nothing_to_do_are_refused(wrong):
     with pytest.raises(Refused, match=f"`{next(iter(wrong))}` .*must be"):
         dhbe.erase(network(), input_shape=SHAPE, defense=replace(FAST, **wrong))
+
+
+def test_a_users_pictures_take_the_place_of_the_photographs(tmp_path: Path):
+    """Of any size and depth; nothing is asked of their names, and a run is not resumed with others."""
+    drawn = np.random.default_rng(0).integers(0, 256, (2, 40, 30, 3), np.uint8)
+    for place, pixels in (
+        ("a.png", drawn[0]),
+        ("b/c.png", drawn[1, :5, :6]),
+        ("b/long.png", drawn[1, :4].repeat(200, 1)),
+    ):
+        (tmp_path / "pictures" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / place)
+    (tmp_path / "pictures/notes.txt").write_text("no picture")
+    options = {"input_shape": SHAPE, "defense": FAST, "out": tmp_path / "out", "images": tmp_path / "pictures"}
+    erasure, photographed = dhbe.erase(network(), **options), dhbe.erase(network(), input_shape=SHAPE, defense=FAST)
+    assert erasure.record.defense["pictures"] == 3
+    assert any(
+        not torch.equal(value, photographed.model.state_dict()[name])
+        for name, value in erasure.model.state_dict().items()
+    )
+    (tmp_path / "pictures/a.png").unlink()
+    with pytest.raises(Refused, match="pictures"):
+        dhbe.erase(network(), resume=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("content", "preset", "said"),
+    [
+        ([], "fast", "the folder holds no pictures"),
+        (["x.png"], "fast", "is not a readable image"),
+        ([], "paper", "the preset paper generates all its images"),
+        (None, "fast", "no such folder"),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_refused(tmp_path: Path, content: list[str] | None, preset: str, said: str):
+    folder = tmp_path / "pictures"
+    if content is not None:
+        folder.mkdir()
+        for name in content:
+            (folder / name).write_bytes(b"no picture")
+    with pytest.raises(Refused, match=said):
+        dhbe.erase(network(), input_shape=SHAPE, preset=preset, images=folder)
+
+
+def test_of_many_pictures_evenly_spaced_ones_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(pictures, "MOST", 3)
+    for number in range(7):
+        Image.new("RGB", (600, 300), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    found, notes = pictures.load_pictures(tmp_path)
+    assert [int(each[0].amax()) for each in found] == [0, 3, 6]
+    assert {tuple(each.shape) for each in found} == {(3, 256, 512)}
+    assert len(notes) == 1

@@ -259,6 +259,6 @@ def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Pro
 
 def inputs(args: argparse.Namespace) -> list[Path]:
     """Existing files and folders that the command names besides its model."""
-    named = [str(getattr(args, name, None) or "") for name in ("data", "clean", "trigger", "arch", "image")]
+    named = [str(getattr(args, name, None) or "") for name in ("data", "clean", "trigger", "arch", "image", "images")]
     parts = [part for text in named for part in (text, text.partition(":")[0], text.rpartition(":")[0]) if part]
     return [Path(part) for part in dict.fromkeys(parts) if os.path.lexists(part.replace("\0", ""))]

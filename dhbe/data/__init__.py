@@ -18,11 +18,12 @@ from dhbe.data.images import Images, Shape, to_uint8
 from dhbe.data.known import KNOWN, NORMALISATION
 from dhbe.data.local import kept, load_parts, local_parts
 from dhbe.data.packs import read_pack
+from dhbe.data.pictures import load_pictures
 from dhbe.data.tiny_imagenet import holds_tiny_imagenet, load_tiny_imagenet
 from dhbe.errors import Refused
 
 __all__ = [
-    "DIGITS", "KNOWN", "NORMALISATION", "Images", "Shape", "Split", "class_names", "clean_subset", "load", "load_image", "part_to_measure", "read_pack", "to_uint8",
+    "DIGITS", "KNOWN", "NORMALISATION", "Images", "Shape", "Split", "class_names", "clean_subset", "load", "load_image", "load_pictures", "part_to_measure", "read_pack", "to_uint8",
 ]  # fmt: skip
 
 DIGITS = {"digits": 32, "digits16": 16}

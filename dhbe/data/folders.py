@@ -225,7 +225,7 @@ def load_folder(
     """
     folders = class_folders(root)
     numbering = numbering or numbered([folder.name for folder in folders])
-    paths = [(path, numbering.labels[folder.name]) for folder in folders for path in _pictures(folder)]
+    paths = [(path, numbering.labels[folder.name]) for folder in folders for path in pictures_below(folder)]
     if not paths:
         raise Refused(f"the class folders of {root} are empty: put images there")
     images = load_files(paths, tuple(map(foreign.name, numbering.names)), root, shape, limit, middle)
@@ -279,11 +279,11 @@ def visible(folder: Path) -> list[Path]:
     return [path for path in inside if not path.name.startswith(".") and path.name not in HIDDEN_ON_WINDOWS]
 
 
-def _pictures(folder: Path, depth: int = 0) -> Iterator[Path]:
-    """The images of a class, sorted by name, those in folders below it too; links to folders there are not followed."""
+def pictures_below(folder: Path, depth: int = 0) -> Iterator[Path]:
+    """The images in a folder, sorted by name, and those in folders below it; links to folders there are not followed."""
     for path in visible(folder):
         if path.is_dir() and not path.is_symlink() and depth < DEEPEST:
-            yield from _pictures(path, depth + 1)
+            yield from pictures_below(path, depth + 1)
         elif path.suffix.lower() not in OTHER_SUFFIXES:
             yield path
 

@@ -23,12 +23,14 @@ Verdict = Literal["erased", "nothing found", "still answers", "damaged"]
 
 @dataclass(frozen=True)
 class Known:
-    """What a defender holds besides the model; a defence is handed only what it declares in `needs`."""
+    """What a defender holds besides the model; a defence is handed only what it declares in `needs` and `uses`."""
 
     clean: Images | None = None
     """Clean images with their labels, for a defence that needs them."""
     target: int | None = None
     """The target class, for a defence that needs it."""
+    pictures: tuple[Tensor, ...] | None = None
+    """Natural images of any size without labels, uint8 [3, h, w], for a defence that uses them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class Defense(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[Literal["clean images", "target class"]]]
-    """What it needs besides the model; it is never handed more."""
+    """What it needs besides the model."""
+    uses: ClassVar[frozenset[Literal["pictures"]]] = frozenset()
+    """What else it uses if given; it is never handed more."""
 
     @property
     @abstractmethod
@@ -129,6 +133,7 @@ class Defense(ABC):
         known = Known(
             clean=known.clean if "clean images" in self.needs else None,
             target=known.target if "target class" in self.needs else None,
+            pictures=known.pictures if "pictures" in self.uses else None,
         )
         model, run_state = copy.deepcopy(victim), run_state or RunState()
 

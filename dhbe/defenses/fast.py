@@ -2,7 +2,7 @@
 
 It differs from the paper as follows (docs/method.md has the details):
 
-- Images are crops of two photographs, and generated images that match the statistics of the teacher's BatchNorm layers.
+- Images are crops of two photographs, or of pictures that the user has, and generated images that match the statistics of the teacher's BatchNorm layers.
   No generator maximises disagreement: such a generator finds the trigger by itself and teaches it back.
 - Triggers are inverted in the teacher before the student is trained, one for each class in each family. A class whose
   margin grows far beyond those of the others is restricted with full weight; if none stands out, the restriction is
@@ -40,6 +40,7 @@ class FastDHBE(Eraser):
     """Restricted distillation on BatchNorm-matched images and photographs, against triggers inverted beforehand."""
 
     name: ClassVar[str] = "fast"
+    uses: ClassVar[frozenset] = frozenset({"pictures"})
 
     iterations: Annotated[
         int, Setting("rounds per cycle; each is k student steps, then one step of some trigger families", least=1)
@@ -113,7 +114,7 @@ class FastDHBE(Eraser):
         run_state.restore()
 
         if not progress.surveyed:
-            yield from self.survey.run(teacher, state)
+            yield from self.survey.run(teacher, state, known.pictures)
             self.survey.conclude(teacher, state, run_state.tell)
             state.findings.outliers = ranks.agreed(state.findings.outliers)
             self.look(student, teacher, state, progress)

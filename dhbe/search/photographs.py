@@ -1,10 +1,11 @@
-"""Random crops of the two photographs shipped with scikit-learn: natural images that need no data set.
+"""Random crops of the two photographs shipped with scikit-learn, or of a user's pictures: natural images without labels.
 
 A teacher's predictions on them are confident and diverse, and distillation on crops of a single photograph is known to work
 well (Asano and Saeed 2023, arXiv:2112.00725). They do not require BatchNorm, and contain no trigger.
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -21,7 +22,7 @@ AT_ONCE = 256
 """Crops processed at a time; the random draws do not depend on it."""
 
 
-def pieces(count: int, shape: Shape) -> Tensor:
+def pieces(count: int, shape: Shape, pictures: Sequence[Tensor] | None = None) -> Tensor:
     """Random crops at all scales, randomly flipped and recoloured.
 
     They are drawn from torch's CPU generator, whatever the default device.
@@ -29,13 +30,14 @@ def pieces(count: int, shape: Shape) -> Tensor:
     Args:
         count: Number of crops.
         shape: Their shape (c, h, w) with c 1 or 3; one channel gives grey.
+        pictures: What they are cut from, each uint8 [3, h, w]; None means the two photographs.
 
     Returns:
         Pixels [count, c, h, w] in [0, 1], on the CPU.
     """
     with torch.device("cpu"):
         channels, height, width = shape
-        pictures = photographs()
+        pictures = photographs() if pictures is None else pictures
         which = torch.randint(len(pictures), (count,))
         depth = torch.tensor([levels(picture, max(height, width)) for picture in pictures])[which]
         level = (torch.rand(count) * depth).long()

@@ -1,7 +1,7 @@
 """The data-free survey of an untouched classifier: images that it is familiar with, and triggers that it responds to."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -197,19 +197,20 @@ class Survey:
         """A fresh search with a trigger for each class; with `away`, also one for any class but the usual one."""
         return Search(model, self.bounds, at_once=max(self.search_batch, self.least_images), away=away)
 
-    def run(self, teacher: Classifier, state: SurveyState) -> Iterator[Round]:
+    def run(self, teacher: Classifier, state: SurveyState, pictures: Sequence[Tensor] | None = None) -> Iterator[Round]:
         """Trains the image generator and searches for triggers, resuming from `state`; `conclude` evaluates the result.
 
         Args:
             teacher: In eval mode, without gradients.
             state: Updated in place.
+            pictures: Natural images that the pool is cut from (see `pieces`).
 
         Yields:
             The losses of each round.
         """
         findings = state.findings
         if not findings.rounds_done:
-            self._fill(teacher, state.pool)
+            self._fill(teacher, state.pool, pictures)
         with BatchStatistics(teacher) as statistics:
             while findings.rounds_done < self.warm_up:
                 losses = self._familiarise(teacher, state, statistics) if tracked(teacher) else {}
@@ -230,11 +231,11 @@ class Survey:
             state.pool.renew(state.generator, teacher)
 
     @staticmethod
-    def _fill(teacher: Classifier, pool: ImagePool) -> None:
-        """Fills the pool with crops of photographs."""
+    def _fill(teacher: Classifier, pool: ImagePool, pictures: Sequence[Tensor] | None) -> None:
+        """Fills the pool with crops of pictures."""
         some = max(1, AT_ONCE // math.prod(teacher.shape))
         for first in range(0, len(pool), some):
-            drawn = pieces(min(some, len(pool) - first), teacher.shape)
+            drawn = pieces(min(some, len(pool) - first), teacher.shape, pictures)
             pool.fill(drawn.to(teacher.mean.device), teacher, first)
 
     def _familiarise(self, teacher: Classifier, state: SurveyState, statistics: BatchStatistics) -> Round:
