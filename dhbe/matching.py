@@ -184,31 +184,60 @@ def _prefix(
         for put, rest in _suffixes(name):
             if put and rest in given:
                 votes["", put] += 1 + (tensor.shape == given[rest].shape)
+    every = votes
     if weights is not None:
         votes = Counter({pair: count for pair, count in votes.items() if f".{weights}." in f".{pair[0]}"})
         if not votes:
             raise Refused(f"no tensors of the checkpoint fit the network under {weights!r}: check --weights")
+    rivals = _rivals(votes, wanted)
+    if len(rivals) > 1:
+        return _of_rivals(rivals, given, wanted)
+    cut, put = max(votes, key=lambda pair: (votes[pair], len(pair[0])))
+    others = [other for other in _rivals(every, wanted) if other != cut]
+    mine = _state(cut, given, wanted)
+    also = [  # of the same training, or the same again: written too
+        other for other in others
+        if _averaged(other) != _averaged(cut) or all(map(_same, _state(other, given, wanted), mine))
+    ]  # fmt: skip
+    return (*also, cut), put, _unwritten([other for other in others if other not in also])
+
+
+def _rivals(votes: Counter[tuple[str, str]], wanted: Mapping[str, Tensor]) -> list[str]:
+    """The prefixes under which lie states of the network."""
     best = max(votes.values())
-    rivals = [pair for pair, count in votes.items() if count >= max(0.9 * best, len(wanted)) and not pair[1]]
-    if len(rivals) < 2:
-        cut, put = max(votes, key=lambda pair: (votes[pair], len(pair[0])))
-        return (cut,), put, ""
-    return _of_rivals([cut for cut, _ in rivals], given, wanted)
+    return [cut for (cut, put), count in votes.items() if count >= max(0.9 * best, len(wanted)) and not put]
+
+
+def _averaged(cut: str) -> bool:
+    return bool(AVERAGED.search(cut.lower()))
+
+
+def _unwritten(cuts: Sequence[str]) -> str:
+    if not cuts:
+        return ""
+    return (
+        f"the file holds other networks that fit ({', '.join(show(cut.rstrip('.')) for cut in cuts)}): they are not cleaned, and "
+        "what is written holds them as they were"
+    )
 
 
 def _of_rivals(
     cuts: Sequence[str], given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
 ) -> tuple[tuple[str, ...], str, str]:
     """Chooses one of several networks in a state dict: the same one again, or the average, if one of two is the average."""
-    states = [[given[cut + name] for name in wanted if cut + name in given] for cut in cuts]
+    states = [_state(cut, given, wanted) for cut in cuts]
     if all(len(each) == len(states[0]) and all(map(_same, each, states[0])) for each in states):
         return tuple(cuts), "", ""
-    averages = [cut for cut in cuts if AVERAGED.search(cut.lower())]
+    averages = [cut for cut in cuts if _averaged(cut)]
     offered = ", ".join(show(cut.rstrip(".")) for cut in cuts)
     if len(cuts) > 2 or len(averages) != 1:
         raise Refused(f"the checkpoint holds several networks that fit: add --weights with one of {offered}")
     note = f"the file holds weights and their average ({offered}): using {averages[0].rstrip('.')}; --weights selects another"
     return (*(cut for cut in cuts if cut != averages[0]), averages[0]), "", note
+
+
+def _state(cut: str, given: Mapping[str, Tensor], wanted: Iterable[str]) -> list[Tensor]:
+    return [given[cut + name] for name in wanted if cut + name in given]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

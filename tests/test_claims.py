@@ -10,6 +10,7 @@ import torch
 
 from dhbe import networks, suspects
 from dhbe.api import judging
+from dhbe.data import NORMALISATION
 from dhbe.errors import Refused
 from dhbe.records import Measures
 from dhbe.search import scan
@@ -43,6 +44,20 @@ def test_a_wrong_label_is_told_from_a_wrong_guess_and_a_finding_comes_before_bot
     assert judging.judged("erased", lying) == ("label contradicted", lying.unsure)
     assert judging.judged("backdoored", lying) == ("backdoored", None)
     assert judging.judged("nothing found", suspects.load(VICTIM)) == ("nothing found", None)
+
+
+def test_a_network_fed_with_0_to_255_is_told_so(tmp_path):
+    """Its first kernel undoes the division, as that of a network trained without `ToTensor` would."""
+    tensors = safetensors.torch.load_file(VICTIM)
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in NORMALISATION["cifar10"])
+    first = next(key for key, value in tensors.items() if value.ndim == 4)
+    tensors[first] = tensors[first] / (255 * std.mean())
+    statistics = next(key for key in tensors if key.endswith("running_mean"))
+    tensors[statistics] = tensors[statistics] + (tensors[first] * 255 * mean).sum((1, 2, 3))
+    safetensors.torch.save_file(tensors, tmp_path / "m.safetensors")
+    found = suspects.load(tmp_path / "m.safetensors", mean="auto")
+    assert found.info.std == pytest.approx((1 / 255,) * len(found.info.std))
+    assert any("--mean=0 --std=.0039216" in note for note in found.notes)
 
 
 def test_the_right_constants_are_not(tmp_path):
