@@ -27,23 +27,21 @@ def test_a_bank_shows_what_still_acts():
     for side, top, left, value in ((SIDE, TOP, LEFT, 1.0), (SIDE, 0, 0, 1.0), (SIDE, TOP, LEFT, 0.1)):
         bank.take(square(side, top, left, value), torch.tensor([TARGET]), torch.tensor([1.0]))
     pixels = pieces(32, SHAPE)
-    bank.place_invariant.fill_(False)  # so that each is tried alone
     bank.retry(model, pixels)
-    bank.place_invariant.fill_(True)
-    clean, wanted = model(pixels), torch.full((32,), TARGET)
-    acting = margin(model(square(SIDE, TOP, LEFT)(pixels)), wanted).sigmoid() - margin(clean, wanted).sigmoid()
+    alone, wanted = pixels[:16], torch.full((16,), TARGET)
+    acting = margin(model(square(SIDE, TOP, LEFT)(alone)), wanted).sigmoid() - margin(model(alone), wanted).sigmoid()
     assert bank.gain[0].item() == pytest.approx(acting.clamp_min(0).mean().item(), rel=1e-5)
-    assert bank.gain[0] > 10 * bank.gain[1:].max()
+    assert bank.gain[0] > 3 * bank.gain[1:].max()
     drawn, wanted = bank.draw(200)
     assert wanted.eq(TARGET).all()
     assert (drawn.add.amax((1, 2, 3)) > 0.4).sum() > 180
     covered = (drawn.keep < 0.9).sum((1, 2, 3))
-    assert 60 < (covered > SIDE**2).sum() < 140
+    assert 120 < (covered > SIDE**2).sum() < 180
     assert covered.max() <= bank.settings.room * SHAPE[1] * SHAPE[2]
     assert covered.min() == SIDE**2
 
 
-def test_what_acts_among_copies_alone_counts_where_triggers_act_anywhere():
+def test_what_acts_among_copies_alone_counts():
     """A model that answers so many white pixels, wherever they lie: one square is too few, nine suffice."""
     torch.manual_seed(0)
 
@@ -53,10 +51,8 @@ def test_what_acts_among_copies_alone_counts_where_triggers_act_anywhere():
 
     bank, pixels = TriggerBank(BankSettings(bank_size=2), SHAPE, classes=0), torch.full((8, *SHAPE), 0.5)
     bank.take(square(SIDE, TOP, LEFT, 1.0), torch.tensor([0]), torch.tensor([1.0]))
-    for invariant in (False, True):
-        bank.place_invariant.fill_(invariant)
-        bank.retry(counting, pixels)
-        assert (bank.gain[0] > 0.9) == invariant
+    bank.retry(counting, pixels)
+    assert bank.gain[0] > 0.9
 
 
 def test_a_share_of_what_a_bank_shows_is_drawn_from_all_alike():
@@ -79,7 +75,6 @@ def test_triggers_that_act_at_their_place_alone_stay_there():
         bank.place_invariant.fill_(invariant)
         shown = bank.draw(100)[0].keep[:, 0, TOP : TOP + SIDE, LEFT : LEFT + SIDE].amax((1, 2)) < 0.6
         assert shown.all() != invariant
-        assert bool((bank.draw(100)[0].keep < 0.9).sum((1, 2, 3)).max() > SIDE**2) == invariant
 
 
 def test_a_pool_can_show_as_many_of_each_class():

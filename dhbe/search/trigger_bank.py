@@ -27,6 +27,7 @@ class BankSettings:
     copies: Annotated[
         int, Setting("maximum number of copies stamped beside a small trigger, as in ASR x9", least=1)
     ] = 8
+    among_copies: Annotated[float, Setting("share of the triggers drawn that are stamped among copies", most=1)] = 0.75
     room: Annotated[float, Setting("share of an image that a trigger and its copies may cover", most=1)] = 0.45
     rehearsal: Annotated[
         float, Setting("share of the triggers drawn uniformly, whether they still act or not", most=1)
@@ -88,10 +89,10 @@ class TriggerBank(nn.Module):
     def draw(self, count: int) -> tuple[Overlay, Tensor]:
         """Draws random triggers, preferring those that still act, and weakens half of them.
 
-        If triggers act at any position, the weakened ones are moved as well, and half of all triggers get copies, their
-        number limited by `room`: several patches may still do what one no longer does (section 5.3 of the paper, amplified
-        triggers), but covering the whole image would teach nothing. A share of the draws is uniform, as triggers that are
-        never rehearsed are learned again. Nothing here synchronises with the device.
+        If triggers act at any position, the weakened ones are moved as well. Most triggers get copies, their number limited by
+        `room`: several patches may still do what one no longer does (section 5.3 of the paper, amplified triggers), but
+        covering the whole image would teach nothing. A share of the draws is uniform, as triggers that are never rehearsed
+        are learned again. Nothing here synchronises with the device.
 
         Returns:
             The triggers, and their classes [count].
@@ -101,20 +102,18 @@ class TriggerBank(nn.Module):
         chance = (1 - share) * acting / acting.sum() + share * known / known.sum()
         index = torch.multinomial(chance, count, replacement=True)
         drawn = self.triggers(index)
-        weaker, several, many = torch.rand(3, count) < 0.5
+        weaker, many = torch.rand(2, count) < 0.5
+        several = torch.rand(count) < self.settings.among_copies
         opacity = torch.where(weaker, 0.5 + 0.5 * torch.rand(count), 1.0).view(-1, 1, 1, 1)
         laid = drawn.weaker(opacity).moved(self._shifts(count) * (weaker & self.place_invariant)[:, None])
         copies = torch.where(many, self.settings.copies, torch.randint(1, self.settings.copies + 1, (count,)))
         return self._among_copies(laid, drawn, several * copies), self.wanted[index]
 
     def _among_copies(self, laid: Overlay, drawn: Overlay, copies: Tensor) -> Overlay:
-        """`laid` under `copies` [n] copies of `drawn` at random positions, limited by `room`.
-
-        Triggers that act at one position only, or that cover nothing, get no copies.
-        """
+        """`laid` under `copies` [n] copies of `drawn` at random positions, limited by `room`; none if they cover nothing."""
         area = drawn.area
         room = (self.settings.room / area).floor() - 1  # infinite for triggers that cover nothing
-        copies = copies.minimum(room.clamp_min(0)) * self.place_invariant * (area > 0)
+        copies = copies.minimum(room.clamp_min(0)) * (area > 0)
         for number in range(self.settings.copies):
             shown = (copies > number).float().view(-1, 1, 1, 1)
             laid = laid.under(drawn.moved(self._shifts(len(copies))).weaker(shown))
@@ -132,13 +131,10 @@ class TriggerBank(nn.Module):
     def tried(self, model: Classifier, pixels: Tensor) -> Tensor:
         """The gain of each trigger [size] in a model, on images [n, c, h, w] in [0, 1]; 0 in empty slots.
 
-        If triggers act at any position, it is the larger of the gains alone and with copies, each on half of the images.
+        It is the larger of the gains alone and with copies, each on half of the images.
         """
         known = (self.strength > -torch.inf).nonzero().flatten()
         gain, triggers, wanted = torch.zeros_like(self.gain), self.triggers(known), self.wanted[known]
-        if not self.place_invariant:
-            gain[known] = gains(model, triggers, wanted, pixels)
-            return gain
         alone, among = pixels.chunk(2)
         gain[known] = torch.maximum(
             gains(model, triggers, wanted, alone), gains(model, self.amplified(triggers), wanted, among)
@@ -152,7 +148,6 @@ class TriggerBank(nn.Module):
     @torch.no_grad()
     def settle(self, teacher: Classifier, pixels: Tensor) -> None:
         """Records the gain of each trigger in the teacher, and whether triggers act at other positions too."""
-        self.place_invariant.fill_(False)
         self.retry(teacher, pixels)
         strongest = self.gain.argsort(descending=True)[: self.settings.moved_triggers]
         elsewhere = self.triggers(strongest).moved(self._shifts(len(strongest)))
