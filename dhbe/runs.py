@@ -23,6 +23,8 @@ CHECKPOINT = Path("checkpoint") / "state.pt"
 STAGE = Path("checkpoint") / "results"
 """Staging folder, so that old results are replaced only when the new ones are complete."""
 LOCK = ".lock"
+PLANTED = "victim"
+"""Folder inside a demo's, with the model that it plants."""
 STOPS = (signal.SIGINT, signal.SIGTERM)
 TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
 """Names of temporary files of `files.write`; a killed process leaves one behind."""

@@ -11,7 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import listing, saved, small_state
+from conftest import FEW, listing, saved, small_state
+
+from dhbe import records, runs, state_file
+from dhbe.cli.resume import again
+from dhbe.errors import Interrupted, Refused
+
+QUICK = " ".join(
+    f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    for name, value in FEW.items()
+    if name not in ("gain_images", "agreement_images", "seek_images")
+)
+"""Sample sizes of a search that take no time."""
 
 KILLS = int(os.environ.get("DHBE_KILLS", "4"))
 LONG = (
@@ -163,3 +174,69 @@ def test_an_attack_that_is_stopped_leaves_nothing(here):
     assert code == 130
     assert re.search("^dhbe: interrupted", said, re.MULTILINE)
     assert not (here / "practice").exists()
+
+
+SEARCH = f"--input 3x8x8 --mean 0 --std 1 --warm-up 3 --pool-size 16 --device cpu --precision fp32 --checkpoint-every 0 --quiet --fail-on found {QUICK}"
+SEARCHES = {
+    "scan": f"scan model.pt {SEARCH}",
+    "verify": f"verify model.pt after.pt {SEARCH}",
+}
+
+
+def found(out):
+    """What a search found, but for the time it took and the words that started it."""
+    return records.read(out / "record.json").model_dump(exclude={"seconds", "finished", "memory", "command"})
+
+
+@pytest.mark.parametrize("verb", SEARCHES)
+def test_a_search_stopped_after_any_round_finds_the_same(verb, here, dhbe, monkeypatch):
+    """Once in every round: each process does one more round and saves its state, as if killed right after."""
+    monkeypatch.chdir(here)
+    (here / "after.pt").write_bytes(saved({key: value * 1.01 for key, value in small_state().items()}))
+    keep, kept = runs.Run.keep, []
+
+    def killed(self, state, *, last=False):
+        keep(self, state, last=True)
+        if not last:
+            kept.append(1)
+            raise Interrupted("killed")
+
+    assert dhbe(f"{SEARCHES[verb]} --out whole")[0] in (0, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.Run, "keep", killed)
+        for _ in range(len(found(here / "whole")["curve"])):
+            code, _, said = dhbe(f"{SEARCHES[verb]} --out parts --resume")
+            assert code == 130, said
+    code, _, said = dhbe("resume parts")
+    assert code in (0, 1), said
+    assert found(here / "parts") == found(here / "whole")
+    assert len(kept) == len(found(here / "whole")["curve"])
+    before = (here / "parts/record.json").read_bytes()
+    assert dhbe(f"{SEARCHES[verb]} --out parts --resume")[0] in (0, 1)
+    assert (here / "parts/record.json").read_bytes() == before
+    code, _, said = dhbe(f"{SEARCHES[verb]} --out parts --resume --seed 1")
+    assert (code, "other settings (seed: 0 then, 1 now)" in said) == (2, True), said
+
+
+def test_a_search_is_not_resumed_for_another_cleaned_model(here, dhbe, monkeypatch):
+    monkeypatch.chdir(here)
+    assert dhbe(f"{SEARCHES['verify'].replace('after.pt', 'model.pt')} --out out")[0] in (0, 1)
+    (here / "after.pt").write_bytes(saved({key: value * 1.01 for key, value in small_state().items()}))
+    code, _, said = dhbe(f"{SEARCHES['verify']} --out out --resume")
+    assert (code, "after_sha256" in said) == (2, True), said
+
+
+def test_a_demo_resumes_in_either_half(here, monkeypatch):
+    """While it trains, while it erases, and between the two, when no state is there."""
+    monkeypatch.chdir(here)
+    command, words = "dhbe demo --out out --seed 3", ["demo", "--out", "out", "--seed", "3", "--resume"]
+    for place in ("out/victim/checkpoint/state.pt", "out/checkpoint/state.pt"):
+        Path(place).parent.mkdir(parents=True)
+        state_file.write(Path(place), "{}", {"command": command})
+        assert again(Path("out")) == words
+        Path(place).unlink()
+    with pytest.raises(Refused, match="no interrupted run"):
+        again(Path("out"))
+    planted = records.read(Path(__file__).parents[1] / "zoo/badnets-3.json").model_copy(update={"command": command})
+    records.write(Path("out/victim/record.json"), planted)
+    assert again(Path("out")) == words

@@ -1,7 +1,7 @@
-"""The course of a defence's run, saved at intervals, and the schema that a saved one must have."""
+"""The course of a run or a search, saved at intervals, and the schema that a saved one must have."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, Self
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dhbe import runs, state_file
 from dhbe.api import halving
-from dhbe.defenses import RoundInfo
+from dhbe.defenses import PEERS
 from dhbe.errors import Failed
+from dhbe.records import ModelInfo
 from dhbe.run_state import RunState
-
-Watch = Callable[[RoundInfo], None]
+from dhbe.steps import Round
 
 
 class SavedRounds(BaseModel):
@@ -50,7 +50,7 @@ class _SavedCourse(BaseModel):
 class Course:
     """Progress of a run, saved in its folder so that an interrupted run can resume."""
 
-    def __init__(self, held: runs.Run | None, watch: Watch, rounds: int) -> None:
+    def __init__(self, held: runs.Run | None, rounds: int) -> None:
         saved = held.saved if held else None
         if held and saved and (wrong := fault(saved, rounds)):
             raise state_file.unusable(held.folder / runs.CHECKPOINT, wrong)
@@ -60,7 +60,7 @@ class Course:
         """How often the batch was halved because memory ran out."""
         self._spent = saved["seconds"] if saved else 0.0
         self._began = time.monotonic()
-        self._held, self._watch = held, watch
+        self._held = held
 
     def seconds(self) -> float:
         return self._spent + time.monotonic() - self._began
@@ -70,18 +70,24 @@ class Course:
         """Attributes any error before the first round after resuming to the saved state.
 
         Raises:
-            Refused: The defence cannot resume from that state.
+            Refused: The run cannot resume from that state.
         """
         with self._held.going_on() if self._held else nullcontext():
             yield
 
-    def look(self, round_info: RoundInfo) -> None:
-        """Called after each round of the defence."""
+    def add(self, number: int, round: Round) -> None:
+        """Records the losses of a round, counted from 1.
+
+        Raises:
+            Failed: One of them is not finite.
+        """
         if self._held:
             self._held.restored = None
-        self.curve.append({"iteration": round_info.number, **{name: float(x) for name, x in round_info.round.items()}})
+        self.curve.append({"iteration": number, **{name: float(x.detach()) for name, x in round.items()}})
         _check_finite(self.curve[-1])
-        self._watch(round_info)
+
+    def keep(self) -> None:
+        """Saves the state if it is time to; called after each round."""
         if self._held:
             self._held.keep(self._state)
 
@@ -101,8 +107,31 @@ class Course:
         return {"run_state": self.run_state.state(), **told}
 
 
+def identity(info: ModelInfo) -> dict[str, Any]:
+    """Which model this is, and how it is used."""
+    own = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
+    return own | info.model_dump(include={"weights", "output"}, exclude_none=True)
+
+
+def asked(info: ModelInfo, defense: Mapping[str, Any], seed: int, precision: str) -> dict[str, Any]:
+    """Everything that the result of a run depends on, except the device.
+
+    Args:
+        info: The suspect model.
+        defense: What the record says of the defence: its name, and hyperparameters.
+        seed: The seed.
+        precision: The precision of the computation.
+    """
+    halved = {name.removeprefix("asked_"): value for name, value in defense.items() if name.startswith("asked_")}
+    unlike = ["name", "preset"] if defense["name"] not in PEERS else []  # a preset equals its settings given by hand
+    of_defense = {
+        name: value for name, value in defense.items() if name not in unlike and "asked_" not in name
+    } | halved
+    return {**identity(info), **of_defense, "seed": seed, "precision": precision}
+
+
 def fault(saved: Mapping[str, Any], rounds: int) -> str | None:
-    """What is wrong with the saved state of a defence of `rounds` rounds; None if nothing is."""
+    """What is wrong with the saved state of a run of `rounds` rounds; None if nothing is."""
     if wrong := misfit(saved, _SavedCourse):
         return wrong
     done = saved["run_state"]["round"]

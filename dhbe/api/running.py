@@ -1,7 +1,7 @@
 """One run of a defence: measures the model before and after, saves states at intervals, writes the record."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,20 +12,22 @@ from torch import nn
 
 from dhbe import checkpoint, files, formats, ranks, records, report, runs, settings, suspects
 from dhbe.api import halving, judging, machine
-from dhbe.api.course import Course, Watch
+from dhbe.api.course import Course, asked
 from dhbe.classifier import Classifier
-from dhbe.defenses import PEERS, Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
+from dhbe.defenses import Defense, Eraser, FastDHBE, Known, RoundInfo, Samples
 from dhbe.errors import Failed, Refused
 from dhbe.evaluation import measuring
 from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.flags import told
-from dhbe.records import ModelInfo, Record
+from dhbe.records import Record
 from dhbe.run_state import RunState
 from dhbe.search.families import SENTENCES
 from dhbe.steps import Precision, Tell, untold
 from dhbe.suspects import Suspect
+
+Watch = Callable[[RoundInfo], None]
 
 CLEAN, ONNX = "clean.safetensors", "clean.onnx"
 
@@ -125,21 +127,21 @@ def run(
     if evidence:
         measuring.check(evidence, suspect.info)
     container = suspect.state.container
-    asked = _asked(suspect.info, {**named, **settings.flat(defense)}, seed, how)
+    wanted = asked(suspect.info, {**named, **settings.flat(defense)}, seed, how)
     with (
         runs.opened(
-            out, {**asked, "device": where.type}, inputs=[*suspect.files, *inputs],
+            out, {**wanted, "device": where.type}, inputs=[*suspect.files, *inputs],
             results=[CLEAN, ONNX, *(container.names if container else ())], resume=resume, overwrite=overwrite,
             every=checkpoint_every, command=command,
         ) if out else nullcontext()
     ) as held:  # fmt: skip
         if held and held.finished:
-            return _finished(held.folder, suspect, asked, evidence)
+            return _finished(held.folder, suspect, wanted, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # first, so that unusable data is refused before the work
-        course, warnings = Course(held, watch, defense.rounds), list(suspect.notes)
+        course, warnings = Course(held, defense.rounds), list(suspect.notes)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
-        used, cleaned = _cleaned(defense, victim, known, course, seed=seed, precision=how, parts=parts)
+        used, cleaned = _cleaned(defense, victim, known, course, seed=seed, precision=how, watch=watch, parts=parts)
         course.end()
         seconds = course.seconds()
         with course.going_on():
@@ -178,6 +180,7 @@ def _cleaned(
     *,
     seed: int,
     precision: Precision,
+    watch: Watch,
     parts: Tell,
 ) -> tuple[Defense, Classifier]:
     """Runs a defence, again with half the batch as long as memory runs out.
@@ -185,6 +188,12 @@ def _cleaned(
     Returns:
         The defence as it ran in the end, and the cleaned classifier.
     """
+
+    def look(round_info: RoundInfo) -> None:
+        course.add(round_info.number, round_info.round)
+        watch(round_info)
+        course.keep()
+
     while True:
         used = halving.halved(defense, course.halvings)
         machine.forget_peak(victim.mean.device)
@@ -195,7 +204,7 @@ def _cleaned(
                     known,
                     seed=seed,
                     precision=precision,
-                    watch=course.look,
+                    watch=look,
                     tell=parts,
                     run_state=course.run_state,
                 )
@@ -259,25 +268,13 @@ def _signs(model: Classifier, victim: Classifier, samples: Samples) -> dict[str,
     }
 
 
-def _asked(info: ModelInfo, defense: dict[str, Any], seed: int, precision: str) -> dict[str, Any]:
-    """Everything that the cleaned weights depend on, except the device."""
-    of_model = info.model_dump(include={"sha256", "arch", "classes", "input", "mean", "std"})
-    of_model |= info.model_dump(include={"weights", "output"}, exclude_none=True)
-    halved = {name.removeprefix("asked_"): value for name, value in defense.items() if name.startswith("asked_")}
-    unlike = ["name", "preset"] if defense["name"] not in PEERS else []  # a preset equals its settings given by hand
-    of_defense = {
-        name: value for name, value in defense.items() if name not in unlike and "asked_" not in name
-    } | halved
-    return {**of_model, **of_defense, "seed": seed, "precision": precision}
-
-
-def _finished(folder: Path, suspect: Suspect, asked: dict[str, Any], evidence: Evidence | None) -> Erasure:
+def _finished(folder: Path, suspect: Suspect, wanted: dict[str, Any], evidence: Evidence | None) -> Erasure:
     """The result read back from the folder, if it belongs to the same run."""
     record = records.read(folder / runs.RECORD)
     if record.kind != "erase" or record.defense is None:
         raise Refused(f"{folder} holds a finished run of another kind ({record.kind}): choose another --out")
-    then = _asked(record.model, record.defense, record.seed, record.precision)
-    runs.refuse_other(f"{folder} holds a finished run", then, asked)
+    then = asked(record.model, record.defense, record.seed, record.precision)
+    runs.refuse_other(f"{folder} holds a finished run", then, wanted)
     trigger = evidence.trigger.name if evidence and evidence.trigger else None
     if evidence and (evidence.name, trigger, evidence.one_target) != (record.data, record.trigger, record.target):
         raise Refused(

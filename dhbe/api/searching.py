@@ -1,7 +1,6 @@
 """Data-free answers about a classifier: is it backdoored, and is a backdoor gone?"""
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from torch import nn
 
 from dhbe import files, records, report, runs, settings, suspects
 from dhbe.api import halving, judging, machine
+from dhbe.api.course import Course, asked, identity
 from dhbe.classifier import Classifier
 from dhbe.data import Shape
 from dhbe.errors import Refused
@@ -21,7 +21,8 @@ from dhbe.evaluation.doubts import doubts
 from dhbe.evaluation.evidence import Evidence
 from dhbe.evaluation.measuring import measured
 from dhbe.flags import told
-from dhbe.records import UNSEARCHED, ClassFound, Measures, Record, Verdict
+from dhbe.records import UNSEARCHED, ClassFound, Measures, ModelInfo, Record, Verdict
+from dhbe.run_state import RunState
 from dhbe.search import scan as search
 from dhbe.search import verify as both
 from dhbe.search.families import SENTENCES
@@ -52,9 +53,13 @@ class Searching(TypedDict):
     precision: NotRequired[machine.Precision]
     """`fp32`, `bf16`, or `auto` (default): bf16 where the device supports it natively."""
     out: NotRequired[str | Path | None]
-    """Folder for record and report; None (default) keeps everything in memory."""
+    """Folder for record, report and checkpoint; None (default) keeps everything in memory."""
+    resume: NotRequired[bool]
+    """Resume the interrupted search in `out`."""
     overwrite: NotRequired[bool]
     """Start over; what `out` holds is kept until the new results are complete."""
+    checkpoint_every: NotRequired[float]
+    """Seconds between two checkpoints (default: 30)."""
     inputs: NotRequired[Sequence[Path]]
     """Further input files besides the models' own; none is ever overwritten."""
     watch: NotRequired[Watch]
@@ -102,12 +107,15 @@ def scan(
         Refused: The model or the settings cannot be used, or the folder holds another run.
     """
     suspect = suspects.of(model, input_shape, mean, std)
-    with _Search(suspect, "scan", options) as run:
+    with _Search(suspect, "scan", options, lambda survey: survey.rounds) as run:
+        if run.finished:
+            return run.finished
         found = run.fitting(
-            lambda survey: search.scan(
-                run.model, survey, seed=run.seed, precision=run.precision, watch=run.watch, tell=run.parts
+            lambda survey, run_state: search.scan(
+                run.model, survey, seed=run.seed, precision=run.precision, watch=run.watch, tell=run.parts,
+                run_state=run_state,
             )
-        )
+        )  # fmt: skip
         label, index = found.suspected_class, float(found.indices.max())
         chance = search.probability(index)
         backdoored = index > run.survey.anomaly_threshold
@@ -191,13 +199,16 @@ def verify(
     if evidence:
         measuring.check(evidence, suspect.info)
     options["inputs"] = [*cleaned.files, *options.get("inputs", ())]
-    with _Search(suspect, "verify", options) as run:
+    with _Search(suspect, "verify", options, both.rounds, cleaned, evidence) as run:
+        if run.finished:
+            return run.finished
         model_after = _ready(cleaned, run.where)
         found = run.fitting(
-            lambda survey: both.compare(
-                run.model, model_after, survey, seed=run.seed, precision=run.precision, watch=run.watch, tell=run.parts
+            lambda survey, run_state: both.compare(
+                run.model, model_after, survey, seed=run.seed, precision=run.precision, watch=run.watch, tell=run.parts,
+                run_state=run_state,
             )
-        )
+        )  # fmt: skip
         shown = [
             {"anomaly_index": found.index, "suspected_class": found.suspected_class},
             {"agreement": found.agreement},
@@ -223,6 +234,14 @@ def verify(
         )  # fmt: skip
 
 
+def _asked(
+    kind: str, info: ModelInfo, other: ModelInfo | None, told: dict[str, Any], seed: int, precision: str
+) -> dict[str, Any]:
+    """Everything that a search's result depends on, except the device."""
+    compared = {f"after_{name}": value for name, value in identity(other).items()} if other else {}
+    return {"kind": kind, **asked(info, told, seed, precision), **compared}
+
+
 def _ready(suspect: Suspect, where: torch.device) -> Classifier:
     """A copy of the model on the device, in eval mode."""
     return copy.deepcopy(suspect.classifier).to(where).eval()
@@ -231,7 +250,15 @@ def _ready(suspect: Suspect, where: torch.device) -> Classifier:
 class _Search:
     """A search in its folder, from its settings to its record."""
 
-    def __init__(self, suspect: Suspect, kind: Literal["scan", "verify"], options: Searching) -> None:
+    def __init__(
+        self,
+        suspect: Suspect,
+        kind: Literal["scan", "verify"],
+        options: Searching,
+        rounds: Callable[[Survey], int],
+        other: Suspect | None = None,
+        evidence: Evidence | None = None,
+    ) -> None:
         self.kind: Literal["scan", "verify"] = kind
         self.info, self._suspect, self._warnings = suspect.info, suspect, list(suspect.notes)
         self.few = self.info.classes < FEW
@@ -242,56 +269,80 @@ class _Search:
         self.where = machine.device(options.get("device", "auto"))
         self.precision: Precision = machine.precision(options.get("precision", "auto"), self.where, exact=False)
         self.model = _ready(suspect, self.where)
-        self._inputs = [*suspect.files, *options.get("inputs", ())]
-        out = options.get("out")
-        self._out, self._overwrite = Path(out) if out else None, options.get("overwrite", False)
+        self._rounds, self._options, self._inputs = rounds, options, [*suspect.files, *options.get("inputs", ())]
         self._command = options.get("command")
         self._watch = options.get("watch", lambda number, round: None)
         self.parts = options.get("parts", untold)
-        self._curve: list[dict[str, float]] = []
-        self._halvings, self._recorded = 0, settings.flat(self.survey)
+        self._told = {"name": "dhbe", "preset": "fast", **settings.flat(self.survey)}
+        self._asked = _asked(kind, self.info, other.info if other else None, self._told, self.seed, self.precision)
+        self._evidence = evidence
+        self.finished: Outcome | None = None
+        """The result in the folder, if the search was finished there already."""
 
     def __enter__(self) -> "_Search":
-        self._folder = self._opened()
+        out = self._options.get("out")
+        self._folder = (
+            runs.opened(
+                Path(out), {**self._asked, "device": self.where.type}, inputs=self._inputs,
+                resume=self._options.get("resume", False), overwrite=self._options.get("overwrite", False),
+                every=self._options.get("checkpoint_every", 30.0), command=self._command,
+            ) if out else nullcontext()
+        )  # fmt: skip
         self._held = self._folder.__enter__()
-        if self._held:
-            self._held.at_once = True  # a search saves no state that it would have to wait for
-        self._began = time.monotonic()
+        try:
+            if self._held and self._held.finished:
+                self.finished = self._read(self._held.folder)
+            else:
+                self._course = Course(self._held, self._rounds(self.survey))
+        except BaseException as error:
+            self._folder.__exit__(type(error), error, error.__traceback__)
+            raise
         machine.forget_peak(self.where)
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._folder.__exit__(*error)
 
-    def _opened(self) -> Any:
-        if not self._out:
-            return nullcontext()
-        asked = {"kind": self.kind, "sha256": self.info.sha256, "seed": self.seed, "precision": self.precision}
-        asked |= settings.flat(self.survey)
-        return runs.opened(self._out, asked, inputs=self._inputs, overwrite=self._overwrite)
+    def _read(self, folder: Path) -> Outcome:
+        """The result in the folder, if it belongs to the same search."""
+        record = records.read(folder / runs.RECORD)
+        if record.kind != self.kind or record.defense is None:
+            raise Refused(f"{folder} holds a finished run of another kind ({record.kind}): choose another --out")
+        then = _asked(self.kind, record.model, record.other, record.defense, record.seed, record.precision)
+        runs.refuse_other(f"{folder} holds a finished run", then, self._asked)
+        measured_on = self._evidence.name if self._evidence else None
+        if measured_on != record.data:
+            raise Refused(
+                f"{folder} holds a finished run that was measured on {record.data or 'no data'}: choose another --out"
+            )
+        return Outcome(record, {})
 
-    def fitting(self, search: Callable[[Survey], Found]) -> Found:
+    def fitting(self, search: Callable[[Survey, RunState], Found]) -> Found:
         """The result of a search, restarted with half the batch if memory runs out."""
-        asked = self.survey
+        asked, course = self.survey, self._course
         while True:
-            self.survey = halving.halved(asked, self._halvings)
+            self.survey = halving.halved(asked, course.halvings)
             try:
-                found = search(self.survey)
+                with course.going_on():
+                    found = search(self.survey, course.run_state)
                 break
             except (MemoryError, RuntimeError) as error:
-                if not halving.fits_with_less(error, self.survey, self._halvings):
+                if not halving.fits_with_less(error, self.survey, course.halvings):
                     raise
-            self._halvings += 1
-            self._curve.clear()
+            course.anew()
             machine.forget_peak(self.where)
-        self._recorded = halving.recorded(asked, self._halvings)
-        self.note(*halving.remarks(asked, self._halvings))
+        course.end()
+        if self._held:
+            self._held.at_once = True  # the state is saved, and no round follows
+        self._told |= halving.recorded(asked, course.halvings)
+        self.note(*halving.remarks(asked, course.halvings))
         return found
 
     def watch(self, number: int, round: Round) -> None:
         """Records a round."""
-        self._curve.append({"iteration": number, **{name: float(x.detach()) for name, x in round.items()}})
+        self._course.add(number, round)
         self._watch(number, round)
+        self._course.keep()
 
     def note(self, *lines: str) -> None:
         """Adds to the warnings of the record."""
@@ -301,8 +352,9 @@ class _Search:
         """Makes the record and writes the folder's files."""
         judged, doubt = judging.judged(verdict, self._suspect)
         record = Record(
-            kind=self.kind, model=self.info, verdict=judged, doubt=doubt and told(doubt, self._command), command=self._command, seconds=time.monotonic() - self._began, iterations=len(self._curve),
-            defense={"name": "dhbe", "preset": "fast", **self._recorded}, families=SENTENCES, statistics=STATISTICS, curve=self._curve, seed=self.seed,
+            kind=self.kind, model=self.info, verdict=judged, doubt=doubt and told(doubt, self._command), command=self._command,
+            seconds=self._course.seconds(), iterations=len(self._course.curve), defense=self._told, families=SENTENCES,
+            statistics=STATISTICS, curve=self._course.curve, seed=self.seed,
             device=machine.device_name(self.where), precision=self.precision, versions=machine.versions(),
             memory=machine.peak_memory(self.where),
             warnings=[told(each, self._command) for each in self._warnings], finished=machine.now(), **found,

@@ -113,6 +113,11 @@ def add_run(parser: Parser, usual: str) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for the results (default: {usual})")
     parser.add_argument("--also", choices=["onnx"], help="also write the cleaned model in this format")
     add_machine(parser)
+    _add_earlier(parser)
+
+
+def _add_earlier(parser: Parser) -> None:
+    """Adds what becomes of an earlier run in the folder, and how often the state is saved."""
     earlier = parser.add_mutually_exclusive_group()
     earlier.add_argument("--resume", action="store_true", help="resume the interrupted run in --out")
     earlier.add_argument("--overwrite", action="store_true", help="start over, replacing an earlier run in --out")
@@ -128,9 +133,9 @@ def add_run(parser: Parser, usual: str) -> None:
 def add_search(parser: Parser, usual: str) -> None:
     """Adds the options of a search, whose folder is `usual` by default."""
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"folder for record and report (default: {usual})")
-    parser.add_argument("--overwrite", action="store_true", help="start over, replacing an earlier run in --out")
     add_yes(parser)
     add_machine(parser)
+    _add_earlier(parser)
 
 
 def add_evidence(parser: Parser, *, needed: bool) -> None:
@@ -252,8 +257,8 @@ def options(args: argparse.Namespace, evidence: Evidence | None, out: Path, prog
 def searching(args: argparse.Namespace, survey: Survey, out: Path, progress: Progress) -> Searching:
     """The options of `add_search` for one search."""
     return Searching(
-        survey=survey, seed=args.seed, device=args.device, precision=args.precision, out=out, overwrite=args.overwrite,
-        watch=progress.round, parts=progress.part, inputs=inputs(args), command=args.command,
+        survey=survey, seed=args.seed, device=args.device, precision=args.precision, out=out, resume=args.resume,
+        overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, watch=progress.round, parts=progress.part, inputs=inputs(args), command=args.command,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from dhbe import api, suspects
+from dhbe import api, runs, suspects
 from dhbe.attacks import BadNets
 from dhbe.cli import arguments, codes, shown
 from dhbe.cli.parser import Parser
@@ -14,19 +14,19 @@ from dhbe.training import Fit
 
 
 def run(argv: Sequence[str]) -> int:
-    """Runs the verb and returns the exit code."""
+    """Runs the verb and returns the exit code: 1 if the backdoor still answers."""
     args = parser().parse_args(argv)
     train, test = load("digits", "train"), load("digits", "test")
     how = BadNets(side=3, rate=0.1)
     fit = Fit(epochs=8, batch=32, crop=0, flip=False)  # flipped digits are not digits
-    victim = args.out / "victim"
+    victim = args.out / runs.PLANTED
     shown.tell(
         args, f"1/2 planting a backdoor: {len(train)} images of digits, {how.rate:.0%} with a 3 x 3 checkerboard -> 9"
     )
     with Progress(fit.epochs, "training a backdoored ResNet-8", args.quiet) as progress:
         api.attack(
             how, train, test, arch="resnet8", out=victim, data="digits", fit=fit, seed=args.seed, device=args.device,
-            overwrite=True, watch=progress.epoch, command=args.command,
+            resume=args.resume, overwrite=not args.resume, watch=progress.epoch, command=args.command,
         )  # fmt: skip
     suspect = suspects.load(victim / api.BACKDOORED)
     evidence = api.Evidence(test, "digits", how.trigger_for(test.shape), how.target_in(test.classes))
@@ -35,7 +35,8 @@ def run(argv: Sequence[str]) -> int:
     with Progress(defense.rounds, "erasing", args.quiet, folder=args.out) as progress:
         record = api.erase(
             suspect, defense=defense, seed=args.seed, device=args.device, precision=args.precision, evidence=evidence,
-            out=args.out, overwrite=True, watch=progress.round_info, parts=progress.part, command=args.command,
+            out=args.out, resume=args.resume, overwrite=not args.resume, watch=progress.round_info, parts=progress.part,
+            command=args.command,
         ).record  # fmt: skip
     shown.erased(args, record, args.out)
     return codes.of(record.verdict)
@@ -49,6 +50,9 @@ def parser() -> Parser:
         description="Plants a backdoor in a small network for handwritten digits, then erases it without data.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="default: runs/demo")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume the interrupted demo in --out, instead of starting over"
+    )
     arguments.add_machine(parser)
     arguments.add_output(parser)
     return parser

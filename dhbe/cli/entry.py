@@ -83,13 +83,11 @@ def _obey(given: list[str]) -> int:
 
 
 def _again(words: Sequence[str]) -> str:
-    """The command that resumes an interrupted run, or starts it over if nothing was saved.
+    """The command that resumes an interrupted run.
 
-    >>> _again(["erase", "a.pt", "--overwrite"]), _again(["demo"])
-    ('to resume: dhbe erase a.pt --resume', 'to start over: dhbe demo')
+    >>> _again(["erase", "a.pt", "--overwrite"])
+    'to resume: dhbe erase a.pt --resume'
     """
-    if words[0] == "demo":
-        return f"to start over: {shlex.join(['dhbe', *words])}"
     again = [word for word in words if word not in ("--resume", "--overwrite")]
     return f"to resume: {shlex.join(['dhbe', *again, *([] if words[0] == 'bench' else ['--resume'])])}"
 
@@ -119,6 +117,6 @@ def _overview() -> str:
             "  dhbe score clean.safetensors --data test.npz --trigger badnets:3 --target 9",
             "",
             "exit codes: 0 done; 1 a backdoor was found or remains, or a gate failed; 2 wrong usage or input refused;\n3 unclear, label contradicted, or input not usable (--fail-on found: 0); 4 failed;\n"
-            "130 interrupted (erase, defend and attack save their state)",
+            "130 interrupted (erase, scan, verify, defend, attack and demo save their state)",
         ]
     )

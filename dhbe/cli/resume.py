@@ -10,7 +10,7 @@ from dhbe import foreign, records, runs, state_file, suspects
 from dhbe.cli.parser import Parser
 from dhbe.errors import Refused
 
-GOES_ON = ("erase", "defend", "attack")
+GOES_ON = ("erase", "defend", "attack", "scan", "verify", "demo")
 """Verbs whose runs save their state."""
 
 EARLIER = ("--overwrite", "--resume")
@@ -32,7 +32,7 @@ def parser() -> Parser:
     parser = Parser(
         "resume",
         "  dhbe resume runs/vendor",
-        description="Resumes an interrupted erase, defend or attack with the options it was started with.",
+        description="Resumes an interrupted erase, scan, verify, defend, attack or demo with the options it was started with.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the run, which holds its state")
     return parser
@@ -44,16 +44,7 @@ def again(folder: Path) -> list[str]:
     Raises:
         Refused: There is no run, it is finished, or resuming would run code that is named in the state only.
     """
-    state = folder / runs.CHECKPOINT
-    if not os.path.lexists(state):
-        if (folder / runs.RECORD).exists():
-            told = records.read(folder / runs.RECORD).command
-            raise Refused(f"the run in {foreign.name(folder)} is finished{f'; it was: {told}' if told else ''}")
-        raise Refused(
-            f"{foreign.name(folder)} holds no interrupted run; scan, verify and score save no state, and compare goes on with --resume"
-        )
-    command = state_file.read(state).get("command")
-    words = shlex.split(command) if isinstance(command, str) else []
+    words = _command(folder)
     if words[:2] == ["dhbe", "compare"]:
         whole = [*(word for word in words if word not in EARLIER), "--resume"]
         raise Refused(f"{foreign.name(folder)} is part of a comparison; to resume that: {shlex.join(whole)}")
@@ -66,3 +57,20 @@ def again(folder: Path) -> list[str]:
         if suspects.vendor_code(named):
             raise Refused(f"this would run code that the folder names; if you trust it, run: dhbe {shlex.join(rest)}")
     return rest
+
+
+def _command(folder: Path) -> list[str]:
+    """The words of the command whose run was interrupted; none if its state lacks them."""
+    planted = folder / runs.PLANTED  # of a demo, whose first half is a run of its own
+    state = next((each for each in (folder, planted) if os.path.lexists(each / runs.CHECKPOINT)), None)
+    command = state_file.read(state / runs.CHECKPOINT).get("command") if state else None
+    if state is None and (folder / runs.RECORD).exists():
+        told = records.read(folder / runs.RECORD).command
+        raise Refused(f"the run in {foreign.name(folder)} is finished{f'; it was: {told}' if told else ''}")
+    if state is None and (planted / runs.RECORD).exists():
+        command = records.read(planted / runs.RECORD).command
+    elif state is None:
+        raise Refused(
+            f"{foreign.name(folder)} holds no interrupted run; score saves no state, and compare goes on with --resume"
+        )
+    return shlex.split(command) if isinstance(command, str) else []

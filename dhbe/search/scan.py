@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dhbe.classifier import Classifier
+from dhbe.run_state import RunState
 from dhbe.search.families import FAMILIES, Overlay
 from dhbe.search.narrowed import SEARCHED, Narrowed, narrowed
 from dhbe.search.statistics import rankings
@@ -57,6 +58,7 @@ def scan(
     precision: Precision = "fp32",
     watch: Watch = lambda number, round: None,
     tell: Tell = untold,
+    run_state: RunState | None = None,
 ) -> Found:
     """Searches a classifier; neither it nor the caller's random state is changed.
 
@@ -67,16 +69,21 @@ def scan(
         precision: bf16 runs the network under autocast.
         watch: Called after every round.
         tell: Told of the work after the rounds.
+        run_state: State of an interrupted scan with the same settings, to resume from; None starts a fresh one.
     """
-    teacher, device = frozen_copy(model), model.mean.device
+    teacher, device, run_state = frozen_copy(model), model.mean.device, run_state or RunState()
     channels_last(teacher)
     with secluded(), on(device), computing(device, precision):
         torch.manual_seed(seed)
         if teacher.classes > SEARCHED:
             teacher = narrowed(teacher, rankings(teacher))
         state = SurveyState(survey, teacher)
-        for number, round in enumerate(survey.run(teacher, state), 1):
-            watch(number, round)
+        run_state.register(**state.parts())
+        run_state.restore()
+        for round in survey.run(teacher, state):
+            run_state.advance()
+            with secluded(), torch.device("cpu"):
+                watch(run_state.round, round)
         survey.conclude(teacher, state, tell)
         return _found(teacher, survey, state)
 

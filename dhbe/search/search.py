@@ -70,6 +70,13 @@ class Search:
         self.families: list[Family] = [kind(self.aims, model.shape, bounds) for kind in FAMILIES]
         self.optimizers = [Adam(each.parameters(), each.lr, betas=BETAS, fused=True) for each in self.families]
 
+    def restart(self, fresh: "Search") -> None:
+        """Takes over the triggers of a fresh search, and forgets the momenta."""
+        for old, new in zip(self.families, fresh.families, strict=True):
+            old.load_state_dict(new.state_dict())
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+
     def step(self, model: Classifier, number: int, pixels: Tensor, wanted: Tensor) -> Tensor:
         """Takes one optimiser step for one family, in passes of `at_once` images.
 

@@ -1,7 +1,7 @@
 """The data-free survey of an untouched classifier: images that it is familiar with, and triggers that it responds to."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -257,23 +257,6 @@ class Survey:
             for number, kind in enumerate(FAMILIES)
             if kind.sought
         }
-
-    def explore(
-        self, model: Classifier, state: SurveyState, watch: Callable[[Round], None], tell: Tell = untold
-    ) -> Search:
-        """Runs a fresh search of `warm_up` rounds, with an untargeted trigger in addition to those for each class.
-
-        Args:
-            model: In eval mode, without gradients.
-            state: State of a survey; only its images are used.
-            watch: Called with the losses of every round.
-            tell: Told of the work after the rounds.
-        """
-        search = self.search(model, away=True)
-        for _ in range(self.warm_up):
-            watch(self.step(search, model, state.pool))
-        self.cut(model, search, state.pool, tell)
-        return search
 
     def cut(self, model: Classifier, search: Search, pool: ImagePool, tell: Tell = untold) -> None:
         """Cuts the squares of a finished search."""

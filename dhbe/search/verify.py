@@ -1,13 +1,14 @@
 """Is a backdoor gone? A data-free search of two states of a classifier, on the same images."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dhbe.classifier import Classifier
+from dhbe.run_state import Plain, RunState, Stateful
 from dhbe.search.batchnorm import tracked
 from dhbe.search.families import FAMILIES
 from dhbe.search.scan import Watch, success_rate
@@ -80,6 +81,7 @@ def compare(
     precision: Precision = "fp32",
     watch: Watch = lambda number, round: None,
     tell: Tell = untold,
+    run_state: RunState | None = None,
 ) -> Comparison:
     """Searches both states; neither they nor the caller's random state are changed.
 
@@ -91,58 +93,112 @@ def compare(
         precision: bf16 runs the networks under autocast.
         watch: Called after every round.
         tell: Told of the work between rounds.
+        run_state: State of an interrupted comparison with the same settings, to resume from; None starts a fresh one.
     """
-    states, device, number = [frozen_copy(before), frozen_copy(after)], before.mean.device, 0
+    states, device, run_state = (frozen_copy(before), frozen_copy(after)), before.mean.device, run_state or RunState()
     channels_last(*states)
-
-    def watched(round: Round) -> None:
-        nonlocal number
-        number += 1
-        watch(number, round)
-
-    with secluded(), on(device), computing(device, precision), torch.no_grad():
+    with secluded(), on(device), computing(device, precision):
         torch.manual_seed(seed)
-        survey_state = SurveyState(survey, before)
-        with torch.enable_grad():
-            for losses in survey.run(states[0], survey_state):
-                watched(losses)
-        survey.conclude(states[0], survey_state, tell)
-        anomaly = survey_state.findings.anomaly[survey_state.findings.accusing]
-        suspected = int(anomaly.amax(0).argmax())
-        pixels, _ = survey_state.pool.sample(COMPARED)
-        classes = [state(pixels).argmax(1) for state in states]
+        work = _Work(survey, states[0])
+        run_state.register(**work.parts())
+        run_state.restore()
+        for round in work.rounds(states, tell):
+            run_state.advance()
+            with secluded(), torch.device("cpu"):
+                watch(run_state.round, round)
+        return work.comparison(states)
+
+
+class _Results(Plain):
+    """What the fresh searches found, and how far they are."""
+
+    def __init__(self, families: int, classes: int) -> None:
+        self.surveyed = False
+        """Whether the survey of the state before is concluded."""
+        self.rounds = 0
+        """Rounds of fresh searches done, over both states and all restarts."""
+        self.anomaly = torch.zeros(2, RESTARTS)
+        """The suspected class's anomaly in each state and search."""
+        self.rates = torch.zeros(2, RESTARTS, families, classes + 1)
+        """The success rate of each trigger found; the last column is the untargeted one's."""
+
+
+class _Work:
+    """A survey of the state before, then fresh searches in both states, on its images."""
+
+    def __init__(self, survey: Survey, before: Classifier) -> None:
+        self.survey, self.state = survey, SurveyState(survey, before)
+        self.fresh = survey.search(before, away=True)
+        self.results = _Results(len(FAMILIES), before.classes)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Everything that changes, by name."""
+        optimizers = {f"fresh_{kind.name}": each for kind, each in zip(FAMILIES, self.fresh.optimizers, strict=True)}
+        fresh = nn.ModuleList(self.fresh.families)
+        return {**self.state.parts(), "fresh": fresh, "results": self.results, **optimizers}
+
+    def rounds(self, states: Sequence[Classifier], tell: Tell) -> Iterator[Round]:
+        """Runs all searches, resuming where they were; yields the losses of each round."""
+        survey, state, results = self.survey, self.state, self.results
+        if not results.surveyed:
+            yield from survey.run(states[0], state)
+            survey.conclude(states[0], state, tell)
+            results.surveyed = True
+        while results.rounds < 2 * RESTARTS * survey.warm_up:
+            search, done = divmod(results.rounds, survey.warm_up)
+            which, restart = divmod(search, RESTARTS)
+            if not done:
+                self.fresh.restart(survey.search(states[0], away=True))
+            losses = survey.step(self.fresh, states[which], state.pool)
+            results.rounds += 1
+            if results.rounds % survey.warm_up == 0:
+                survey.cut(states[which], self.fresh, state.pool, tell)
+                self._judge(states[which], which, restart)
+            yield losses
+
+    @torch.no_grad()
+    def _judge(self, model: Classifier, which: int, restart: int) -> None:
+        """Records what a fresh search found in one of the states."""
+        _, anomaly = self.survey.index(model, self.fresh, self.state.pool)
+        self.results.anomaly[which, restart] = anomaly[self.state.findings.accusing, self.suspected].amax()
+        pixels, _ = self.state.pool.sample(self.survey.probe_images)
+        self.results.rates[which, restart] = _success_rates(model, self.fresh, pixels, model(pixels))
+
+    @property
+    def suspected(self) -> int:
+        """The class that stands out most in the state before."""
+        findings = self.state.findings
+        return int(findings.anomaly[findings.accusing].amax(0).argmax())
+
+    @torch.no_grad()
+    def comparison(self, states: Sequence[Classifier]) -> Comparison:
+        """The result of all searches."""
+        findings = self.state.findings
+        pixels, _ = self.state.pool.sample(COMPARED)
+        classes = [model(pixels).argmax(1) for model in states]
+        before, after = (self._found(model, which) for which, model in enumerate(states))
         return Comparison(
-            suspected_class=suspected,
-            index=float(anomaly.max()),
+            suspected_class=self.suspected,
+            index=float(findings.anomaly[findings.accusing].max()),
             agreement=float((classes[0] == classes[1]).float().mean()),
             drift=drift(*states),
-            before=_searched(states[0], survey, survey_state, suspected, watched, tell),
-            after=_searched(states[1], survey, survey_state, suspected, watched, tell),
+            before=before,
+            after=after,
         )
 
-
-def _searched(
-    model: Classifier, survey: Survey, state: SurveyState, suspected: int, watch: Callable[[Round], None], tell: Tell
-) -> State:
-    pixels, _ = state.pool.sample(survey.probe_images)
-    answers = model(pixels)
-    bank, accusing = state.bank, state.findings.accusing
-    known = ((bank.strength > -torch.inf) & (bank.wanted == suspected)).nonzero().flatten()
-    acting = [success_rate(model, bank.triggers(place[None]), suspected, pixels, answers) for place in known]
-    found: list[tuple[Tensor, Tensor]] = []
-    for _ in range(RESTARTS):
-        with torch.enable_grad():
-            search = survey.explore(model, state, watch, tell)
-        _, anomaly = survey.index(model, search, state.pool)
-        found.append((anomaly[accusing, suspected].amax(), _success_rates(model, search, pixels, answers)))
-    best = torch.stack([rates for _, rates in found]).amax(0)
-    names = [family.name for family in FAMILIES]
-    return State(
-        anomaly_index=float(torch.stack([most for most, _ in found]).amax()),
-        success_rate=max(map(float, acting), default=0.0),
-        targeted=dict(zip(names, best[:, :-1].amax(1).tolist(), strict=True)),
-        untargeted=dict(zip(names, best[:, -1].tolist(), strict=True)),
-    )
+    def _found(self, model: Classifier, which: int) -> State:
+        pixels, _ = self.state.pool.sample(self.survey.probe_images)
+        answers, bank = model(pixels), self.state.bank
+        known = ((bank.strength > -torch.inf) & (bank.wanted == self.suspected)).nonzero().flatten()
+        acting = [success_rate(model, bank.triggers(each[None]), self.suspected, pixels, answers) for each in known]
+        best = self.results.rates[which].amax(0)
+        names = [family.name for family in FAMILIES]
+        return State(
+            anomaly_index=float(self.results.anomaly[which].amax()),
+            success_rate=max(map(float, acting), default=0.0),
+            targeted=dict(zip(names, best[:, :-1].amax(1).tolist(), strict=True)),
+            untargeted=dict(zip(names, best[:, -1].tolist(), strict=True)),
+        )
 
 
 def _success_rates(model: Classifier, search: Search, pixels: Tensor, answers: Tensor) -> Tensor:
