@@ -34,7 +34,8 @@ FEW = {
 # So few rounds may end anywhere, and so do the verdict and the exit code: nothing stands out, and nothing is damaged.
 # That a network of noise is no usable input is not their business either.
 TINY = (
-    "--iterations 2 --warm-up 1 --batch 8 --pool-size 16 --anomaly-threshold 1e9 --damaged-agreement 0 --fail-on found "
+    "--iterations 2 --warm-up 1 --batch 8 --pool-size 16 --anomaly-threshold 1e9 --damaged-agreement 0 --lost-agreement 0 "
+    "--fail-on found "
     + " ".join(
         f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
         for name, value in FEW.items()
