@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from dhbe import networks, records, runs
+from dhbe.cli import codes
 
 TINY = "--device cpu --precision fp32 --quiet"
 VERBS = {
@@ -32,6 +33,8 @@ VERBS = {
     "verify": (f"verify model.pt other.pt --input 3x8x8 --warm-up 2 --search-batch 8 --pool-size 16 --checkpoint-every 0 {TINY}",
                None),
 }  # fmt: skip
+ENDED = (codes.DONE, codes.FOUND, codes.UNCLEAR)
+"""Exit codes of a run that came to an end, whatever its verdict."""
 
 
 def started(command: str, folder: Path) -> subprocess.Popen:
@@ -42,8 +45,10 @@ def started(command: str, folder: Path) -> subprocess.Popen:
 
 
 def result(out: Path, weights: str | None) -> object:
-    """What a finished run came to, but for the time it took."""
-    record = records.read(out / runs.RECORD).model_dump(exclude={"seconds", "finished", "memory", "versions"})
+    """What a finished run came to, but for the time it took and the words that started it."""
+    record = records.read(out / runs.RECORD).model_dump(
+        exclude={"seconds", "finished", "memory", "versions", "command"}
+    )
     return record, (out / weights).read_bytes() if weights else None
 
 
@@ -64,7 +69,7 @@ def killed(verb: str, kills: int, folder: Path, moments: random.Random) -> dict[
     command, weights = VERBS[verb]
     before, began = inputs(folder), time.monotonic()
     whole = started(f"{command} --out whole-{verb}", folder)
-    assert whole.wait() in (0, 1), whole.communicate()[1]
+    assert whole.wait() in ENDED, whole.communicate()[1]
     seconds, expected = time.monotonic() - began, result(folder / f"whole-{verb}", weights)
     out, count = folder / f"killed-{verb}", {"killed": 0, "finished": 0}
     while count["killed"] < kills:
@@ -74,14 +79,14 @@ def killed(verb: str, kills: int, folder: Path, moments: random.Random) -> dict[
         except subprocess.TimeoutExpired:
             run.send_signal(signal.SIGKILL)
         code = run.wait()
-        assert code in (0, 1, -signal.SIGKILL), run.communicate()[1]
+        assert code in (*ENDED, -signal.SIGKILL), run.communicate()[1]
         count["killed" if code < 0 else "finished"] += 1
         if (out / runs.RECORD).exists():
             assert result(out, weights) == expected
             if code >= 0:
                 out.rename(folder / f"done-{verb}-{count['finished']}")
     last = started(f"{command} --out {out.name} --resume", folder)
-    assert last.wait() in (0, 1), last.communicate()[1]
+    assert last.wait() in ENDED, last.communicate()[1]
     assert result(out, weights) == expected
     assert not [path for path in out.rglob("*") if path.suffix == ".tmp" or path.name == runs.STAGE.name]
     assert inputs(folder) == before
