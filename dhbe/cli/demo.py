@@ -16,7 +16,7 @@ from dhbe.training import Fit
 def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code: 1 if the backdoor still answers."""
     args = parser().parse_args(argv)
-    train, test = load("digits", "train"), load("digits", "test")
+    train, test = load("digits16", "train"), load("digits16", "test")
     how = BadNets(side=3, rate=0.1)
     fit = Fit(epochs=8, batch=32, crop=0, flip=False)  # flipped digits are not digits
     victim = args.out / runs.PLANTED
@@ -25,11 +25,11 @@ def run(argv: Sequence[str]) -> int:
     )
     with Progress(fit.epochs, "training a backdoored ResNet-8", args.quiet) as progress:
         api.attack(
-            how, train, test, arch="resnet8", out=victim, data="digits", fit=fit, seed=args.seed, device=args.device,
+            how, train, test, arch="resnet8", out=victim, data="digits16", fit=fit, seed=args.seed, device=args.device,
             resume=args.resume, overwrite=not args.resume, watch=progress.epoch, command=args.command,
         )  # fmt: skip
     suspect = suspects.load(victim / api.BACKDOORED)
-    evidence = api.Evidence(test, "digits", how.trigger_for(test.shape), how.target_in(test.classes))
+    evidence = api.Evidence(test, "digits16", how.trigger_for(test.shape), how.target_in(test.classes))
     defense = PRESETS["fast"]
     shown.tell(args, "2/2 erasing it: from here on, images and trigger are used only to measure")
     with Progress(defense.rounds, "erasing", args.quiet, folder=args.out) as progress:
