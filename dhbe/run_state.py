@@ -1,5 +1,6 @@
 """The state that a resumed run needs: its parts, the number of rounds done, and the random states."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -56,6 +57,8 @@ class RunState:
         self.round = 0
         self.tell: Tell = untold
         """Is told of long work between rounds; no part of the saved state."""
+        self.late: Callable[[], bool] = lambda: False
+        """Whether the time granted is over, so that no further cycle is to begin; no part of the saved state either."""
 
     def register(self, **parts: Stateful) -> None:
         """Names everything that changes between rounds."""

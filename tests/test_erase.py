@@ -1,6 +1,7 @@
 """What `dhbe.erase` promises to those who call it with a network of their own."""
 
 import copy
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,3 +133,21 @@ def test_of_many_pictures_evenly_spaced_ones_are_used(tmp_path: Path, monkeypatc
     assert [int(each[0].amax()) for each in found] == [0, 3, 6]
     assert {tuple(each.shape) for each in found} == {(3, 256, 512)}
     assert len(notes) == 1
+
+
+def test_a_budget_ends_a_run_between_two_cycles_and_the_record_says_so(monkeypatch: pytest.MonkeyPatch):
+    hours = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: 3600.0 * next(hours))  # each look at the clock costs an hour
+    defense = tiny(dhbe.FastDHBE(), anomaly_threshold=0.0, cycles=2)
+    for budget, cycles in ((None, defense.cycles), (1e9, defense.cycles), (1.0, 1)):
+        record = dhbe.erase(network(), input_shape=SHAPE, defense=defense, budget=budget).record
+        assert record.iterations == defense.survey.warm_up + cycles * defense.iterations
+        assert any("budget" in warning for warning in record.warnings) == (cycles == 1)
+
+
+@pytest.mark.parametrize(
+    ("budget", "preset", "said"), [(0.0, "fast", "above 0"), (5.0, "paper", "only the preset fast")]
+)
+def test_a_budget_that_means_nothing_is_refused(budget: float, preset: str, said: str):
+    with pytest.raises(Refused, match=said):
+        dhbe.erase(network(), input_shape=SHAPE, preset=preset, budget=budget)

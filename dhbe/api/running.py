@@ -54,6 +54,8 @@ class Options(TypedDict, total=False):
     """Start over; what `out` holds is kept until the new results are complete."""
     inputs: Sequence[Path]
     """Further input files besides the model's own; none is ever overwritten."""
+    budget: float | None
+    """Minutes after which `fast` begins no further cycle (default: none); a cycle that has begun is finished."""
     also: Literal["onnx"] | None
     """An additional format in which the cleaned model is written (default: none)."""
     checkpoint_every: float
@@ -100,6 +102,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     inputs: Sequence[Path] = (),
+    budget: float | None = None,
     also: Literal["onnx"] | None = None,
     checkpoint_every: float = 30.0,
     watch: Watch = lambda round_info: None,
@@ -118,12 +121,18 @@ def run(
     """
     if ranks.size() > 1 and resume:
         raise Refused("--resume needs a single process, with the same result: run it without torchrun")
+    if ranks.size() > 1 and budget is not None:
+        raise Refused("--budget needs a single process, whose clock it goes by: run it without torchrun")
     if ranks.rank():  # only the first process measures, writes and prints
         evidence, out, watch, parts = None, None, _unwatched, untold
     out = Path(out) if out is not None else None
     where = machine.device(device)
     how = machine.precision(precision, where, exact=exact)
     defense.check(suspect.info.input)
+    if budget is not None and not isinstance(defense, FastDHBE):
+        raise Refused("--budget ends a run between cycles, and only the preset fast has cycles: leave it out")
+    if budget is not None and not budget > 0:
+        raise Refused(f"--budget {budget:g}: it must be above 0 minutes")
     if evidence:
         measuring.check(evidence, suspect.info)
     container = suspect.state.container
@@ -141,7 +150,9 @@ def run(
         before = measured(victim, evidence)  # first, so that unusable data is refused before the work
         course, warnings = Course(held, defense.rounds), list(suspect.notes)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
-        used, cleaned = _cleaned(defense, victim, known, course, seed=seed, precision=how, watch=watch, parts=parts)
+        used, cleaned = _cleaned(
+            defense, victim, known, course, seed=seed, precision=how, watch=watch, parts=parts, budget=budget
+        )
         course.end()
         seconds = course.seconds()
         with course.going_on():
@@ -182,6 +193,7 @@ def _cleaned(
     precision: Precision,
     watch: Watch,
     parts: Tell,
+    budget: float | None,
 ) -> tuple[Defense, Classifier]:
     """Runs a defence, again with half the batch as long as memory runs out.
 
@@ -193,6 +205,9 @@ def _cleaned(
         course.add(round_info.number, round_info.round)
         watch(round_info)
         course.keep()
+
+    def late() -> bool:
+        return budget is not None and course.seconds() >= 60 * budget
 
     while True:
         used = halving.halved(defense, course.halvings)
@@ -206,6 +221,7 @@ def _cleaned(
                     precision=precision,
                     watch=look,
                     tell=parts,
+                    late=late,
                     run_state=course.run_state,
                 )
         except (MemoryError, RuntimeError) as error:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dhbe import api, ranks
-from dhbe.cli import arguments, gates, settings, shown, vendor
+from dhbe.cli import arguments, gates, settings, shown, values, vendor
 from dhbe.cli.codes import DONE
 from dhbe.cli.parser import Parser
 from dhbe.defenses import PRESETS
@@ -33,6 +33,7 @@ def _erased(argv: Sequence[str], *, first: bool) -> int:
     running = vendor.running(suspect.info.code)
     with Progress(defense.rounds, f"erasing {args.model.name}", args.quiet, folder=out) as progress, running:
         options = arguments.options(args, evidence, out, progress)
+        options["budget"] = args.budget
         record = api.erase(suspect, preset=args.preset, defense=defense, images=args.images, **options).record
     if not first:
         return DONE
@@ -64,6 +65,10 @@ def parser(argv: Sequence[str] = ()) -> Parser:
         "--images", type=Path, metavar="DIR",
         help="a folder of any pictures, without labels, from which fast cuts its images instead of two photographs; they help "
         "most where they resemble what the model was trained on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--budget", type=values.seconds, metavar="MINUTES",
+        help="time after which fast begins no further cycle; it takes up to three (--cycles) until no class stands out",
     )  # fmt: skip
     arguments.add_run(parser, "runs/MODEL")
     arguments.add_yes(parser)

@@ -110,6 +110,7 @@ class Defense(ABC):
         precision: Precision = "fp32",
         watch: Watch = ignore,
         tell: Tell = untold,
+        late: Callable[[], bool] = lambda: False,
         run_state: RunState | None = None,
     ) -> Classifier:
         """Returns a cleaned copy in eval mode; `victim` and the caller's random state stay as they were.
@@ -121,6 +122,7 @@ class Defense(ABC):
             precision: bf16 runs the networks under autocast.
             watch: Called after every round.
             tell: Told of long work between rounds.
+            late: Whether the time granted is over; a method with cycles then begins no further one.
             run_state: State of an interrupted run with the same settings, to resume from; None starts a fresh run.
 
         Raises:
@@ -141,7 +143,7 @@ class Defense(ABC):
             with secluded():
                 tell(what, done, total)
 
-        run_state.tell = tell_secluded
+        run_state.tell, run_state.late = tell_secluded, late
         for parameter in model.parameters():  # the vendor may have frozen all or some of them
             parameter.requires_grad_(parameter.is_floating_point())
         channels_last(model)

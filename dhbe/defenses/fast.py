@@ -121,7 +121,7 @@ class FastDHBE(Eraser):
             progress.surveyed = True
         state.close(run_state)
 
-        while not self.done(state.findings, progress.rounds):
+        while not self.done(state.findings, progress, late=run_state.late()):
             set_lr([learn], best.lr_scale * self.rate(progress.rounds % self.iterations))
             losses = self.step_student(student, learn, state)
             if diverged(student):
@@ -236,16 +236,18 @@ class FastDHBE(Eraser):
         state.findings.left = ranks.agreed(torch.stack(left).amax())
         state.bank.retry(student, state.pool.sample(self.gain_images)[0])
 
-    def done(self, findings: Findings, rounds: int) -> bool:
-        """Whether a cycle is over and no further one is needed or allowed.
+    def done(self, findings: Findings, progress: "Progress", *, late: bool = False) -> bool:
+        """Whether a cycle is over and no further one is needed or allowed, or it is too `late` for one.
 
         There are at least two cycles, since what the first fresh search finds has yet to be unlearned.
         """
-        cycle, more = divmod(rounds, self.iterations)
-        if rounds == 0 or more:
+        cycle, more = divmod(progress.rounds, self.iterations)
+        if progress.rounds == 0 or more:
             return False
         ordinary = cycle > 1 and bool(findings.left <= self.stop_anomaly)
-        return cycle == self.cycles or not findings.backdoored or ordinary
+        over = cycle == self.cycles or not findings.backdoored or ordinary
+        progress.cut_short = late and not over
+        return over or late
 
     def found(self, run_state: RunState) -> dict[str, float]:
         """Anomaly index and suspected class, the strongest trigger's gain and the anomaly left in the end, the evidence."""
@@ -287,6 +289,12 @@ class FastDHBE(Eraser):
             "trigger for it was found: nothing was unlearned for it"
             for label in weak.nonzero().flatten().tolist()
         ]
+        progress: Progress = run_state.part("progress")
+        if progress.cut_short:
+            said.append(
+                f"--budget ended the run after {progress.rounds // self.iterations} of up to {self.cycles} cycles: with more time, "
+                "less of the backdoor might be left"
+            )
         if not findings.backdoored:
             said.append("no class stood out: the restriction was light, and a backdoor that the search missed remains")
         return said
@@ -324,6 +332,8 @@ class Progress(Plain):
         """Whether the survey is concluded."""
         self.rounds = 0
         """Rounds done, over all cycles."""
+        self.cut_short = False
+        """Whether the run ended because its time was over."""
         self.agreement = torch.ones(())
         """The share of images to which student and teacher assigned the same class at the last comparison, a scalar."""
 
