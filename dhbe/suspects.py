@@ -14,6 +14,7 @@ from dhbe.checkpoint import State
 from dhbe.classifier import Classifier, evaluating, logits_in
 from dhbe.data import Shape
 from dhbe.errors import Refused
+from dhbe.flags import in_python
 from dhbe.label import KEY, Label
 from dhbe.label import read as read_label
 from dhbe.matching import show
@@ -80,9 +81,14 @@ class Suspect:
         return None if self.given else self.contradiction
 
     @property
-    def notes(self) -> tuple[str, ...]:
-        """Everything that the user should know before using it, one line each."""
+    def flagged(self) -> tuple[str, ...]:
+        """Everything that the user should know before using it, one line each, with flags for the command line."""
         return (*self.warnings, *filter(None, (self.contradiction, self.unusable)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The same, with parameters for whoever calls a function."""
+        return tuple(map(in_python, self.flagged))
 
 
 def load(

@@ -57,7 +57,7 @@ def test_a_network_fed_with_0_to_255_is_told_so(tmp_path):
     safetensors.torch.save_file(tensors, tmp_path / "m.safetensors")
     found = suspects.load(tmp_path / "m.safetensors", mean="auto")
     assert found.info.std == pytest.approx((1 / 255,) * len(found.info.std))
-    assert any("--mean=0 --std=.0039216" in note for note in found.notes)
+    assert any("--mean=0 --std=.0039216" in note for note in found.flagged)
 
 
 def test_the_right_constants_are_not(tmp_path):
@@ -70,15 +70,16 @@ def test_the_right_constants_are_not(tmp_path):
 def test_what_the_user_gives_holds_and_a_note_says_what_fits_better():
     wrong = suspects.load(VICTIM, mean=(0.0,), std=(1.0,))
     assert wrong.unsure is None
-    assert "--mean=cifar10" in wrong.notes[-1]
-    assert "were given and are used" in wrong.notes[-1]
+    assert "--mean=cifar10" in wrong.flagged[-1]
+    assert "`mean='cifar10'`" in wrong.notes[-1]
+    assert "were given and are used" in wrong.flagged[-1]
 
 
 def test_auto_takes_what_fits_best_and_says_so():
     found = suspects.load(VICTIM, mean="auto")
     assert found.info.mean == pytest.approx((0.4914, 0.4822, 0.4465))
     assert found.info.std == pytest.approx((0.247, 0.2435, 0.2616))
-    assert "--mean=auto: --mean=cifar10" in found.notes[0]
+    assert "--mean=auto: --mean=cifar10" in found.flagged[0]
     assert found.contradiction is None
 
 

@@ -148,7 +148,7 @@ def run(
             return _finished(held.folder, suspect, wanted, evidence)
         home, victim = suspect.classifier.mean.device, copy.deepcopy(suspect.classifier).to(where).eval()
         before = measured(victim, evidence)  # first, so that unusable data is refused before the work
-        course, warnings = Course(held, defense.rounds), list(suspect.notes)
+        course, warnings = Course(held, defense.rounds), list(suspect.flagged)
         warnings += (*evidence.images.notes, *doubts(victim, evidence, before)) if evidence else ()
         used, cleaned = _cleaned(
             defense, victim, known, course, seed=seed, precision=how, watch=watch, parts=parts, budget=budget

@@ -260,7 +260,7 @@ class _Search:
         evidence: Evidence | None = None,
     ) -> None:
         self.kind: Literal["scan", "verify"] = kind
-        self.info, self._suspect, self._warnings = suspect.info, suspect, list(suspect.notes)
+        self.info, self._suspect, self._warnings = suspect.info, suspect, list(suspect.flagged)
         self.few = self.info.classes < FEW
         if self.few:
             self._warnings.append(f"with only {self.info.classes} classes, it is hard to tell whether one stands out")

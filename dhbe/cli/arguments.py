@@ -203,7 +203,7 @@ def suspect(args: argparse.Namespace) -> Suspect:
         std=_constants("std", args.std), weights=args.weights, output=args.output,
     )  # fmt: skip
     with vendor.running(found.info.code):
-        _ = found.notes  # a cached property that runs the network
+        _ = found.flagged  # a cached property that runs the network
     return found
 
 

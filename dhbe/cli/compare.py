@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
         if name not in every:
             raise Refused(f"no defence {name!r}{meant(name, every)}; available: {', '.join(every)}")
     suspect, target = arguments.suspect(args), args.target
-    shown.notes(args, suspect.notes)
+    shown.notes(args, suspect.flagged)
     chosen = {name: every[name] for name in dict.fromkeys(args.defenses)}
     if args.clean == args.data:  # never measure on a defence's images
         args.clean = None

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     evidence = arguments.evidence(args, suspect)
     gates.check(args, evidence)
     out = args.out or Path("runs") / f"{args.model.stem}-{kind.name}"
-    shown.notes(args, suspect.notes)
+    shown.notes(args, suspect.flagged)
     running = vendor.running(suspect.info.code)
     with Progress(defense.rounds, f"{kind.name} on {args.model.name}", args.quiet, folder=out) as progress, running:
         record = api.defend(

@@ -27,7 +27,7 @@ def _erased(argv: Sequence[str], *, first: bool) -> int:
     gates.check(args, evidence)
     out = args.out or Path("runs") / args.model.stem
     if first:
-        shown.notes(args, suspect.notes)
+        shown.notes(args, suspect.flagged)
     defense = settings.changed(PRESETS[args.preset], args)
     arguments.affordable(args, suspect, defense)
     running = vendor.running(suspect.info.code)

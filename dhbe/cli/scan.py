@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
         raise Refused(f"--sarif {foreign.name(args.sarif)}: there is no folder {foreign.name(args.sarif.parent)}")
     if args.sarif and any(runs.same(args.sarif, path) for path in suspect.files):
         raise Refused(f"--sarif {foreign.name(args.sarif)} would replace the scanned model: give another file")
-    shown.notes(args, suspect.notes)
+    shown.notes(args, suspect.flagged)
     survey = settings.changed(Survey(), args)
     arguments.affordable(args, suspect, survey)
     out = args.out or Path("runs") / f"{args.model.stem}-scan"

@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
     """Runs the verb and returns the exit code: 1 if the model after still responds to triggers, or is a different one."""
     args = parser().parse_args(argv)
     suspect, cleaned = arguments.suspect(args), _cleaned(args)
-    shown.notes(args, [*suspect.notes, *cleaned.warnings])
+    shown.notes(args, [*suspect.flagged, *cleaned.warnings])
     evidence = arguments.evidence(args, suspect)
     survey = settings.changed(Survey(), args)
     arguments.affordable(args, suspect, survey, twice=True)
