@@ -148,15 +148,7 @@ def add_evidence(parser: Parser, *, needed: bool) -> None:
         default="auto",
         help="part of the data (default: test where the data has one)",
     )
-    add_class_names(group)
-    group.add_argument("--trigger", help=TRIGGER_HELP)
-    group.add_argument(
-        "--target",
-        type=values.target,
-        metavar="T",
-        help="target class of the trigger; next: the class after each image's own",
-    )
-    group.add_argument("--source", type=int, metavar="S", help="source class, if the trigger is for one class only")
+    _add_trigger(group)
 
 
 def add_lent(parser: Parser) -> None:
@@ -169,6 +161,11 @@ def add_lent(parser: Parser) -> None:
     group.add_argument(
         "--images", type=values.whole, default=2000, metavar="N", help="how many images defences get (default: 2000)"
     )
+    _add_trigger(group)
+
+
+def _add_trigger(group: argparse._ActionsContainer) -> None:
+    """Adds class names, trigger and target class to measure with."""
     add_class_names(group)
     group.add_argument("--trigger", help=TRIGGER_HELP)
     group.add_argument(
