@@ -101,6 +101,11 @@ def set_lr(optimizers: Iterable[Optimizer], share: float) -> None:
             group["lr"] = share * group.setdefault("initial_lr", group["lr"])
 
 
+def stepped(done: float) -> float:
+    """The papers' schedule: the factor on the learning rates after a share `done` of a run, 1, then 0.1, then 0.01."""
+    return 1.0 if done < 0.6 else 0.1 if done < 0.8 else 0.01
+
+
 def frozen_copy(model: Classifier) -> Classifier:
     """A copy in eval mode whose parameters do not require gradients, such as a teacher."""
     return copy.deepcopy(model).eval().requires_grad_(False)

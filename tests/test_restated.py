@@ -13,6 +13,7 @@ from dhbe.classifier import Classifier
 from dhbe.defenses.dhbe import DHBE, OFFICIAL, PAPER
 from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator
 from dhbe.run_state import RunState
+from dhbe.steps import stepped
 
 # ---- the method, stated once more from the text
 
@@ -246,7 +247,7 @@ def test_exact_presets_are_those_of_the_paper_and_of_the_script():
     assert asdict(OFFICIAL) == common | {"student_steps": 5, "batch": 256, "smooth": 1e-4, "detach_clean": True}
     for preset in (PAPER, OFFICIAL):
         changes = {8999: 1.0, 9000: 0.1, 11_999: 0.1, 12_000: 0.01, 14_999: 0.01}
-        assert {iteration: preset.rate(iteration) for iteration in changes} == changes
+        assert {iteration: stepped(iteration / preset.iterations) for iteration in changes} == changes
 
 
 def test_rates_fall_in_all_three_optimisers():

@@ -56,6 +56,8 @@ def device_name(where: torch.device) -> str:
     """The device's name in records."""
     if where.type == "cuda":
         return torch.cuda.get_device_name(where)
+    if where.type != "cpu":
+        return str(where)
     return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
@@ -66,9 +68,11 @@ def precision(asked: Precision, where: torch.device, *, exact: bool) -> Literal[
     if where.type == "cuda":
         with torch.cuda.device(where):
             quick = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # a CPU without such instructions emulates bf16, many times slower than fp32
+    elif where.type == "cpu":  # one without such instructions emulates bf16, many times slower than fp32
         able = getattr(torch.cpu, "get_capabilities", dict)()  # missing in older versions of torch
         quick = any(able.get(name, False) for name in MADE_FOR_BF16)
+    else:
+        quick = False  # nothing is known of it
     return "bf16" if quick and not exact else "fp32"
 
 

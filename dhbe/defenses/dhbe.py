@@ -22,7 +22,7 @@ from dhbe.errors import Refused
 from dhbe.generators import NOISE, ImageGenerator, TriggerGenerator, check_patch
 from dhbe.run_state import RunState
 from dhbe.settings import Setting
-from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, lay, set_lr, variation
+from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, lay, set_lr, stepped, variation
 
 Engine = Literal["eager", "graph", "compile"]
 """How an iteration is executed; the result is the same for all of them."""
@@ -110,7 +110,7 @@ class DHBE(Eraser):
         whole = CudaGraph(iterate) if self.captures(model) else None
         with ranks.whole_batches(student, images, triggers):
             for iteration in range(done, self.iterations):
-                rate = self.rate(iteration)
+                rate = stepped(iteration / self.iterations)
                 set_lr(optimizers.values(), rate)
                 yield whole(rate) if whole else iterate()
 
@@ -145,11 +145,6 @@ class DHBE(Eraser):
         height, width = model.shape[1:]
         patches = lay(self.scale * triggers, height, width, each=self.places == "sample")
         return model.normalise(model.denormalise(normalised) + patches)
-
-    def rate(self, iteration: int) -> float:
-        """The factor on the learning rates at an iteration, counted from 0."""
-        done = iteration / self.iterations
-        return 1.0 if done < 0.6 else 0.1 if done < 0.8 else 0.01
 
     def draw_samples(self, model: Classifier, run_state: RunState, count: int) -> Samples:
         images, triggers = run_state.part("images"), run_state.part("triggers")

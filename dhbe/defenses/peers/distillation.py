@@ -15,7 +15,7 @@ from dhbe.defenses.base import Defense
 from dhbe.generators import NOISE, ImageGenerator, check_generated
 from dhbe.run_state import RunState
 from dhbe.settings import Setting
-from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, set_lr
+from dhbe.steps import Round, channels_last, descend, frozen, frozen_copy, gap, set_lr, stepped
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class Imitation(Defense, ABC):
         run_state.register(student=student, images=images, learn=learn, imagine=imagine)
         done = run_state.restore()
         for iteration in range(done, self.iterations):
-            share = iteration / self.iterations
-            set_lr([learn, imagine], 1.0 if share < 0.6 else 0.1 if share < 0.8 else 0.01)
+            set_lr([learn, imagine], stepped(iteration / self.iterations))
             for _ in range(self.student_steps):  # minimise over S
                 with torch.no_grad():
                     x = images(torch.randn(self.batch, NOISE))

@@ -14,7 +14,7 @@ from dhbe.defenses.base import Defense, Known
 from dhbe.run_state import RunState
 from dhbe.search.batchnorm import BatchStatistics
 from dhbe.settings import Setting
-from dhbe.steps import Round, descend, frozen_copy, gap, set_lr, variation
+from dhbe.steps import Round, descend, frozen_copy, gap, set_lr, stepped, variation
 
 SMOOTH = 1e-3
 """Weight of the images' variation."""
@@ -66,8 +66,7 @@ class DeepInversion(Defense):
             images = torch.cat(list(inverted))
             answers = torch.cat([teacher(batch) for batch in inverted])
         for epoch in range(max(0, done - sought), self.epochs):
-            share = epoch / self.epochs
-            set_lr([learn], 1.0 if share < 0.6 else 0.1 if share < 0.8 else 0.01)
+            set_lr([learn], stepped(epoch / self.epochs))
             for index in torch.randperm(len(images)).split(self.batch):
                 distillation = gap(model(images[index]), answers[index])
                 descend(learn, distillation)
