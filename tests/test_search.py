@@ -259,3 +259,15 @@ def test_a_run_without_a_sound_state_fails():
     defense = fast(warm_up=2, iterations=6, cycles=1, batch=32, pool_size=256, patch=3, lr=1e30, clip=1e30)
     with pytest.raises(Failed, match="diverged"):
         defense(planted())
+
+
+def test_a_search_never_asks_a_model_about_no_images():
+    """A network that flattens with `view` raises then."""
+
+    def strict(pixels: torch.Tensor) -> torch.Tensor:
+        assert len(pixels)
+        return torch.tensor([[1.0, 0.0, 0.0, 0.0]]).expand(len(pixels), -1)
+
+    search, pixels = Search(planted(), BOUNDS), torch.rand(6, *SHAPE)
+    reached = search.margin(strict, search.families[0], torch.tensor([0, 1]), pixels)
+    assert reached.tolist() == [0.0, -1.0]

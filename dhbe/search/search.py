@@ -118,12 +118,15 @@ class Search:
         answer, means = model(pixels).argmax(1), []
         for label in wanted.tolist():
             others = pixels[answer != label]
+            if not len(others):  # not every network takes no images
+                means.append(torch.zeros(()))
+                continue
             labels = torch.full((len(others),), label)
             ahead = [
                 margin(model(family.triggers(of)(some)), of)
                 for some, of in zip(others.split(self.at_once), labels.split(self.at_once), strict=True)
             ]
-            means.append(torch.cat(ahead).mean() if len(others) else torch.zeros(()))
+            means.append(torch.cat(ahead).mean())
         return torch.stack(means) if means else torch.zeros(0)
 
     def margins(self, model: Classifier, pixels: Tensor) -> Tensor:
